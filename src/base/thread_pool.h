@@ -1,0 +1,79 @@
+// A persistent pool of pinned threads that run one task together (fork-join), with a barrier inside the task.
+//
+// A forward pass is one run(): every thread walks the same node list and meets the others at barrier(). Inside a task
+// waiting is spinning (a futex round trip costs more than a layer of a small model); between tasks workers spin for a
+// short while and then park. When the pool has more threads than the process may use CPUs, waiting yields at once.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace whit {
+
+// What a kernel knows of the threads that run it: it does part `index` of `count` equal parts.
+struct Worker {
+  int index = 0;
+  int count = 1;
+};
+
+class ThreadPool {
+ public:
+  // threads ≥ 1 counts the caller; 0 means one per CPU that this process may use (affinity and cgroup quota).
+  explicit ThreadPool(int threads = 0);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return size_; }
+
+  // Runs task on every thread, the caller being worker 0, and returns when all are done. The first exception thrown by
+  // any of them is rethrown here; a task that throws must not leave others waiting at a barrier. Not reentrant.
+  void run(const std::function<void(const Worker&)>& task);
+
+  // Inside a task only: returns when all threads of the pool have called it.
+  void barrier();
+
+  // Splits [0, n) into contiguous parts, one per thread, and runs body(begin, end) on each part that is not empty.
+  void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body);
+
+ private:
+  void worker_loop(int index);
+  void spin_wait(const std::atomic<uint32_t>& word, uint32_t old_value);
+
+  int size_;
+  bool oversubscribed_;
+  std::vector<std::thread> threads_;
+  const std::function<void(const Worker&)>* task_ = nullptr;
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  alignas(64) std::atomic<uint32_t> running_{0};
+  alignas(64) std::atomic<uint32_t> barrier_arrived_{0};
+  alignas(64) std::atomic<uint32_t> barrier_phase_{0};
+  std::atomic<uint32_t> parked_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::mutex error_mutex_;
+  std::exception_ptr error_;
+};
+
+// CPUs this process may use: the affinity mask, lowered by the cgroup's CPU quota.
+int available_cpus();
+
+// The contiguous part of [0, n) that belongs to `worker`, in multiples of `unit`.
+struct Range {
+  int64_t begin, end;
+};
+inline Range split(int64_t n, int64_t unit, const Worker& worker) {
+  const int64_t units = (n + unit - 1) / unit;
+  const int64_t begin = units * worker.index / worker.count * unit;
+  const int64_t end = units * (worker.index + 1) / worker.count * unit;
+  return {begin < n ? begin : n, end < n ? end : n};
+}
+
+}  // namespace whit
