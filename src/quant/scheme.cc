@@ -1,0 +1,95 @@
+#include "quant/scheme.h"
+
+#include <array>
+
+namespace whit {
+namespace {
+
+constexpr std::array<std::string_view, 4> kStrategyNames = {"tensor", "channel", "group", "token"};
+constexpr std::array<std::string_view, 5> kSchemeNames = {"w4a16", "w4a8", "w8a8", "w8a16", "bf16"};
+
+QuantArgs int8_per_token() {
+  return {.num_bits = 8, .strategy = QuantStrategy::kToken, .dynamic = true};
+}
+
+Json args_to_json(const std::optional<QuantArgs>& args) {
+  if (!args) return nullptr;
+  Json json = {{"num_bits", args->num_bits},
+               {"type", "int"},
+               {"symmetric", args->symmetric},
+               {"strategy", kStrategyNames[static_cast<int>(args->strategy)]},
+               {"dynamic", args->dynamic}};
+  if (args->strategy == QuantStrategy::kGroup) json["group_size"] = args->group_size;
+  return json;
+}
+
+std::optional<QuantArgs> args_from_json(const Json& json, std::string_view key, std::string_view where) {
+  const auto found = json.find(key);
+  if (found == json.end() || found->is_null()) return std::nullopt;
+  QuantArgs args;
+  args.num_bits = static_cast<int>(json_get<int64_t>(*found, "num_bits", where));
+  args.symmetric = json_get_or<bool>(*found, "symmetric", true, where);
+  args.dynamic = json_get_or<bool>(*found, "dynamic", false, where);
+  args.group_size = json_get_or<int64_t>(*found, "group_size", 0, where);
+  const std::string strategy = json_get<std::string>(*found, "strategy", where);
+  for (size_t i = 0; i < kStrategyNames.size(); ++i)
+    if (strategy == kStrategyNames[i]) {
+      args.strategy = static_cast<QuantStrategy>(i);
+      return args;
+    }
+  throw Error(ErrorKind::kInvalidData, "{}: unknown quantization strategy \"{}\"", where, strategy);
+}
+
+}  // namespace
+
+std::vector<std::string_view> scheme_names() { return {kSchemeNames.begin(), kSchemeNames.end()}; }
+
+QuantScheme QuantScheme::preset(std::string_view name, int64_t group_size, bool symmetric) {
+  QuantScheme scheme;
+  if (name == "bf16") return scheme;
+  if (name == "w4a16" || name == "w4a8") {
+    if (group_size != 32 && group_size != 64 && group_size != 128)
+      throw Error(ErrorKind::kUnsupported, "group size {} is not supported; choose 32, 64 or 128", group_size);
+    scheme.weights = QuantArgs{.num_bits = 4,
+                               .symmetric = symmetric,
+                               .strategy = QuantStrategy::kGroup,
+                               .group_size = group_size};
+  } else if (name == "w8a8" || name == "w8a16") {
+    scheme.weights = QuantArgs{.num_bits = 8, .strategy = QuantStrategy::kChannel};
+  } else {
+    throw Error(ErrorKind::kInvalidArgument, "unknown scheme \"{}\"; choose one of w4a16, w4a8, w8a8, w8a16, bf16",
+                name);
+  }
+  if (name == "w4a8" || name == "w8a8") scheme.input_activations = int8_per_token();
+  return scheme;
+}
+
+std::string QuantScheme::name() const {
+  if (!weights) return "bf16";
+  return fmt::format("w{}a{}", weights->num_bits, input_activations ? input_activations->num_bits : 16);
+}
+
+Json to_json(const QuantScheme& scheme) {
+  return {{"weights", args_to_json(scheme.weights)},
+          {"input_activations", args_to_json(scheme.input_activations)}};
+}
+
+QuantScheme scheme_from_json(const Json& json, std::string_view where) {
+  if (!json.is_object()) throw Error(ErrorKind::kInvalidData, "{}: a scheme must be an object", where);
+  QuantScheme scheme{args_from_json(json, "weights", where), args_from_json(json, "input_activations", where)};
+  // Only what a preset can express has kernels: anything else is refused here, by name, and not at run time.
+  for (const std::string_view name : kSchemeNames) {
+    const int64_t group_size = scheme.weights ? scheme.weights->group_size : 0;
+    const bool four_bit = name == "w4a16" || name == "w4a8";
+    if (four_bit && group_size != 32 && group_size != 64 && group_size != 128) continue;
+    QuantScheme known = QuantScheme::preset(name, group_size, scheme.weights && scheme.weights->symmetric);
+    if (known.input_activations && scheme.static_activations()) {
+      known.input_activations->dynamic = false;
+      known.input_activations->strategy = QuantStrategy::kTensor;
+    }
+    if (known == scheme) return scheme;
+  }
+  throw Error(ErrorKind::kUnsupported, "{}: no kernels for the quantization scheme {}", where, json.dump());
+}
+
+}  // namespace whit

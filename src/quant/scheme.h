@@ -1,0 +1,47 @@
+// The numerics of a linear: which dtypes and granularities its weights and input activations have.
+// Field names follow compressed-tensors' QuantizationArgs / QuantizationScheme, in JSON and here.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/json.h"
+
+namespace whit {
+
+enum class QuantStrategy { kTensor, kChannel, kGroup, kToken };
+
+struct QuantArgs {
+  int num_bits = 8;
+  bool symmetric = true;
+  QuantStrategy strategy = QuantStrategy::kChannel;
+  int64_t group_size = 0;  // kGroup only: weights per scale along K; the last group of a row may be short
+  bool dynamic = false;    // activations only: scale computed at run time
+
+  bool operator==(const QuantArgs&) const = default;
+};
+
+struct QuantScheme {
+  std::optional<QuantArgs> weights;            // absent: kept in floating point
+  std::optional<QuantArgs> input_activations;  // absent: floating point
+
+  bool operator==(const QuantScheme&) const = default;
+
+  bool int8_activations() const { return input_activations.has_value(); }
+  bool static_activations() const { return input_activations && !input_activations->dynamic; }
+
+  // "w4a16", "w4a8", "w8a8", "w8a16" or "bf16" (nothing quantized). group_size and symmetric matter to 4-bit weights
+  // only. Throws kInvalidArgument listing the possible names, or kUnsupported for a group size other than 32, 64, 128.
+  static QuantScheme preset(std::string_view name, int64_t group_size = 128, bool symmetric = false);
+  std::string name() const;
+};
+
+std::vector<std::string_view> scheme_names();
+
+Json to_json(const QuantScheme& scheme);
+QuantScheme scheme_from_json(const Json& json, std::string_view where);
+
+}  // namespace whit

@@ -1,0 +1,174 @@
+#include "quant/weight.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace whit {
+
+std::string_view name(WeightFormat format) {
+  constexpr std::string_view kNames[] = {"f32", "f16", "bf16", "int4_group", "int8_channel"};
+  return kNames[static_cast<int>(format)];
+}
+
+int64_t WeightView::data_row_bytes() const {
+  switch (format) {
+    case WeightFormat::kF32:
+      return 4 * k;
+    case WeightFormat::kF16:
+    case WeightFormat::kBF16:
+      return 2 * k;
+    case WeightFormat::kInt4Group:
+      return ceil_div(k, 2);
+    case WeightFormat::kInt8Channel:
+      return k;
+  }
+  return 0;
+}
+
+int64_t WeightView::scale_row_bytes() const {
+  return format == WeightFormat::kInt4Group ? 2 * groups() : format == WeightFormat::kInt8Channel ? 4 : 0;
+}
+
+int64_t WeightView::zero_row_bytes() const { return zeros == nullptr ? 0 : ceil_div(groups(), 2); }
+
+int64_t WeightView::bytes() const { return n * (data_row_bytes() + scale_row_bytes() + zero_row_bytes()); }
+
+WeightView QuantizedTensor::view() const {
+  return {.format = format,
+          .n = n,
+          .k = k,
+          .group_size = group_size,
+          .data = data.data<void>(),
+          .scales = scales.data<void>(),
+          .zeros = zeros.empty() ? nullptr : zeros.data<uint8_t>()};
+}
+
+void dequantize_rows(const WeightView& w, int64_t row_begin, int64_t row_end, float* out) {
+  const auto* bytes = static_cast<const uint8_t*>(w.data);
+  for (int64_t row = row_begin; row < row_end; ++row, out += w.k) {
+    const uint8_t* from = bytes + row * w.data_row_bytes();
+    switch (w.format) {
+      case WeightFormat::kF32:
+        std::memcpy(out, from, 4 * w.k);
+        break;
+      case WeightFormat::kF16:
+        for (int64_t k = 0; k < w.k; ++k) {
+          uint16_t bits;
+          std::memcpy(&bits, from + 2 * k, 2);
+          out[k] = f16_to_f32(bits);
+        }
+        break;
+      case WeightFormat::kBF16:
+        for (int64_t k = 0; k < w.k; ++k) {
+          uint16_t bits;
+          std::memcpy(&bits, from + 2 * k, 2);
+          out[k] = bf16_to_f32(bits);
+        }
+        break;
+      case WeightFormat::kInt8Channel: {
+        const float scale = static_cast<const float*>(w.scales)[row];
+        for (int64_t k = 0; k < w.k; ++k) out[k] = static_cast<int8_t>(from[k]) * scale;
+        break;
+      }
+      case WeightFormat::kInt4Group: {
+        const auto* scales = static_cast<const uint16_t*>(w.scales) + row * w.groups();
+        const uint8_t* zeros = w.zeros == nullptr ? nullptr : w.zeros + row * w.zero_row_bytes();
+        for (int64_t g = 0; g < w.groups(); ++g) {
+          const float scale = f16_to_f32(scales[g]);
+          const int zero = zeros == nullptr ? 8 : (zeros[g / 2] >> (4 * (g & 1))) & 15;
+          const int64_t end = std::min(w.k, (g + 1) * w.group_size);
+          for (int64_t k = g * w.group_size; k < end; ++k)
+            out[k] = static_cast<float>(((from[k / 2] >> (4 * (k & 1))) & 15) - zero) * scale;
+        }
+        break;
+      }
+    }
+  }
+}
+
+QuantizedTensor make_quantized(WeightFormat format, int64_t n, int64_t k, int64_t group_size, bool symmetric) {
+  QuantizedTensor result;
+  result.format = format;
+  result.n = n;
+  result.k = k;
+  if (format == WeightFormat::kInt4Group) {
+    const int64_t groups = ceil_div(k, group_size);
+    result.group_size = group_size;
+    result.data = Tensor::zeros(DType::kU8, {n, ceil_div(k, 2)});
+    result.scales = Tensor(DType::kF16, {n, groups});
+    if (!symmetric) result.zeros = Tensor::zeros(DType::kU8, {n, ceil_div(groups, 2)});
+  } else if (format == WeightFormat::kInt8Channel) {
+    result.data = Tensor(DType::kI8, {n, k});
+    result.scales = Tensor(DType::kF32, {n});
+  } else {
+    throw Error(ErrorKind::kInvalidArgument, "{} is not a quantized weight format", name(format));
+  }
+  return result;
+}
+
+Int4Params int4_params(float min, float max, bool symmetric) {
+  // Scales stay within what f16 holds; a group of zeros gets the smallest, and codes equal to its zero point.
+  constexpr float kSmallest = 0x1p-24f, kLargest = 65504.0f;
+  const auto stored = [&](float scale) {
+    return f16_to_f32(f32_to_f16(std::clamp(scale, kSmallest, kLargest)));
+  };
+  if (symmetric) return {stored(std::max(max, -min) / 7.5f), 8.0f};
+  min = std::min(min, 0.0f);
+  max = std::max(max, 0.0f);
+  const float scale = stored((max - min) / 15.0f);
+  return {scale, std::clamp(std::nearbyintf(-min / scale), 0.0f, 15.0f)};
+}
+
+namespace {
+
+void quantize_row_int4(const float* w, const float* clip, int64_t row, QuantizedTensor& out) {
+  const bool symmetric = out.zeros.empty();
+  const int64_t groups = ceil_div(out.k, out.group_size);
+  uint8_t* codes = out.data.data<uint8_t>() + row * ceil_div(out.k, 2);
+  uint16_t* scales = out.scales.data<uint16_t>() + row * groups;
+  uint8_t* zeros = symmetric ? nullptr : out.zeros.data<uint8_t>() + row * ceil_div(groups, 2);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t begin = g * out.group_size, end = std::min(out.k, begin + out.group_size);
+    const auto [low, high] = std::minmax_element(w + begin, w + end);
+    float min = *low, max = *high;
+    if (clip != nullptr) {
+      const float bound = clip[row * groups + g];
+      min = std::max(min, -bound);
+      max = std::min(max, bound);
+    }
+    const Int4Params params = int4_params(min, max, symmetric);
+    const float inverse = 1.0f / params.scale;
+    scales[g] = f32_to_f16(params.scale);
+    if (!symmetric) zeros[g / 2] |= static_cast<uint8_t>(static_cast<int>(params.zero) << (4 * (g & 1)));
+    for (int64_t k = begin; k < end; ++k) {
+      // Codes saturate at the clipped range's ends, so clamping the weights themselves would change nothing.
+      const float code = std::clamp(std::nearbyintf(w[k] * inverse) + params.zero, 0.0f, 15.0f);
+      codes[k / 2] |= static_cast<uint8_t>(static_cast<int>(code) << (4 * (k & 1)));
+    }
+  }
+}
+
+void quantize_row_int8(const float* w, int64_t row, QuantizedTensor& out) {
+  float largest = 0;
+  for (int64_t k = 0; k < out.k; ++k) largest = std::max(largest, std::fabs(w[k]));
+  const float scale = std::max(largest, 1e-30f) / 127.0f, inverse = 1.0f / scale;
+  out.scales.data<float>()[row] = scale;
+  int8_t* codes = out.data.data<int8_t>() + row * out.k;
+  for (int64_t k = 0; k < out.k; ++k)
+    codes[k] = static_cast<int8_t>(std::clamp(std::nearbyintf(w[k] * inverse), -127.0f, 127.0f));
+}
+
+}  // namespace
+
+void quantize_rows_rtn(const float* w, int64_t row_begin, int64_t row_end, const float* clip, QuantizedTensor& out) {
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const float* from = w + (row - row_begin) * out.k;
+    if (out.format == WeightFormat::kInt4Group)
+      quantize_row_int4(from, clip, row, out);
+    else
+      quantize_row_int8(from, row, out);
+  }
+}
+
+}  // namespace whit
