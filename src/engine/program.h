@@ -1,0 +1,77 @@
+// A range of graph nodes lowered for this CPU: linears stacked where they share an input, packed for the chosen kernels,
+// norms and activations fused with the int8 quantization that their readers want, residual adds folded into the product
+// before them.
+//
+// Weights come from a provider, so the same code runs a whole engine, or one layer with original or quantized weights for
+// calibration. Running never allocates.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/kv_cache.h"
+#include "graph/graph.h"
+#include "kernels/cpu/table.h"
+#include "models/decoder.h"
+
+namespace whit {
+
+// A linear's (or the embedding table's) weight as it is to be executed.
+struct LinearWeight {
+  WeightView view;
+  cpu::Activation activation = cpu::Activation::kFloat;
+  float static_scale = 0;             // > 0: per-tensor static int8 activations
+  std::shared_ptr<const void> owner;  // keeps what `view` points to alive
+  // Called once the weight is packed: its source pages are not needed any more. May be empty.
+  std::function<void()> packed;
+};
+
+struct WeightProvider {
+  std::function<LinearWeight(const Node&)> linear;        // kLinear and kEmbedding nodes
+  std::function<Tensor(const Node&)> norm;                // f32 [D]
+  std::function<Tensor(const Node&)> bias;                // f32 [N], for linears with a bias
+};
+
+struct ProgramOptions {
+  int64_t max_tokens = 512;  // rows of one run
+  cpu::Isa isa = cpu::Isa::kPortable;
+};
+
+// Called with the f32 input rows of every linear group while a program runs, outside of any pool task.
+using InputTap = std::function<void(ValueId value, const float* rows, int64_t count, int64_t stride)>;
+
+class Program {
+ public:
+  Program(const Graph& graph, NodeRange range, const WeightProvider& weights, const ProgramOptions& options,
+          ThreadPool& pool);
+  ~Program();
+  Program(Program&&) noexcept;
+
+  struct Input {
+    const int32_t* ids = nullptr;    // where the range begins with an embedding
+    const float* hidden = nullptr;   // [T, width] otherwise
+    BatchView batch;                 // batch.t rows; the rest is needed where the range holds attention
+    const RopeTables* rope = nullptr;
+    KvCache* cache = nullptr;
+  };
+  // Runs the range on batch.t ≤ max_tokens rows; returns the last value, [T, width], valid until the next run.
+  const float* run(const Input& input, const InputTap& tap = {});
+
+  // Packed bytes that a product with few rows reads, embedding tables not counted.
+  int64_t weight_bytes() const;
+
+  struct StepInfo {
+    std::string name;    // the nodes' paths
+    std::string kernel;
+    int64_t n = 0, k = 0, bytes = 0;
+  };
+  std::vector<StepInfo> describe() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace whit
