@@ -1,0 +1,262 @@
+#include "engine/engine_dir.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/checked.h"
+
+namespace whit {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kManifestFile = "engine.json";
+constexpr const char* kWeightsFile = "weights.safetensors";
+
+WeightFormat format_of(const QuantScheme& scheme) {
+  if (!scheme.weights) return WeightFormat::kBF16;
+  return scheme.weights->num_bits == 4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel;
+}
+
+struct WeightEntries {
+  SafetensorsWriter::Entry data;
+  std::optional<SafetensorsWriter::Entry> scales, zeros, input_scale;
+};
+
+// The one place that says which tensors a module of a scheme has; reading and writing both go by it.
+WeightEntries weight_entries(const std::string& module, int64_t n, int64_t k, const QuantScheme& scheme) {
+  WeightEntries entries;
+  entries.data.name = module + ".weight";
+  switch (format_of(scheme)) {
+    case WeightFormat::kInt4Group: {
+      const int64_t groups = ceil_div(k, scheme.weights->group_size);
+      entries.data.type = StorageType::kU8;
+      entries.data.shape = {n, ceil_div(k, 2)};
+      entries.scales = {module + ".weight_scale", StorageType::kF16, {n, groups}};
+      if (!scheme.weights->symmetric)
+        entries.zeros = {module + ".weight_zero_point", StorageType::kU8, {n, ceil_div(groups, 2)}};
+      break;
+    }
+    case WeightFormat::kInt8Channel:
+      entries.data.type = StorageType::kI8;
+      entries.data.shape = {n, k};
+      entries.scales = {module + ".weight_scale", StorageType::kF32, {n}};
+      break;
+    default:
+      entries.data.type = StorageType::kBF16;
+      entries.data.shape = {n, k};
+  }
+  if (scheme.static_activations()) entries.input_scale = {module + ".input_scale", StorageType::kF32, {1}};
+  return entries;
+}
+
+std::string module_of(const Node& node) {
+  const std::string& name = node.weight_name;
+  return name.substr(0, name.size() - std::string_view(".weight").size());
+}
+
+Json to_json(const EngineManifest& manifest) {
+  Json schemes = Json::object(), linears = Json::object();
+  for (const auto& [module, scheme] : manifest.linears) {
+    const std::string name = scheme.name();
+    schemes[name] = to_json(scheme);
+    linears[module] = name;
+  }
+  return {{"format", "whit-engine"},
+          {"format_version", kEngineFormatVersion},
+          {"tool_version", WHIT_VERSION},
+          {"source", manifest.source},
+          {"mode", manifest.mode},
+          {"scheme", to_json(manifest.scheme)},
+          {"head", manifest.head},
+          {"calibration", manifest.calibration},
+          {"quality", manifest.quality},
+          {"schemes", schemes},
+          {"linears", linears},
+          {"report", manifest.report}};
+}
+
+EngineManifest manifest_from_json(const Json& json, const std::string& where) {
+  if (json_get_or<std::string>(json, "format", "", where) != "whit-engine")
+    throw Error(ErrorKind::kInvalidData, "{}: not an engine of this program (\"format\" is missing)", where);
+  const int64_t version = json_get<int64_t>(json, "format_version", where);
+  if (version > kEngineFormatVersion)
+    throw Error(ErrorKind::kUnsupported,
+                "{}: engine format {} was written by a newer version ({}); this program reads up to format {}: update it, "
+                "or quantize the model again",
+                where, version, json_get_or<std::string>(json, "tool_version", "unknown", where), kEngineFormatVersion);
+  if (version < 1) throw Error(ErrorKind::kInvalidData, "{}: \"format_version\" is {}", where, version);
+  EngineManifest manifest;
+  manifest.mode = json_get<std::string>(json, "mode", where);
+  manifest.head = json_get<std::string>(json, "head", where);
+  manifest.source = json_get_or<std::string>(json, "source", "", where);
+  manifest.scheme = scheme_from_json(json.value("scheme", Json::object()), where);
+  manifest.calibration = json.value("calibration", Json::object());
+  manifest.report = json.value("report", Json::array());
+  manifest.quality = json.value("quality", Json::object());
+  std::map<std::string, QuantScheme> schemes;
+  for (const auto& [name, scheme] : json.value("schemes", Json::object()).items())
+    schemes[name] = scheme_from_json(scheme, where);
+  for (const auto& [module, name] : json.value("linears", Json::object()).items()) {
+    const auto found = name.is_string() ? schemes.find(name.get<std::string>()) : schemes.end();
+    if (found == schemes.end())
+      throw Error(ErrorKind::kInvalidData, "{}: {} names a scheme that \"schemes\" does not define", where, module);
+    manifest.linears[module] = found->second;
+  }
+  return manifest;
+}
+
+}  // namespace
+
+std::string digest(std::span<const uint8_t> bytes) {
+  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
+  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+}
+
+bool EngineDirectory::is_engine(const fs::path& path) {
+  std::error_code error;
+  return fs::is_regular_file(path / kManifestFile, error);
+}
+
+EngineDirectory::EngineDirectory(const fs::path& path) : path_(path) {
+  const fs::path manifest_path = path / kManifestFile;
+  const std::string where = manifest_path.string();
+  const Json json = parse_json(read_file(manifest_path, 256 << 20), where);
+  manifest_ = manifest_from_json(json, where);
+  const auto files = json.find("files");
+  if (files == json.end() || !files->is_object() || !files->contains(kWeightsFile))
+    throw Error(ErrorKind::kInvalidData, "{}: \"files\" does not list {}", where, kWeightsFile);
+  for (const auto& [name, entry] : files->items()) {
+    if (fs::path(name).filename() != name || name == kManifestFile || name == "..")
+      throw Error(ErrorKind::kInvalidData, "{}: \"files\" names {}, which is not a file of this directory", where, name);
+    const MappedFile file(path / name);
+    const int64_t bytes = json_get<int64_t>(entry, "bytes", where);
+    if (static_cast<int64_t>(file.bytes().size()) != bytes ||
+        digest(file.bytes()) != json_get<std::string>(entry, "xxh3_128", where))
+      throw Error(ErrorKind::kInvalidData,
+                  "{}: the content is not what {} recorded when the engine was built ({} bytes expected, {} found): copy "
+                  "the directory again or rebuild the engine",
+                  (path / name).string(), kManifestFile, bytes, file.bytes().size());
+  }
+  weights_ = std::make_unique<SafetensorsFile>(path / kWeightsFile);
+}
+
+const StoredTensor& EngineDirectory::get(const std::string& name, StorageType type, const Shape& shape) const {
+  const StoredTensor* found = weights_->find(name);
+  if (found == nullptr)
+    throw Error(ErrorKind::kInvalidData, "{}: tensor {} is missing; rebuild the engine", weights_->where(), name);
+  if (found->type != type || found->shape != shape)
+    throw Error(ErrorKind::kInvalidData, "{}: tensor {} is {} {}, the engine's plan implies {} {}", weights_->where(),
+                name, whit::name(found->type), to_string(found->shape), whit::name(type), to_string(shape));
+  if (reinterpret_cast<uintptr_t>(found->data.data()) % 4 != 0)
+    throw Error(ErrorKind::kInvalidData, "{}: tensor {} is not aligned", weights_->where(), name);
+  return *found;
+}
+
+LinearWeight EngineDirectory::linear(const Node& node) const {
+  const std::string module = module_of(node);
+  const auto planned = manifest_.linears.find(module);
+  if (planned == manifest_.linears.end())
+    throw Error(ErrorKind::kInvalidData, "{}: no scheme for {}", (path_ / kManifestFile).string(), module);
+  const QuantScheme& scheme = planned->second;
+  const WeightEntries entries = weight_entries(module, node.n, node.k, scheme);
+  const StoredTensor& data = get(entries.data.name, entries.data.type, entries.data.shape);
+  LinearWeight weight;
+  weight.view = {.format = format_of(scheme), .n = node.n, .k = node.k, .data = data.data.data()};
+  if (scheme.weights) weight.view.group_size = scheme.weights->group_size;
+  if (entries.scales)
+    weight.view.scales = get(entries.scales->name, entries.scales->type, entries.scales->shape).data.data();
+  if (entries.zeros)
+    weight.view.zeros = get(entries.zeros->name, entries.zeros->type, entries.zeros->shape).data.data();
+  if (scheme.int8_activations()) weight.activation = cpu::Activation::kInt8;
+  if (entries.input_scale) {
+    std::memcpy(&weight.static_scale, get(entries.input_scale->name, StorageType::kF32, {1}).data.data(), 4);
+    if (!(weight.static_scale > 0) || !std::isfinite(weight.static_scale))
+      throw Error(ErrorKind::kInvalidData, "{}: {} is {}", weights_->where(), entries.input_scale->name,
+                  weight.static_scale);
+  }
+  // Packed copies replace the mapped pages; embedding rows stay mapped and are read as needed.
+  weight.packed = [this, span = data.data] { weights_->file()->drop_pages(span); };
+  return weight;
+}
+
+Tensor EngineDirectory::vector(const std::string& name, int64_t size) const {
+  const StoredTensor& stored = get(name, StorageType::kF32, {size});
+  Tensor tensor(DType::kF32, {size});
+  std::memcpy(tensor.data<void>(), stored.data.data(), stored.data.size());
+  return tensor;
+}
+
+int64_t EngineDirectory::bytes() const {
+  int64_t total = 0;
+  for (const auto& entry : fs::directory_iterator(path_))
+    if (entry.is_regular_file()) total += static_cast<int64_t>(entry.file_size());
+  return total;
+}
+
+EngineWriter::EngineWriter(const fs::path& target, const Graph& graph, EngineManifest manifest)
+    : output_(target, EngineDirectory::is_engine), manifest_(std::move(manifest)) {
+  std::vector<SafetensorsWriter::Entry> entries;
+  std::map<std::string, bool> written;
+  for (const Node& node : graph.nodes()) {
+    if (node.op == Op::kRmsNorm) entries.push_back({node.weight_name, StorageType::kF32, {node.n}});
+    if (node.op != Op::kLinear && node.op != Op::kEmbedding) continue;
+    const std::string module = module_of(node);
+    if (written[module]) continue;  // the tied table
+    written[module] = true;
+    const WeightEntries parts = weight_entries(module, node.n, node.k, manifest_.linears.at(module));
+    entries.push_back(parts.data);
+    for (const auto& part : {parts.scales, parts.zeros, parts.input_scale})
+      if (part) entries.push_back(*part);
+    if (node.bias) entries.push_back({node.name + ".bias", StorageType::kF32, {node.n}});
+  }
+  weights_ = std::make_unique<SafetensorsWriter>(output_.path() / kWeightsFile, std::move(entries),
+                                                 std::map<std::string, std::string>{{"format", "whit-engine"}},
+                                                 SafetensorsWriter::Alignment::kEach64);
+  files_.push_back(kWeightsFile);
+}
+
+void EngineWriter::write_linear(const Node& node, const WeightView& weight) {
+  const WeightEntries entries = weight_entries(module_of(node), node.n, node.k, manifest_.linears.at(module_of(node)));
+  const auto put = [&](const std::string& name, const void* data, int64_t bytes) {
+    weights_->write(name, {static_cast<const uint8_t*>(data), static_cast<size_t>(bytes)});
+  };
+  put(entries.data.name, weight.data, weight.n * weight.data_row_bytes());
+  if (entries.scales) put(entries.scales->name, weight.scales, weight.n * weight.scale_row_bytes());
+  if (entries.zeros) put(entries.zeros->name, weight.zeros, weight.n * weight.zero_row_bytes());
+}
+
+void EngineWriter::write_static_scale(const Node& node, float scale) {
+  weights_->write(module_of(node) + ".input_scale", {reinterpret_cast<const uint8_t*>(&scale), 4});
+}
+
+void EngineWriter::write_vector(const std::string& name, std::span<const float> values) {
+  weights_->write(name, {reinterpret_cast<const uint8_t*>(values.data()), values.size_bytes()});
+}
+
+void EngineWriter::write_text(const std::string& file_name, const std::string& content) {
+  OutputFile file(output_.path() / file_name);
+  file.write(content.data(), content.size());
+  file.close();
+  files_.push_back(file_name);
+}
+
+void EngineWriter::finish() {
+  weights_->finish();
+  weights_.reset();
+  Json json = to_json(manifest_);
+  json["files"] = Json::object();
+  for (const std::string& name : files_) {
+    const MappedFile file(output_.path() / name);
+    json["files"][name] = {{"bytes", file.bytes().size()}, {"xxh3_128", digest(file.bytes())}};
+  }
+  OutputFile file(output_.path() / kManifestFile);
+  const std::string text = json.dump(1, ' ', false, Json::error_handler_t::replace);
+  file.write(text.data(), text.size());
+  file.close();
+  output_.commit();
+}
+
+}  // namespace whit

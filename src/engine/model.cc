@@ -1,0 +1,229 @@
+#include "engine/model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+
+#include "checkpoint/dequantize.h"
+
+namespace whit {
+namespace fs = std::filesystem;
+
+struct Model::Text {
+  std::string tokenizer_json;
+  Json tokenizer_config = Json::object();
+  Json generation_config = Json::object();
+  std::string where;
+  std::once_flag tokenizer_once, template_once;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatTemplate> chat_template;
+};
+
+namespace {
+
+Json read_json_or_empty(const fs::path& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return Json::object();
+  return parse_json(read_file(path, 64 << 20), path.string());
+}
+
+// bf16 weights are executed as they are mapped; everything else becomes f32 for the exact kernel.
+LinearWeight checkpoint_linear(const Checkpoint& checkpoint, const Node& node) {
+  const StoredTensor& stored = checkpoint.get(node.weight_name);
+  LinearWeight weight;
+  weight.view = {.n = node.n, .k = node.k};
+  if (stored.type == StorageType::kBF16 && stored.shape == Shape{node.n, node.k} &&
+      reinterpret_cast<uintptr_t>(stored.data.data()) % 2 == 0) {
+    const auto* bits = reinterpret_cast<const uint16_t*>(stored.data.data());
+    for (int64_t i = 0; i < node.n * node.k; ++i)
+      if ((bits[i] & 0x7f80) == 0x7f80)
+        throw Error(ErrorKind::kInvalidData, "{}: tensor {} holds NaN or infinity at element {}; the file is damaged",
+                    checkpoint.description(), node.weight_name, i);
+    weight.view.format = WeightFormat::kBF16;
+    weight.view.data = bits;
+    weight.packed = [&checkpoint, &stored] { checkpoint.release(stored); };
+    return weight;
+  }
+  auto tensor = std::make_shared<Tensor>(checkpoint.load_f32(node.weight_name, {node.n, node.k}, "config.json's sizes"));
+  checkpoint.release(stored);
+  weight.view.format = WeightFormat::kF32;
+  weight.view.data = tensor->data<float>();
+  weight.owner = std::move(tensor);
+  return weight;
+}
+
+}  // namespace
+
+Model Model::open(const fs::path& path) {
+  Model model;
+  model.text_ = std::make_shared<Text>();
+  Text& text = *model.text_;
+  text.where = path.string();
+  if (EngineDirectory::is_engine(path)) {
+    model.engine_ = std::make_shared<EngineDirectory>(path);
+    model.config_ = std::make_shared<PretrainedConfig>(PretrainedConfig::from_json_file(path / "config.json"));
+    text.tokenizer_config = read_json_or_empty(path / "tokenizer_config.json");
+    text.generation_config = read_json_or_empty(path / "generation_config.json");
+  } else {
+    std::error_code error;
+    if (!fs::exists(path, error))
+      throw Error(ErrorKind::kNotFound,
+                  "{} does not exist; MODEL is a Hugging Face directory, a .gguf file or an engine directory",
+                  path.string());
+    model.checkpoint_ = std::make_shared<Checkpoint>(Checkpoint::open(path));
+    model.config_ = std::make_shared<PretrainedConfig>(
+        PretrainedConfig::from_json(model.checkpoint_->config(), path.string()));
+    text.generation_config = model.checkpoint_->generation_config();
+  }
+  model.graph_ = std::make_shared<Graph>(build_graph(*model.config_));
+  return model;
+}
+
+WeightProvider Model::weights() const {
+  if (engine_)
+    return {.linear = [this](const Node& node) { return engine_->linear(node); },
+            .norm = [this](const Node& node) { return engine_->vector(node.weight_name, node.n); },
+            .bias = [this](const Node& node) { return engine_->vector(node.name + ".bias", node.n); }};
+  return {.linear = [this](const Node& node) { return checkpoint_linear(*checkpoint_, node); },
+          .norm = [this](const Node& node) { return checkpoint_->load_f32(node.weight_name, {node.n}, "hidden_size"); },
+          .bias = [this](const Node& node) {
+            return checkpoint_->load_f32(node.name + ".bias", {node.n}, "config.json's sizes");
+          }};
+}
+
+const Tokenizer& Model::tokenizer() const {
+  std::call_once(text_->tokenizer_once, [this] {
+    if (engine_) {
+      const fs::path path = engine_->path() / "tokenizer.json";
+      text_->tokenizer =
+          std::make_unique<Tokenizer>(Tokenizer::from_json(read_file(path, 256 << 20), path.string()));
+    } else {
+      text_->tokenizer =
+          std::make_unique<Tokenizer>(Tokenizer::from_json(checkpoint_->tokenizer_json(), text_->where));
+    }
+    if (text_->tokenizer->vocab_size() > config_->vocab_size)
+      throw Error(ErrorKind::kInvalidData,
+                  "{}: the tokenizer has {} tokens but config.json's vocab_size is {}: tokenizer and weights are not of "
+                  "one model",
+                  text_->where, text_->tokenizer->vocab_size(), config_->vocab_size);
+  });
+  return *text_->tokenizer;
+}
+
+namespace {
+
+const Json& tokenizer_config(const Checkpoint* checkpoint, const Json& own) {
+  return checkpoint != nullptr ? checkpoint->tokenizer_config() : own;
+}
+
+}  // namespace
+
+bool Model::has_chat_template() const {
+  const Json& config = tokenizer_config(checkpoint_.get(), text_->tokenizer_config);
+  return config.contains("chat_template") && !config["chat_template"].is_null();
+}
+
+const ChatTemplate& Model::chat_template() const {
+  std::call_once(text_->template_once, [this] {
+    const Json& config = tokenizer_config(checkpoint_.get(), text_->tokenizer_config);
+    if (!has_chat_template())
+      throw Error(ErrorKind::kNotFound, "{}: the model has no chat template; use a plain prompt", text_->where);
+    const Json& source = config["chat_template"];
+    std::string chosen;
+    if (source.is_string()) chosen = source.get<std::string>();
+    if (source.is_array())
+      for (const Json& entry : source)
+        if (chosen.empty() || json_get_or<std::string>(entry, "name", "", text_->where) == "default")
+          chosen = json_get<std::string>(entry, "template", text_->where);
+    text_->chat_template =
+        std::make_unique<ChatTemplate>(ChatTemplate::parse(chosen, text_->where + " chat_template"));
+  });
+  return *text_->chat_template;
+}
+
+std::string Model::special_token(std::string_view key) const {
+  const Json& config = tokenizer_config(checkpoint_.get(), text_->tokenizer_config);
+  const auto found = config.find(key);
+  if (found == config.end() || found->is_null()) return "";
+  if (found->is_string()) return found->get<std::string>();
+  return json_get_or<std::string>(*found, "content", "", text_->where);
+}
+
+std::vector<int32_t> Model::stop_ids() const {
+  std::set<int32_t> ids;
+  const auto add = [&](const Json& value) {
+    if (value.is_number_integer() && value.get<int64_t>() >= 0 && value.get<int64_t>() < config_->vocab_size)
+      ids.insert(static_cast<int32_t>(value.get<int64_t>()));
+  };
+  const auto found = text_->generation_config.find("eos_token_id");
+  if (found != text_->generation_config.end()) {
+    if (found->is_array())
+      for (const Json& id : *found) add(id);
+    else
+      add(*found);
+  }
+  for (const int64_t id : config_->eos_token_ids) add(id);
+  return {ids.begin(), ids.end()};
+}
+
+std::string Model::description() const {
+  if (checkpoint_) return checkpoint_->description();
+  const EngineManifest& manifest = engine_->manifest();
+  return fmt::format("engine {} ({} {}, head {})", engine_->path().string(), manifest.mode, manifest.scheme.name(),
+                     manifest.head);
+}
+
+int64_t Model::parameters() const {
+  int64_t total = 0;
+  for (const Node& node : graph_->nodes()) {
+    if (node.op == Op::kRmsNorm) total += node.n;
+    if (node.op == Op::kEmbedding) total += node.n * node.k;
+    if (node.op == Op::kLinear && !(node.name == "lm_head" && config_->tie_word_embeddings))
+      total += node.n * node.k + (node.bias ? node.n : 0);
+  }
+  return total;
+}
+
+int64_t Model::stored_bytes() const {
+  if (engine_) return engine_->bytes();
+  int64_t total = 0;
+  for (const std::string& name : checkpoint_->names())
+    total += static_cast<int64_t>(checkpoint_->get(name).data.size());
+  return total;
+}
+
+double Model::bits_per_weight() const {
+  int64_t bytes = 0;
+  if (engine_) {
+    for (const StoredTensor& tensor : engine_->weights().tensors()) bytes += static_cast<int64_t>(tensor.data.size());
+  } else {
+    bytes = stored_bytes();
+  }
+  return 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters());
+}
+
+DType Model::default_kv_dtype() const {
+  if (engine_) return DType::kF16;
+  for (const Node& node : graph_->nodes())
+    if (node.op == Op::kLinear && checkpoint_->get(node.weight_name).type == StorageType::kBF16) return DType::kF16;
+  return DType::kF32;
+}
+
+std::vector<std::pair<std::string, std::string>> Model::text_files() const {
+  std::vector<std::pair<std::string, std::string>> files;
+  files.emplace_back("config.json", config_->raw.dump(2));
+  if (engine_) {
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}) {
+      std::error_code error;
+      if (fs::exists(engine_->path() / name, error)) files.emplace_back(name, read_file(engine_->path() / name));
+    }
+    return files;
+  }
+  files.emplace_back("tokenizer.json", checkpoint_->tokenizer_json());
+  const auto dump = [](const Json& json) { return json.dump(2, ' ', false, Json::error_handler_t::replace); };
+  files.emplace_back("tokenizer_config.json", dump(checkpoint_->tokenizer_config()));
+  files.emplace_back("generation_config.json", dump(checkpoint_->generation_config()));
+  return files;
+}
+
+}  // namespace whit

@@ -1,0 +1,56 @@
+// A model opened from any MODEL argument: a Hugging Face directory, a GGUF file or an engine directory.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "checkpoint/checkpoint.h"
+#include "engine/engine_dir.h"
+#include "graph/graph.h"
+#include "models/model_config.h"
+#include "tokenizer/chat_template.h"
+#include "tokenizer/tokenizer.h"
+
+namespace whit {
+
+class Model {
+ public:
+  // Throws kNotFound or kInvalidData with what a MODEL may be.
+  static Model open(const std::filesystem::path& path);
+
+  const PretrainedConfig& config() const { return *config_; }
+  const Graph& graph() const { return *graph_; }
+  // Weights as they are stored: of an engine at its schemes, of a checkpoint in floating point. Every shape is checked
+  // against the graph; NaN and infinity are errors naming the tensor. The model must outlive the provider.
+  WeightProvider weights() const;
+
+  const Checkpoint* checkpoint() const { return checkpoint_.get(); }  // null for an engine
+  const EngineDirectory* engine() const { return engine_.get(); }     // null for a checkpoint
+
+  const Tokenizer& tokenizer() const;  // loaded at the first call; checked against the vocabulary size
+  bool has_chat_template() const;
+  const ChatTemplate& chat_template() const;  // throws kNotFound where the model has none
+  std::string special_token(std::string_view key) const;  // "bos_token", "eos_token" of tokenizer_config.json; "" if none
+  std::vector<int32_t> stop_ids() const;  // end-of-sequence ids of generation_config.json and config.json
+
+  std::string description() const;
+  int64_t parameters() const;    // weights and biases by the config
+  int64_t stored_bytes() const;  // on disk: checkpoint tensors, or the engine directory
+  double bits_per_weight() const;  // of the stored tensors over parameters()
+  DType default_kv_dtype() const;  // f32 for f32 sources, f16 otherwise
+
+  // The text files an engine directory carries along: name and content.
+  std::vector<std::pair<std::string, std::string>> text_files() const;
+
+ private:
+  std::shared_ptr<const PretrainedConfig> config_;
+  std::shared_ptr<const Graph> graph_;
+  std::shared_ptr<const Checkpoint> checkpoint_;
+  std::shared_ptr<const EngineDirectory> engine_;
+  struct Text;  // tokenizer and chat template, made when first asked for
+  std::shared_ptr<Text> text_;
+};
+
+}  // namespace whit
