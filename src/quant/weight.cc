@@ -143,7 +143,7 @@ void quantize_row_int4(const float* w, const float* clip, int64_t row, Quantized
     if (!symmetric) zeros[g / 2] |= static_cast<uint8_t>(static_cast<int>(params.zero) << (4 * (g & 1)));
     for (int64_t k = begin; k < end; ++k) {
       // Codes saturate at the clipped range's ends, so clamping the weights themselves would change nothing.
-      const float code = std::clamp(std::nearbyintf(w[k] * inverse) + params.zero, 0.0f, 15.0f);
+      const float code = std::clamp(round_nearest(w[k] * inverse) + params.zero, 0.0f, 15.0f);
       codes[k / 2] |= static_cast<uint8_t>(static_cast<int>(code) << (4 * (k & 1)));
     }
   }
@@ -156,7 +156,7 @@ void quantize_row_int8(const float* w, int64_t row, QuantizedTensor& out) {
   out.scales.data<float>()[row] = scale;
   int8_t* codes = out.data.data<int8_t>() + row * out.k;
   for (int64_t k = 0; k < out.k; ++k)
-    codes[k] = static_cast<int8_t>(std::clamp(std::nearbyintf(w[k] * inverse), -127.0f, 127.0f));
+    codes[k] = static_cast<int8_t>(std::clamp(round_nearest(w[k] * inverse), -127.0f, 127.0f));
 }
 
 }  // namespace

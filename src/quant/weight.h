@@ -65,8 +65,10 @@ struct Int4Params {
   float zero;          // 0…15, integral
 };
 Int4Params int4_params(float min, float max, bool symmetric);
+// Nearest integer, ties to even, of |x| < 2^22: an addition that any vector unit has.
+inline float round_nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
 inline float int4_round_trip(float w, const Int4Params& p, float inverse_scale) {
-  float code = __builtin_rintf(w * inverse_scale) + p.zero;
+  float code = round_nearest(w * inverse_scale) + p.zero;
   code = code < 0 ? 0 : code > 15 ? 15 : code;
   return (code - p.zero) * p.scale;
 }

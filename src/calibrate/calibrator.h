@@ -1,0 +1,60 @@
+// Calibration data flowing through a model layer by layer: one layer's weights and one window of activations are resident,
+// beside the hidden states of all samples ([samples · length, D] f32).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "calibrate/observer.h"
+#include "engine/program.h"
+#include "models/model_config.h"
+#include "tokenizer/tokenizer.h"
+
+namespace whit {
+
+// Token sequences of one length, and where they came from.
+struct CalibrationData {
+  std::vector<int32_t> ids;  // [samples, length]
+  int64_t samples = 0, length = 0;
+  std::string source;        // "self", or the file's name
+  uint64_t seed = 0;
+  std::string digest() const;  // of the ids
+};
+
+// `samples` blocks of `length` tokens, evenly spread over the text's whole blocks (all of them where there are fewer).
+// Throws kInvalidArgument where the text gives less than one block.
+CalibrationData calibration_from_text(const Tokenizer& tokenizer, std::string_view text, std::string source,
+                                      int64_t samples, int64_t length);
+
+class LayerStream {
+ public:
+  // Embeds the data. Every eighth window of sequences is held out.
+  LayerStream(const PretrainedConfig& config, const Graph& graph, const WeightProvider& original,
+              const CalibrationData& data, cpu::Isa isa, ThreadPool& pool);
+
+  // Runs decoder layer `layer` with its original weights over the current hidden states and gathers the statistics of
+  // its linears' inputs. `advance` makes the layer's outputs the hidden states of the next.
+  enum class Advance { kNo, kYes };
+  std::vector<InputStats> observe(int layer, const WeightProvider& weights, Advance advance);
+  // Advances the hidden states through the layer with other weights.
+  void advance(int layer, const WeightProvider& weights);
+
+  Matmul& matmul() { return matmul_; }
+  cpu::Isa isa() const { return isa_; }
+
+ private:
+  void run(int layer, const WeightProvider& weights, Observer* observer, Advance advance);
+  int64_t windows() const { return ceil_div(data_.samples, per_window_); }
+  Split split_of(int64_t window) const { return window % 8 == 7 ? Split::kHeldOut : Split::kSearch; }
+
+  const Graph& graph_;
+  const CalibrationData& data_;
+  cpu::Isa isa_;
+  ThreadPool& pool_;
+  Matmul matmul_;
+  RopeTables rope_;
+  int64_t width_, per_window_;
+  Tensor hidden_;
+};
+
+}  // namespace whit

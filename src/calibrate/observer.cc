@@ -1,0 +1,107 @@
+#include "calibrate/observer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace whit {
+namespace {
+
+// The gram matrix is symmetric: its columns are computed in this many blocks, and of each row block only those right of
+// the diagonal.
+constexpr int64_t kBlocks = 4;
+
+}  // namespace
+
+Observer::Observer(const Graph& graph, std::span<const ScalingGroup> groups, int64_t expected_search_rows,
+                   int64_t expected_held_out_rows, Matmul& matmul)
+    : matmul_(matmul), expected_{expected_search_rows, expected_held_out_rows} {
+  for (const ScalingGroup& group : groups) {
+    InputStats stats;
+    stats.value = group.input;
+    stats.k = graph.value(group.input).width;
+    stats.mean_abs = Tensor::zeros(DType::kF32, {stats.k});
+    stats.max_abs = Tensor::zeros(DType::kF32, {stats.k});
+    for (SplitStats* split : {&stats.search, &stats.held_out}) {
+      split->gram = Tensor::zeros(DType::kF32, {stats.k, stats.k});
+      split->sample = Tensor(DType::kF32, {kSampleRows, stats.k});
+    }
+    index_[group.input] = stats_.size();
+    stats_.push_back(std::move(stats));
+  }
+}
+
+void Observer::observe(ValueId value, const float* rows, int64_t count, int64_t stride, Split which) {
+  const auto found = index_.find(value);
+  if (found == index_.end()) return;
+  InputStats& stats = stats_[found->second];
+  SplitStats& split = which == Split::kSearch ? stats.search : stats.held_out;
+  const int64_t k = stats.k;
+
+  // Channels are split over threads, rows summed in order: the result does not depend on the thread count.
+  matmul_.pool().parallel_for(k, [&](int64_t begin, int64_t end) {
+    float* mean = stats.mean_abs.data<float>();
+    float* largest = stats.max_abs.data<float>();
+    for (int64_t t = 0; t < count; ++t)
+      for (int64_t i = begin; i < end; ++i) {
+        const float magnitude = std::fabs(rows[t * stride + i]);
+        if (which == Split::kSearch) mean[i] += magnitude;
+        largest[i] = std::max(largest[i], magnitude);
+      }
+  });
+
+  const int64_t expected = std::max<int64_t>(1, expected_[static_cast<int>(which)]);
+  const int64_t step = std::max<int64_t>(1, expected / kSampleRows);
+  // An odd offset that moves on with each sample keeps the positions within sequences mixed.
+  for (int64_t t = 0; t < count && split.sample_rows < kSampleRows; ++t) {
+    const int64_t global = split.tokens + t;
+    if (global != split.sample_rows * step + (split.sample_rows * 7) % step) continue;
+    std::memcpy(split.sample.data<float>() + split.sample_rows * k, rows + t * stride, k * 4);
+    ++split.sample_rows;
+  }
+  add_gram(rows, count, stride, stats, split);
+  split.tokens += count;
+}
+
+void Observer::add_gram(const float* rows, int64_t count, int64_t stride, InputStats& stats, SplitStats& split) {
+  const int64_t k = stats.k;
+  if (k * count * 4 > transposed_.bytes()) transposed_ = Buffer(k * count * 4);
+  auto* transposed = transposed_.as<float>();
+  constexpr int64_t kTile = 32;
+  matmul_.pool().parallel_for(ceil_div(k, kTile), [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile)
+      for (int64_t t0 = 0; t0 < count; t0 += kTile)
+        for (int64_t i = tile * kTile; i < std::min(k, (tile + 1) * kTile); ++i)
+          for (int64_t t = t0; t < std::min(count, t0 + kTile); ++t) transposed[i * count + t] = rows[t * stride + i];
+  });
+  const int64_t block = round_up(ceil_div(k, kBlocks), 16);
+  for (int64_t column = 0; column < k; column += block) {
+    const int64_t columns = std::min(block, k - column);
+    const cpu::PackedWeight packed = matmul_.pack(transposed + column * count, columns, count);
+    matmul_.multiply(transposed, count, std::min(k, column + block), packed, split.gram.data<float>() + column, k,
+                     Matmul::Output::kAccumulate);
+  }
+}
+
+std::vector<InputStats> Observer::finish() {
+  for (InputStats& stats : stats_) {
+    const int64_t k = stats.k;
+    for (float& value : stats.mean_abs.f32())
+      value /= static_cast<float>(std::max<int64_t>(1, stats.search.tokens));
+    for (SplitStats* split : {&stats.search, &stats.held_out}) {
+      const float scale = 1.0f / static_cast<float>(std::max<int64_t>(1, split->tokens));
+      float* gram = split->gram.data<float>();
+      for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = i; j < k; ++j) gram[j * k + i] = gram[i * k + j] *= scale;
+    }
+    if (stats.held_out.tokens == 0) {
+      stats.held_out.tokens = stats.search.tokens;
+      stats.held_out.gram = stats.search.gram.clone();
+      stats.held_out.sample = stats.search.sample.clone();
+      stats.held_out.sample_rows = stats.search.sample_rows;
+    }
+  }
+  return std::move(stats_);
+}
+
+}  // namespace whit

@@ -1,0 +1,55 @@
+// Statistics of the inputs of linears, taken window by window while calibration data flows through a layer.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "calibrate/matmul.h"
+#include "graph/graph.h"
+#include "tensor/tensor.h"
+
+namespace whit {
+
+// Tokens that only judge: searches choose on kSearch and are accepted on kHeldOut.
+enum class Split { kSearch, kHeldOut };
+
+// Of one split: everything a squared output error of a linear needs.
+struct SplitStats {
+  int64_t tokens = 0;
+  Tensor gram;        // [K, K] mean of x·xᵀ: ‖ΔW·x‖² averaged over tokens is the trace of ΔW·gram·ΔWᵀ
+  Tensor sample;      // [S, K] input rows, evenly strided: for losses that are not quadratic in x (int8 activations)
+  int64_t sample_rows = 0;
+};
+
+// Of the value that one scaling group reads, K channels.
+struct InputStats {
+  ValueId value = -1;
+  int64_t k = 0;
+  Tensor mean_abs;    // [K], search split
+  Tensor max_abs;     // [K], both splits
+  SplitStats search, held_out;
+};
+
+class Observer {
+ public:
+  // Watches the given values. `expected_rows`: rows that will come per split, to spread the sample over them.
+  Observer(const Graph& graph, std::span<const ScalingGroup> groups, int64_t expected_search_rows,
+           int64_t expected_held_out_rows, Matmul& matmul);
+
+  void observe(ValueId value, const float* rows, int64_t count, int64_t stride, Split split);
+  // Means in place of sums; without held-out rows the search split judges itself.
+  std::vector<InputStats> finish();
+
+  static constexpr int64_t kSampleRows = 512;
+
+ private:
+  void add_gram(const float* rows, int64_t count, int64_t stride, InputStats& stats, SplitStats& split);
+
+  Matmul& matmul_;
+  int64_t expected_[2];
+  std::vector<InputStats> stats_;
+  std::map<ValueId, size_t> index_;
+  Buffer transposed_;
+};
+
+}  // namespace whit

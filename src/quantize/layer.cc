@@ -1,0 +1,87 @@
+#include "quantize/layer.h"
+
+#include <cmath>
+
+namespace whit {
+
+Json to_json(const GroupReport& report) {
+  Json json = {{"name", report.name}, {"algorithm", report.algorithm}};
+  if (report.exponent) json["exponent"] = *report.exponent;
+  if (report.clipped > 0) json["clipped"] = report.clipped;
+  json["rtn_error"] = report.rtn_error;
+  json["error"] = report.error;
+  if (!report.note.empty()) json["note"] = report.note;
+  return json;
+}
+
+LayerWeights LayerWeights::load(const Graph& graph, NodeRange range, const WeightProvider& provider) {
+  LayerWeights weights;
+  for (NodeId id = range.begin; id < range.end; ++id) {
+    const Node& node = graph.node(id);
+    if (node.op == Op::kRmsNorm) weights.norms[id] = provider.norm(node);
+    if (node.op != Op::kLinear) continue;
+    const LinearWeight source = provider.linear(node);
+    Tensor tensor(DType::kF32, {node.n, node.k});
+    dequantize_rows(source.view, 0, node.n, tensor.data<float>());
+    weights.linears[id] = std::move(tensor);
+    if (node.bias) weights.biases[id] = provider.bias(node);
+  }
+  return weights;
+}
+
+LayerWeights LayerWeights::clone() const {
+  LayerWeights copy;
+  for (const auto& [id, tensor] : linears) copy.linears[id] = tensor.clone();
+  for (const auto& [id, tensor] : biases) copy.biases[id] = tensor.clone();
+  for (const auto& [id, tensor] : norms) copy.norms[id] = tensor.clone();
+  return copy;
+}
+
+const InputStats& LayerTask::stats_of(ValueId value) const {
+  for (const InputStats& candidate : stats)
+    if (candidate.value == value) return candidate;
+  throw Error(ErrorKind::kNotFound, "no calibration statistics for {}", graph.value(value).name);
+}
+
+void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWeights& weights) {
+  for (const NodeId id : group.linears) {
+    Tensor& w = weights.linears.at(id);
+    const int64_t n = w.dim(0), k = w.dim(1);
+    for (int64_t row = 0; row < n; ++row)
+      for (int64_t i = 0; i < k; ++i) w.data<float>()[row * k + i] *= s[i];
+  }
+  const Node& producer = graph.node(group.producer);
+  if (producer.op == Op::kRmsNorm) {
+    float* norm = weights.norms.at(group.producer).data<float>();
+    for (int64_t i = 0; i < producer.n; ++i) norm[i] /= s[i];
+    return;
+  }
+  Tensor& w = weights.linears.at(group.producer);
+  const bool bias = weights.biases.contains(group.producer);
+  for (int64_t row = 0; row < producer.n; ++row) {
+    // Row `row` of v_proj is head row / Dh; its first query head reads it at column head · repeats · Dh.
+    int64_t channel = row;
+    if (group.repeats > 1) channel = row / group.head_dim * group.repeats * group.head_dim + row % group.head_dim;
+    for (int64_t i = 0; i < producer.k; ++i) w.data<float>()[row * producer.k + i] /= s[channel];
+    if (bias) weights.biases.at(group.producer).data<float>()[row] /= s[channel];
+  }
+}
+
+std::vector<double> row_errors(const Tensor& delta, const cpu::PackedWeight& gram, Matmul& matmul) {
+  const int64_t n = delta.dim(0), k = delta.dim(1);
+  Tensor product(DType::kF32, {n, k});
+  matmul.multiply(delta.data<float>(), k, n, gram, product.data<float>(), k);
+  std::vector<double> errors(n);
+  matmul.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* a = delta.data<float>() + row * k;
+      const float* b = product.data<float>() + row * k;
+      double sum = 0;
+      for (int64_t i = 0; i < k; ++i) sum += static_cast<double>(a[i]) * b[i];
+      errors[row] = sum;
+    }
+  });
+  return errors;
+}
+
+}  // namespace whit

@@ -1,0 +1,64 @@
+// One decoder layer being quantized: working copies of its weights, the statistics of its inputs, and what was chosen.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "calibrate/observer.h"
+#include "engine/program.h"
+#include "quant/scheme.h"
+
+namespace whit {
+
+// What was chosen for one scaling group, with the evidence.
+struct GroupReport {
+  std::string name;        // its linears
+  std::string algorithm;   // "awq", "smoothquant", "rtn"
+  std::optional<double> exponent;  // AWQ: of the activation magnitude; SmoothQuant: the migration strength α
+  double clipped = 0;      // share of weight groups whose range was shrunk
+  // Squared output error over the output's energy on held-out tokens, under the numerics that will run.
+  double rtn_error = 0, error = 0;
+  std::string note;        // why something was left undone, or a warning
+};
+Json to_json(const GroupReport& report);
+
+// A working copy: f32 weights that algorithms scale, fold and finally round.
+struct LayerWeights {
+  std::map<NodeId, Tensor> linears;  // [N, K]
+  std::map<NodeId, Tensor> biases;   // [N]
+  std::map<NodeId, Tensor> norms;    // [D]
+
+  static LayerWeights load(const Graph& graph, NodeRange range, const WeightProvider& provider);
+  LayerWeights clone() const;
+};
+
+// Rounded: what is written, and what runs.
+struct QuantizedLayer {
+  std::map<NodeId, QuantizedTensor> linears;
+  std::map<NodeId, float> static_scales;
+  LayerWeights folded;  // norms and biases after folding; the f32 linears are released
+};
+
+// Everything an algorithm sees of a layer.
+struct LayerTask {
+  const Graph& graph;
+  NodeRange range;
+  const std::vector<InputStats>& stats;
+  const QuantScheme& scheme;
+  std::optional<double> fixed_alpha;  // SmoothQuant: no search
+  Matmul& matmul;
+
+  const InputStats& stats_of(ValueId value) const;
+  ThreadPool& pool() const { return matmul.pool(); }
+};
+
+// Divides what `group.producer` puts out by s [K] and multiplies its linears' columns by it: the layer's function is
+// unchanged (up to rounding of f32). Where query heads share a producer's row, their factors must be equal.
+void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWeights& weights);
+
+// ∑ over rows of ΔW·gram·ΔWᵀ for ΔW [n, k], by row. `gram` packed by Matmul::pack.
+std::vector<double> row_errors(const Tensor& delta, const cpu::PackedWeight& gram, Matmul& matmul);
+
+}  // namespace whit

@@ -1,0 +1,62 @@
+// The loss of a candidate quantization of one scaling group, under the numerics that will run.
+//
+// For a linear y = W·x with candidate factors s, rounding Q and activations x̂:
+//   weights       E‖(Q(W·s)/s − W)·x‖² over all tokens, exactly: tr(ΔW·E[x·xᵀ]·ΔWᵀ)
+//   activations   E‖Q(W·s)·(Q8(x/s) − x/s)‖² over a sample of tokens, where activations are int8
+// The two roundings are independent, so their squared errors add. Each linear's loss is divided by its output's energy
+// tr(W·E[x·xᵀ]·Wᵀ), and the group's loss is the sum over its linears.
+#pragma once
+
+#include "quantize/layer.h"
+
+namespace whit {
+
+class GroupTrial {
+ public:
+  // `weights` as they would be rounded without further scaling; `applied` [K], optional: factors that have been folded
+  // into them already, by which the statistics' inputs are divided.
+  GroupTrial(const LayerTask& task, const ScalingGroup& group, const LayerWeights& weights, const float* applied);
+
+  // s [K] or null for ones. `clips` by linear, [N, G] bounds of |w|, or empty.
+  double error(Split split, const float* s, const std::map<NodeId, Tensor>* clips = nullptr);
+  // Of one linear alone.
+  double linear_error(Split split, NodeId linear, const float* s, const Tensor* clip);
+
+  // Mean and largest magnitude of the input channels, after `applied`.
+  const std::vector<float>& mean_abs() const { return mean_abs_; }
+  const std::vector<float>& max_abs() const { return max_abs_; }
+  // Largest |w| of each input channel over the group's linears.
+  std::vector<float> max_abs_weight() const;
+  // The per-tensor scale of static activations after s.
+  float static_scale(const float* s) const;
+
+  // gram of the search split, [K, K], after `applied`.
+  const Tensor& gram() const { return splits_[0].gram; }
+  int64_t k() const { return k_; }
+
+ private:
+  struct SplitData {
+    Tensor gram, sample;
+    int64_t sample_rows = 0;
+    cpu::PackedWeight packed_gram;
+    std::map<NodeId, double> energy;
+  };
+
+  void round_trip(NodeId linear, const float* s, const Tensor* clip, Tensor& rounded);
+  double activation_error(SplitData& split, const Tensor& rounded, const float* s);
+
+  const LayerTask& task_;
+  const ScalingGroup& group_;
+  const LayerWeights& weights_;
+  int64_t k_;
+  std::vector<float> mean_abs_, max_abs_;
+  SplitData splits_[2];
+  Tensor delta_, activation_delta_, product_;
+};
+
+// W·s rounded to the scheme's weight format and back, [N, K]: row-parallel.
+void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args, ThreadPool& pool,
+                         Tensor& out);
+WeightFormat weight_format(const QuantScheme& scheme);
+
+}  // namespace whit
