@@ -1,0 +1,17 @@
+// Texts that are part of the program, so that it works from any directory; their sources are in
+// data/.
+#pragma once
+
+#include <string_view>
+
+namespace whit::embedded {
+
+// data/calib/prompts.jsonl: one {"prompt": string, "chat": bool} a line; what `--calib self` lets
+// the model continue.
+std::string_view calib_prompts();
+
+// data/eval/{prose,code,dialogue}.txt joined in this order: the evaluation text where the user
+// names none.
+std::string_view eval_text();
+
+}  // namespace whit::embedded
