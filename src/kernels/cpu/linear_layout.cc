@@ -1,0 +1,234 @@
+#include "kernels/cpu/linear_layout.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace whit::cpu {
+namespace {
+
+// Lines packed at a time: 64 lines of the destination are 8 KB, which stay in L1 while 32 rows are
+// scattered into them.
+constexpr int64_t kChunkLines = 64;
+
+// One row of the stack.
+struct RowSource {
+  const WeightView* part;  // null past the last row
+  int64_t row;
+};
+
+RowSource find_row(std::span<const WeightView> parts, int64_t row) {
+  for (const WeightView& part : parts) {
+    if (row < part.n) return {&part, row};
+    row -= part.n;
+  }
+  return {nullptr, 0};
+}
+
+const uint8_t* row_bytes(const RowSource& source) {
+  return static_cast<const uint8_t*>(source.part->data) +
+         source.row * source.part->data_row_bytes();
+}
+
+// Eight codes in canonical order (nibble i is column i) to the packed order: a perfect shuffle of
+// eight nibbles, made of two exchanges of the middle halves.
+inline uint32_t shuffle_nibbles(uint32_t word) {
+  word = (word & 0xff0000ffu) | (word & 0x00ff0000u) >> 8 | (word & 0x0000ff00u) << 8;
+  return (word & 0xf00ff00fu) | (word & 0x0f000f00u) >> 4 | (word & 0x00f000f0u) << 4;
+}
+
+// `count` words from `bytes` bytes at `from`, the rest zero.
+inline void load_words(const uint8_t* from, int64_t bytes, uint32_t* words, int64_t count) {
+  const int64_t available = std::clamp<int64_t>(bytes, 0, 4 * count);
+  std::memcpy(words, from, available);
+  std::memset(reinterpret_cast<uint8_t*>(words) + available, 0, 4 * count - available);
+}
+
+inline void scatter(const uint32_t* words, int64_t count, uint32_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i * kPanelRows] = words[i];
+}
+
+// Lines [0, lines) at `to` from bytes [offset, offset + …) of each row of a panel; `row_end` is
+// where rows end.
+template <bool kNibbles>
+void pack_lines(const RowSource* rows, int64_t offset, int64_t row_end, int64_t lines,
+                std::byte* to) {
+  uint32_t words[kChunkLines];
+  for (int64_t begin = 0; begin < lines; begin += kChunkLines) {
+    const int64_t count = std::min(kChunkLines, lines - begin);
+    auto* line = reinterpret_cast<uint32_t*>(to + begin * kLineBytes);
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      if (rows[r].part == nullptr) {
+        std::memset(words, 0, 4 * count);
+      } else {
+        const int64_t at = offset + 4 * begin;
+        load_words(row_bytes(rows[r]) + at, row_end - at, words, count);
+      }
+      if constexpr (kNibbles)
+        for (int64_t i = 0; i < count; ++i) words[i] = shuffle_nibbles(words[i]);
+      scatter(words, count, line + r);
+    }
+  }
+}
+
+void pack_panel_int4(const RowSource* rows, int64_t k, int64_t group_size, std::byte* to) {
+  const int64_t groups = ceil_div(k, group_size);
+  auto* zeros = reinterpret_cast<uint8_t*>(to);
+  std::memset(zeros, 0, zeros_bytes(groups));
+  to += zeros_bytes(groups);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t columns = std::min(group_size, k - g * group_size);
+    const int64_t lines = lines_of(WeightFormat::kInt4Group, columns);
+    pack_lines<true>(rows, g * group_size / 2, ceil_div(k, 2), lines, to);
+    to += lines * kLineBytes;
+    auto* scales = reinterpret_cast<uint16_t*>(to);
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      const auto [part, row] = rows[r];
+      scales[r] = 0;
+      if (part == nullptr) continue;
+      std::memcpy(&scales[r], static_cast<const uint8_t*>(part->scales) + 2 * (row * groups + g),
+                  2);
+      zeros[g * kPanelRows + r] =
+          part->zeros == nullptr
+              ? 8
+              : part->zeros[row * part->zero_row_bytes() + g / 2] >> (4 * (g & 1)) & 15;
+    }
+    to += kGroupScaleBytes;
+  }
+}
+
+void pack_panel_int8(const RowSource* rows, int64_t k, std::byte* to) {
+  auto* scales = reinterpret_cast<float*>(to);
+  auto* sums = reinterpret_cast<int32_t*>(to + 4 * kPanelRows);
+  for (int64_t r = 0; r < kPanelRows; ++r) {
+    scales[r] = 0;
+    sums[r] = 0;
+    if (rows[r].part == nullptr) continue;
+    std::memcpy(&scales[r], static_cast<const float*>(rows[r].part->scales) + rows[r].row, 4);
+    const auto* codes = reinterpret_cast<const int8_t*>(row_bytes(rows[r]));
+    int32_t sum = 0;
+    for (int64_t i = 0; i < k; ++i) sum += codes[i];
+    sums[r] = sum;
+  }
+  pack_lines<false>(rows, 0, k, lines_of(WeightFormat::kInt8Channel, k), to + kChannelHeaderBytes);
+}
+
+template <bool kBF16>
+void pack_panel_dense(const RowSource* rows, int64_t k, std::byte* to) {
+  constexpr WeightFormat kFormat = kBF16 ? WeightFormat::kBF16 : WeightFormat::kF32;
+  constexpr int64_t kPerWord = columns_per_word(kFormat);
+  const int64_t lines = lines_of(kFormat, k);
+  std::vector<float> values(kChunkLines * kPerWord);
+  uint32_t words[kChunkLines];
+  for (int64_t begin = 0; begin < lines; begin += kChunkLines) {
+    const int64_t count = std::min(kChunkLines, lines - begin);
+    const int64_t columns = std::min(count * kPerWord, k - begin * kPerWord);
+    auto* line = reinterpret_cast<uint32_t*>(to + begin * kLineBytes);
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      std::fill(values.begin(), values.end(), 0.0f);
+      if (rows[r].part != nullptr) {
+        WeightView chunk = *rows[r].part;  // the chunk's columns as a matrix of one row
+        chunk.data = row_bytes(rows[r]) + begin * kPerWord * chunk.data_row_bytes() / chunk.k;
+        chunk.k = columns;
+        dequantize_rows(chunk, 0, 1, values.data());
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        if constexpr (kBF16)
+          words[i] = uint32_t{f32_to_bf16(values[2 * i])} | uint32_t{f32_to_bf16(values[2 * i + 1])}
+                                                                << 16;
+        else
+          words[i] = std::bit_cast<uint32_t>(values[i]);
+      }
+      scatter(words, count, line + r);
+    }
+  }
+}
+
+}  // namespace
+
+int64_t panel_bytes(WeightFormat format, int64_t k, int64_t group_size) {
+  if (format == WeightFormat::kInt4Group) {
+    // A group other than the last is a multiple of 8 columns, so groups share no line.
+    const int64_t groups = ceil_div(k, group_size);
+    return zeros_bytes(groups) + lines_of(format, k) * kLineBytes + groups * kGroupScaleBytes;
+  }
+  return lines_of(format, k) * kLineBytes +
+         (format == WeightFormat::kInt8Channel ? kChannelHeaderBytes : 0);
+}
+
+template <WeightFormat format>
+int64_t packed_bytes(int64_t n, int64_t k, int64_t group_size) {
+  return static_cast<int64_t>(
+      checked_mul(ceil_div(n, kPanelRows), panel_bytes(format, k, group_size), "packed weight"));
+}
+
+template <WeightFormat format>
+void pack_panels(std::span<const WeightView> parts, PackedWeight& packed, const Worker& worker) {
+  const int64_t bytes = panel_bytes(format, packed.k, packed.group_size);
+  const Range panels = split(ceil_div(packed.n, kPanelRows), 1, worker);
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    RowSource rows[kPanelRows];
+    for (int64_t r = 0; r < kPanelRows; ++r) rows[r] = find_row(parts, panel * kPanelRows + r);
+    std::byte* to = packed.data.as<std::byte>() + panel * bytes;
+    if constexpr (format == WeightFormat::kInt4Group)
+      pack_panel_int4(rows, packed.k, packed.group_size, to);
+    else if constexpr (format == WeightFormat::kInt8Channel)
+      pack_panel_int8(rows, packed.k, to);
+    else
+      pack_panel_dense<format == WeightFormat::kBF16>(rows, packed.k, to);
+  }
+}
+
+template int64_t packed_bytes<WeightFormat::kF32>(int64_t, int64_t, int64_t);
+template int64_t packed_bytes<WeightFormat::kBF16>(int64_t, int64_t, int64_t);
+template int64_t packed_bytes<WeightFormat::kInt4Group>(int64_t, int64_t, int64_t);
+template int64_t packed_bytes<WeightFormat::kInt8Channel>(int64_t, int64_t, int64_t);
+template void pack_panels<WeightFormat::kF32>(std::span<const WeightView>, PackedWeight&,
+                                              const Worker&);
+template void pack_panels<WeightFormat::kBF16>(std::span<const WeightView>, PackedWeight&,
+                                               const Worker&);
+template void pack_panels<WeightFormat::kInt4Group>(std::span<const WeightView>, PackedWeight&,
+                                                    const Worker&);
+template void pack_panels<WeightFormat::kInt8Channel>(std::span<const WeightView>, PackedWeight&,
+                                                      const Worker&);
+
+LinearShare linear_share(const LinearArgs& args, int64_t row_unit, const Worker& worker) {
+  const int64_t panels = ceil_div(args.weight->n, kPanelRows);
+  // workers = across panels × across rows; the split with the least work for the busiest worker,
+  // fewest row parts first (a row part reads all the weights of its panels again).
+  int across_rows = 1;
+  int64_t least = -1;
+  for (int rows = 1; rows <= worker.count; ++rows) {
+    if (worker.count % rows != 0) continue;
+    const int64_t busiest = ceil_div(panels, worker.count / rows) *
+                            std::min(args.m, round_up(ceil_div(args.m, rows), row_unit));
+    if (least < 0 || busiest < least) {
+      least = busiest;
+      across_rows = rows;
+    }
+  }
+  const Worker panel_worker{worker.index / across_rows, worker.count / across_rows};
+  const Worker row_worker{worker.index % across_rows, across_rows};
+  const Range panel_range = split(panels, 1, panel_worker);
+  const Range row_range = split(args.m, row_unit, row_worker);
+  return {panel_range.begin, panel_range.end, row_range.begin, row_range.end};
+}
+
+void store_tile(const LinearArgs& args, int64_t panel, int64_t row_begin, int64_t rows,
+                const float* tile) {
+  const int64_t column = panel * kPanelRows;
+  const int64_t columns = std::min(kPanelRows, args.weight->n - column);
+  for (int64_t i = 0; i < rows; ++i, tile += kPanelRows) {
+    float values[kPanelRows];
+    std::memcpy(values, tile, sizeof(values));
+    if (args.bias != nullptr)
+      for (int64_t r = 0; r < columns; ++r) values[r] += args.bias[column + r];
+    if (args.residual != nullptr) {
+      const float* residual = args.residual + (row_begin + i) * args.residual_stride + column;
+      for (int64_t r = 0; r < columns; ++r) values[r] += residual[r];
+    }
+    std::memcpy(args.y + (row_begin + i) * args.y_stride + column, values, 4 * columns);
+  }
+}
+
+}  // namespace whit::cpu

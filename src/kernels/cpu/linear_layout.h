@@ -1,0 +1,71 @@
+// The packed weight layouts, shared by the linear kernels of every ISA, and what those kernels have
+// in common.
+//
+// A panel is 32 rows of w [N, K]; N and K are padded with zero codes and zero scales. Along K a
+// panel is a sequence of lines of 32 words of 32 bits, one word a row, so a vector's lanes are
+// output rows and no sum is ever horizontal:
+//   f32           word = w[r][k]                       line = 1 K
+//   bf16          word = w[r][2i], w[r][2i+1]          line = 2 K
+//   int8_channel  word = 4 codes                       line = 4 K
+//   int4_group    word = 8 codes, byte j = w[r][8i+j] | w[r][8i+4+j] << 4, so that `and` and
+//   `shift, and` give two
+//                 operands of 4 consecutive K each     line = 8 K
+// A panel is one contiguous stream, everything it needs inside:
+//   int8_channel  f32 scales [32], i32 sums of codes [32], lines
+//   int4_group    u8 zeros [G, 32] padded to 64 bytes, then for each group: lines, f16 scales [32]
+// Every piece is a multiple of 64 bytes. A worker reads whole panels; 32 rows is small enough to
+// balance N = 576 over two threads and large enough for four AVX2 accumulators.
+#pragma once
+
+#include "kernels/cpu/table.h"
+
+namespace whit::cpu {
+
+inline constexpr int64_t kPanelRows = 32;
+inline constexpr int64_t kLineBytes = 4 * kPanelRows;
+inline constexpr int64_t kGroupScaleBytes = 2 * kPanelRows;
+inline constexpr int64_t kChannelHeaderBytes = 8 * kPanelRows;
+
+// Columns that a word holds.
+constexpr int64_t columns_per_word(WeightFormat format) {
+  return format == WeightFormat::kInt4Group     ? 8
+         : format == WeightFormat::kInt8Channel ? 4
+         : format == WeightFormat::kBF16        ? 2
+                                                : 1;
+}
+constexpr int64_t lines_of(WeightFormat format, int64_t k) {
+  return (k + columns_per_word(format) - 1) / columns_per_word(format);
+}
+constexpr int64_t zeros_bytes(int64_t groups) { return (groups * kPanelRows + 63) / 64 * 64; }
+
+int64_t panel_bytes(WeightFormat format, int64_t k, int64_t group_size);
+
+// LinearKernel::packed_bytes and LinearKernel::pack of every row.
+template <WeightFormat format>
+int64_t packed_bytes(int64_t n, int64_t k, int64_t group_size);
+template <WeightFormat format>
+void pack_panels(std::span<const WeightView> parts, PackedWeight& packed, const Worker& worker);
+
+// One worker's part of a product: panels × rows of x. Panels are split first; where there are too
+// few of them to keep all workers equally busy, M is split as well, in multiples of `row_unit`.
+struct LinearShare {
+  int64_t panel_begin, panel_end;
+  int64_t row_begin, row_end;
+};
+LinearShare linear_share(const LinearArgs& args, int64_t row_unit, const Worker& worker);
+
+// This worker's scratch, `bytes` being what the kernel's scratch_bytes returned.
+inline std::byte* worker_scratch(const LinearArgs& args, int64_t bytes, const Worker& worker) {
+  return args.scratch + bytes * worker.index;
+}
+
+// y[row_begin + i, 32·panel + r] = (tile[i, r] + bias) + residual for `rows` rows i and the panel's
+// r < N.
+void store_tile(const LinearArgs& args, int64_t panel, int64_t row_begin, int64_t rows,
+                const float* tile);
+
+inline float activation_scale(const Int8Rows& q, int64_t row) {
+  return q.static_scale > 0 ? q.static_scale : q.scale[row];
+}
+
+}  // namespace whit::cpu

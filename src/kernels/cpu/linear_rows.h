@@ -1,0 +1,11 @@
+// The linear half of the kernel table: the rows that each ISA's files define.
+#pragma once
+
+#include "kernels/cpu/table.h"
+
+namespace whit::cpu {
+
+extern const LinearKernel kPortableLinearFloat[4];
+extern const LinearKernel kPortableLinearInt8[2];
+
+}  // namespace whit::cpu
