@@ -1,0 +1,156 @@
+// Paged causal attention, one (query, head) at a time; the order of sums is stated in
+// small_ops_attention.h.
+#include "kernels/cpu/portable/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "base/checked.h"
+#include "kernels/cpu/small_ops_attention.h"
+
+namespace whit::cpu::portable {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+inline float load(const float* p) { return *p; }
+inline float load(const uint16_t* p) { return f16_to_f32(*p); }
+inline void store(float* p, float value) { *p = value; }
+inline void store(uint16_t* p, float value) {
+  constexpr float kLargest = 65504.0f;
+  *p = f32_to_f16(value < -kLargest ? -kLargest : value > kLargest ? kLargest : value);
+}
+
+template <typename T>
+void write_rows(const KvWriteArgs& args, const Worker& worker) {
+  const KvCacheView& cache = args.cache;
+  const int64_t dh = cache.head_dim, p = cache.page_tokens;
+  const Range part = split(args.batch.t * cache.kv_heads, 1, worker);
+  for (int64_t i = part.begin; i < part.end; ++i) {
+    const int64_t t = i / cache.kv_heads, head = i % cache.kv_heads;
+    const int64_t page_head = args.batch.slots[t] / p * cache.kv_heads + head;
+    const int64_t offset = args.batch.slots[t] % p;
+    T* k = static_cast<T*>(cache.k) + (page_head * p + offset / kTileTokens * kTileTokens) * dh +
+           offset % kTileTokens;
+    T* v = static_cast<T*>(cache.v) + (page_head * p + offset) * dh;
+    for (int64_t d = 0; d < dh; ++d) {
+      store(k + d * kTileTokens, args.k[t * args.k_stride + head * dh + d]);
+      store(v + d, args.v[t * args.v_stride + head * dh + d]);
+    }
+  }
+}
+
+// A block of one kv head's keys [tiles][Dh][16] and values [tokens][Dh] as f32.
+struct Block {
+  float *k, *v;
+};
+
+template <typename T>
+void load_block(const AttentionArgs& args, const AttentionUnit& unit, int64_t begin, int64_t end,
+                const Block& block) {
+  const KvCacheView& cache = args.cache;
+  const int64_t dh = cache.head_dim, p = cache.page_tokens;
+  const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
+  for (int64_t token = begin; token < end; ++token) {
+    const int64_t first = ((pages[token / p] * cache.kv_heads + unit.kv_head) * p +
+                           token % p / kTileTokens * kTileTokens) *
+                          dh;
+    const int64_t lane = token % kTileTokens, row = token - begin;
+    const T* k = static_cast<const T*>(cache.k) + first + lane;
+    const T* v = static_cast<const T*>(cache.v) + first + lane * dh;
+    for (int64_t d = 0; d < dh; ++d) {
+      block.k[row * dh + d] = load(k + d * kTileTokens);
+      block.v[row * dh + d] = load(v + d);
+    }
+  }
+}
+
+struct Query {
+  float maximum = -kInfinity, sum = 0;
+};
+
+// Tokens [begin, end) of the block are visible to the query.
+void attend_block(const Block& block, int64_t begin, int64_t end, const float* q, float scale,
+                  int64_t dh, Query& query, float* out) {
+  float p[kBlockTokens];
+  float maximum = query.maximum;
+  for (int64_t j = begin; j < end; ++j) {
+    float score = 0;
+    for (int64_t d = 0; d < dh; ++d) score += q[d] * scale * block.k[j * dh + d];
+    p[j] = score;
+    maximum = std::max(maximum, score);
+  }
+  const float alpha = std::exp(query.maximum - maximum);
+  float sum = 0;
+  for (int64_t d = 0; d < dh; ++d) out[d] *= alpha;
+  for (int64_t j = begin; j < end; ++j) {
+    p[j] = std::exp(p[j] - maximum);
+    sum += p[j];
+    for (int64_t d = 0; d < dh; ++d) out[d] += p[j] * block.v[j * dh + d];
+  }
+  query.sum = query.sum * alpha + sum;
+  query.maximum = maximum;
+}
+
+}  // namespace
+
+void kv_write(const KvWriteArgs& args, const Worker& worker) {
+  if (args.cache.dtype == DType::kF32)
+    write_rows<float>(args, worker);
+  else
+    write_rows<uint16_t>(args, worker);
+}
+
+int64_t attention_scratch_bytes(const AttentionArgs& args) {
+  const int64_t rows = query_block(args) * (args.heads / args.cache.kv_heads);
+  return round_up((2 * kBlockTokens * args.cache.head_dim) * sizeof(float) + rows * sizeof(Query),
+                  64);
+}
+
+void attention(const AttentionArgs& args, const Worker& worker) {
+  const int64_t dh = args.cache.head_dim;
+  std::byte* scratch = args.scratch + worker.index * attention_scratch_bytes(args);
+  const Block block{reinterpret_cast<float*>(scratch),
+                    reinterpret_cast<float*>(scratch) + kBlockTokens * dh};
+  auto* queries = reinterpret_cast<Query*>(block.v + kBlockTokens * dh);
+
+  for_each_attention_unit(args, worker, [&](const AttentionUnit& unit) {
+    const int64_t heads = unit.head_end - unit.head_begin, rows = unit.row_end - unit.row_begin;
+    const int64_t window = args.sliding_window > 0 ? args.sliding_window : unit.position + rows;
+    const auto out = [&](int64_t row, int64_t head) {
+      return args.out + (unit.row_begin + row) * args.out_stride + (unit.head_begin + head) * dh;
+    };
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t head = 0; head < heads; ++head) {
+        queries[row * heads + head] = Query{};
+        std::fill_n(out(row, head), dh, 0.0f);
+      }
+    const int64_t first =
+        std::max<int64_t>(0, unit.position - window + 1) / kBlockTokens * kBlockTokens;
+    const int64_t last = unit.position + rows;
+    for (int64_t start = first; start < last; start += kBlockTokens) {
+      const int64_t end = std::min(last, start + kBlockTokens);
+      if (args.cache.dtype == DType::kF32)
+        load_block<float>(args, unit, start, end, block);
+      else
+        load_block<uint16_t>(args, unit, start, end, block);
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t position = unit.position + row;
+        const int64_t begin_token = std::max<int64_t>(0, position - window + 1 - start);
+        const int64_t end_token = std::min(end, position + 1) - start;
+        if (begin_token >= end_token) continue;
+        for (int64_t head = 0; head < heads; ++head)
+          attend_block(
+              block, begin_token, end_token,
+              args.q + (unit.row_begin + row) * args.q_stride + (unit.head_begin + head) * dh,
+              args.scale, dh, queries[row * heads + head], out(row, head));
+      }
+    }
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t head = 0; head < heads; ++head)
+        for (int64_t d = 0; d < dh; ++d) out(row, head)[d] /= queries[row * heads + head].sum;
+  });
+}
+
+}  // namespace whit::cpu::portable

@@ -1,0 +1,43 @@
+#include "ops/reference/quantize.h"
+
+#include <bit>
+#include <cfloat>
+#include <cmath>
+
+namespace whit::reference {
+
+void quantize_row(const float* x, int64_t k, const Int8Rows& q, int64_t row) {
+  uint32_t largest = 0;  // bits of |x| order like |x|, with NaN above infinity
+  for (int64_t i = 0; i < k; ++i) {
+    const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  float scale = q.static_scale > 0 ? q.static_scale : std::bit_cast<float>(largest) / 127.0f;
+  float inverse = 1.0f / scale;
+  if (scale < FLT_MIN) scale = inverse = 0.0f;
+
+  int8_t* codes = q.q + row * q.stride;
+  for (int64_t i = 0; i < k; ++i) {
+    const float code = std::nearbyintf(x[i] * inverse);
+    codes[i] = static_cast<int8_t>(code >= 127.0f   ? 127
+                                   : code > -127.0f ? static_cast<int>(code)
+                                                    : -127);
+  }
+  for (int64_t i = k; i < q.stride; ++i) codes[i] = 0;
+  if (q.scale != nullptr) q.scale[row] = scale;
+  if (q.group_sums == nullptr) return;
+  const int64_t groups = ceil_div(k, q.group_size);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t end = (g + 1) * q.group_size < k ? (g + 1) * q.group_size : k;
+    int32_t sum = 0;
+    for (int64_t i = g * q.group_size; i < end; ++i) sum += codes[i];
+    q.group_sums[row * groups + g] = sum;
+  }
+}
+
+void quantize(const QuantizeArgs& args) {
+  for (int64_t row = 0; row < args.m; ++row)
+    quantize_row(args.x + row * args.x_stride, args.k, args.q, row);
+}
+
+}  // namespace whit::reference
