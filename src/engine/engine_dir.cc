@@ -97,9 +97,10 @@ EngineManifest manifest_from_json(const Json& json, const std::string& where) {
   manifest.report = json.value("report", Json::array());
   manifest.quality = json.value("quality", Json::object());
   std::map<std::string, QuantScheme> schemes;
-  for (const auto& [name, scheme] : json.value("schemes", Json::object()).items())
-    schemes[name] = scheme_from_json(scheme, where);
-  for (const auto& [module, name] : json.value("linears", Json::object()).items()) {
+  const Json scheme_table = json.value("schemes", Json::object());
+  for (const auto& [name, scheme] : scheme_table.items()) schemes[name] = scheme_from_json(scheme, where);
+  const Json linear_table = json.value("linears", Json::object());
+  for (const auto& [module, name] : linear_table.items()) {
     const auto found = name.is_string() ? schemes.find(name.get<std::string>()) : schemes.end();
     if (found == schemes.end())
       throw Error(ErrorKind::kInvalidData, "{}: {} names a scheme that \"schemes\" does not define", where, module);

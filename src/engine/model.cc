@@ -14,9 +14,9 @@ struct Model::Text {
   Json tokenizer_config = Json::object();
   Json generation_config = Json::object();
   std::string where;
-  std::once_flag tokenizer_once, template_once;
+  std::once_flag tokenizer_once, config_once;
   std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<ChatTemplate> chat_template;
+  TokenizerConfig config;
 };
 
 namespace {
@@ -110,43 +110,13 @@ const Tokenizer& Model::tokenizer() const {
   return *text_->tokenizer;
 }
 
-namespace {
-
-const Json& tokenizer_config(const Checkpoint* checkpoint, const Json& own) {
-  return checkpoint != nullptr ? checkpoint->tokenizer_config() : own;
-}
-
-}  // namespace
-
-bool Model::has_chat_template() const {
-  const Json& config = tokenizer_config(checkpoint_.get(), text_->tokenizer_config);
-  return config.contains("chat_template") && !config["chat_template"].is_null();
-}
-
-const ChatTemplate& Model::chat_template() const {
-  std::call_once(text_->template_once, [this] {
-    const Json& config = tokenizer_config(checkpoint_.get(), text_->tokenizer_config);
-    if (!has_chat_template())
-      throw Error(ErrorKind::kNotFound, "{}: the model has no chat template; use a plain prompt", text_->where);
-    const Json& source = config["chat_template"];
-    std::string chosen;
-    if (source.is_string()) chosen = source.get<std::string>();
-    if (source.is_array())
-      for (const Json& entry : source)
-        if (chosen.empty() || json_get_or<std::string>(entry, "name", "", text_->where) == "default")
-          chosen = json_get<std::string>(entry, "template", text_->where);
-    text_->chat_template =
-        std::make_unique<ChatTemplate>(ChatTemplate::parse(chosen, text_->where + " chat_template"));
+const TokenizerConfig& Model::tokenizer_config() const {
+  std::call_once(text_->config_once, [this] {
+    const Json& json = checkpoint_ ? checkpoint_->tokenizer_config() : text_->tokenizer_config;
+    text_->config = TokenizerConfig::from_json(json.dump(-1, ' ', false, Json::error_handler_t::replace),
+                                               text_->where + " tokenizer_config.json");
   });
-  return *text_->chat_template;
-}
-
-std::string Model::special_token(std::string_view key) const {
-  const Json& config = tokenizer_config(checkpoint_.get(), text_->tokenizer_config);
-  const auto found = config.find(key);
-  if (found == config.end() || found->is_null()) return "";
-  if (found->is_string()) return found->get<std::string>();
-  return json_get_or<std::string>(*found, "content", "", text_->where);
+  return text_->config;
 }
 
 std::vector<int32_t> Model::stop_ids() const {

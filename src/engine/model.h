@@ -10,8 +10,8 @@
 #include "engine/engine_dir.h"
 #include "graph/graph.h"
 #include "models/model_config.h"
-#include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/tokenizer_config.h"
 
 namespace whit {
 
@@ -30,9 +30,7 @@ class Model {
   const EngineDirectory* engine() const { return engine_.get(); }     // null for a checkpoint
 
   const Tokenizer& tokenizer() const;  // loaded at the first call; checked against the vocabulary size
-  bool has_chat_template() const;
-  const ChatTemplate& chat_template() const;  // throws kNotFound where the model has none
-  std::string special_token(std::string_view key) const;  // "bos_token", "eos_token" of tokenizer_config.json; "" if none
+  const TokenizerConfig& tokenizer_config() const;  // special tokens' texts and chat templates
   std::vector<int32_t> stop_ids() const;  // end-of-sequence ids of generation_config.json and config.json
 
   std::string description() const;
@@ -49,7 +47,7 @@ class Model {
   std::shared_ptr<const Graph> graph_;
   std::shared_ptr<const Checkpoint> checkpoint_;
   std::shared_ptr<const EngineDirectory> engine_;
-  struct Text;  // tokenizer and chat template, made when first asked for
+  struct Text;  // tokenizer and its config, made when first asked for
   std::shared_ptr<Text> text_;
 };
 
