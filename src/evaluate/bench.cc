@@ -1,0 +1,132 @@
+#include "evaluate/bench.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <functional>
+
+#include "base/progress.h"
+
+namespace whit {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_of(const std::function<void()>& work) {
+  const auto start = Clock::now();
+  work();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+BenchRow row_of(std::string test, int64_t batch, double tokens, std::vector<double> seconds) {
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2];
+  return {.test = std::move(test),
+          .batch = batch,
+          .tokens_per_s = tokens / median,
+          .spread = (tokens / seconds.front() - tokens / seconds.back()) / 2};
+}
+
+void prefill(Executor& model, KvCache& cache, std::span<const int32_t> ids) {
+  const int64_t chunk = model.options().max_tokens;
+  for (int64_t first = 0; first < static_cast<int64_t>(ids.size()); first += chunk) {
+    const auto part = ids.subspan(first, std::min<int64_t>(chunk, static_cast<int64_t>(ids.size()) - first));
+    const int64_t starts[] = {first}, counts[] = {static_cast<int64_t>(part.size())};
+    const ContiguousBatch batch(starts, counts, cache.page_tokens());
+    model.step(part, batch.view(), cache);
+    if (first + chunk >= static_cast<int64_t>(ids.size())) {
+      const int32_t last = static_cast<int32_t>(part.size()) - 1;
+      model.logits({&last, 1});
+    }
+  }
+}
+
+// `steps` tokens of each of `batch` sequences; every next token is the argmax.
+void decode(Executor& model, KvCache& cache, int64_t batch, int64_t steps) {
+  const int64_t vocab = model.config().vocab_size;
+  std::vector<int32_t> ids(batch, 1 % static_cast<int32_t>(vocab)), rows(batch);
+  for (int64_t b = 0; b < batch; ++b) rows[b] = static_cast<int32_t>(b);
+  const std::vector<int64_t> counts(batch, 1);
+  for (int64_t step = 0; step < steps; ++step) {
+    const std::vector<int64_t> starts(batch, step);
+    const ContiguousBatch view(starts, counts, cache.page_tokens());
+    model.step(ids, view.view(), cache);
+    const float* logits = model.logits(rows);
+    for (int64_t b = 0; b < batch; ++b)
+      ids[b] = static_cast<int32_t>(model.ops().argmax(logits + b * vocab, vocab));
+  }
+}
+
+// KV bytes that an average step of decode() reads.
+double kv_bytes(const KvCache& cache, int64_t batch, int64_t pages, int64_t steps) {
+  return static_cast<double>(cache.bytes()) / static_cast<double>(pages * cache.page_tokens()) *
+         static_cast<double>(batch * steps) / 2;
+}
+
+}  // namespace
+
+Json to_json(const BenchRow& row) {
+  return {{"test", row.test},
+          {"batch", row.batch},
+          {"tokens_per_s", row.tokens_per_s},
+          {"spread", row.spread},
+          {"percent_of_roofline", row.percent_of_roofline}};
+}
+
+std::vector<BenchRow> bench(Executor& model, const BenchOptions& options, double bandwidth_bytes_per_s) {
+  std::vector<BenchRow> rows;
+  Progress progress("benchmarking",
+                    static_cast<int64_t>(options.prompts.size() + options.generations.size() * options.batches.size()));
+  for (const int64_t length : options.prompts) {
+    KvCache cache = model.make_cache(1, length, options.kv_dtype);
+    std::vector<int32_t> ids(length);
+    for (int64_t i = 0; i < length; ++i) ids[i] = static_cast<int32_t>((i * 7919 + 13) % model.config().vocab_size);
+    prefill(model, cache, ids);
+    std::vector<double> seconds;
+    for (int r = 0; r < options.repetitions; ++r)
+      seconds.push_back(seconds_of([&] { prefill(model, cache, ids); }));
+    rows.push_back(row_of(fmt::format("pp{}", length), 1, static_cast<double>(length), std::move(seconds)));
+    progress.update(static_cast<int64_t>(rows.size()));
+  }
+  for (const int64_t length : options.generations)
+    for (const int64_t batch : options.batches) {
+      KvCache cache = model.make_cache(batch, length, options.kv_dtype);
+      decode(model, cache, batch, std::min<int64_t>(length, 16));
+      std::vector<double> seconds;
+      for (int r = 0; r < options.repetitions; ++r)
+        seconds.push_back(seconds_of([&] { decode(model, cache, batch, length); }));
+      BenchRow row = row_of(fmt::format("tg{}", length), batch, static_cast<double>(batch * length), std::move(seconds));
+      const double bytes = static_cast<double>(model.weight_bytes()) + kv_bytes(cache, batch, batch, length);
+      row.percent_of_roofline =
+          100 * row.tokens_per_s / static_cast<double>(batch) * bytes / bandwidth_bytes_per_s;
+      rows.push_back(row);
+      progress.update(static_cast<int64_t>(rows.size()));
+    }
+  return rows;
+}
+
+double measure_read_bandwidth(ThreadPool& pool) {
+  constexpr int64_t kBytes = int64_t{512} << 20;
+  Buffer buffer(kBytes);
+  auto* words = buffer.as<uint64_t>();
+  constexpr int64_t kWords = kBytes / 8;
+  pool.parallel_for(kWords, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) words[i] = static_cast<uint64_t>(i);
+  });
+  std::atomic<uint64_t> sink{0};
+  std::vector<double> seconds;
+  for (int sweep = 0; sweep < 5; ++sweep)
+    seconds.push_back(seconds_of([&] {
+      pool.parallel_for(kWords, [&](int64_t begin, int64_t end) {
+        uint64_t sums[8] = {};
+        int64_t i = begin;
+        for (; i + 8 <= end; i += 8)
+          for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+        for (const uint64_t sum : sums) sink += sum;
+      });
+    }));
+  std::sort(seconds.begin(), seconds.end());
+  return static_cast<double>(kBytes) / seconds[seconds.size() / 2];
+}
+
+}  // namespace whit
