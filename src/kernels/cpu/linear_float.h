@@ -19,6 +19,18 @@
 
 namespace whit::cpu {
 
+// f(0), f(1) … f(N − 1) with constant arguments. g++ 12 unrolls plain loops only after it has
+// decided which arrays live in registers, and would store every sum to the stack at each step.
+template <typename F, int... I>
+inline __attribute__((always_inline)) void repeat_each(const F& f,
+                                                       std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, typename F>
+inline __attribute__((always_inline)) void repeat(const F& f) {
+  repeat_each(f, std::make_integer_sequence<int, N>{});
+}
+
 // V::Reg, V::Words, V::kLanes, V::kTileRows, V::kTileVectors and V's operations are documented in
 // avx2/linear_float.cc.
 template <class V, WeightFormat format>
@@ -98,39 +110,34 @@ struct FloatLinear {
     }
   };
 
-  template <int MR>
-  struct Sums {
-    Reg at[MR][kPanelVectors];
-  };
-
   // One line, all its columns, MR rows of x.
-  template <int MR, int... I>
+  template <int MR>
   static inline __attribute__((always_inline)) void add_line(const std::byte* line, const float* x,
                                                              int64_t x_stride,
-                                                             const Dequant& dequant, Sums<MR>& sums,
-                                                             std::integer_sequence<int, I...>) {
+                                                             const Dequant& dequant,
+                                                             Reg (&sums)[MR][kPanelVectors]) {
     Words words[kPanelVectors];
-    for (int v = 0; v < kPanelVectors; ++v) words[v] = V::load_words(line + 4 * V::kLanes * v);
-    const auto add_column = [&]<int i>(std::integral_constant<int, i>)
-        __attribute__((always_inline)) {
-      Reg value[MR];
-      for (int m = 0; m < MR; ++m) value[m] = V::broadcast(x + m * x_stride + i);
-      for (int v = 0; v < kPanelVectors; ++v) {
+    repeat<kPanelVectors>([&](auto v) __attribute__((always_inline)) {
+      words[v] = V::load_words(line + 4 * V::kLanes * v);
+    });
+    repeat<kPerWord>([&](auto i) __attribute__((always_inline)) {
+      repeat<kPanelVectors>([&](auto v) __attribute__((always_inline)) {
         const Reg w = widen<i>(words[v], dequant.scale[v], dequant.offset[v]);
-        for (int m = 0; m < MR; ++m) sums.at[m][v] = V::fma(w, value[m], sums.at[m][v]);
-      }
-    };
-    (add_column(std::integral_constant<int, I>{}), ...);
+        repeat<MR>([&](auto m) __attribute__((always_inline)) {
+          sums[m][v] = V::fma(w, V::broadcast(x + m * x_stride + i), sums[m][v]);
+        });
+      });
+    });
   }
 
   // Whole panel × MR rows of x without scratch; out [MR][32].
   template <int MR>
   static void multiply_panel(const PackedWeight& weight, const std::byte* panel, const float* x,
                              int64_t x_stride, float* out) {
-    constexpr auto kColumns = std::make_integer_sequence<int, kPerWord>{};
-    Sums<MR> sums;
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < kPanelVectors; ++v) sums.at[m][v] = V::zero();
+    Reg sums[MR][kPanelVectors];
+    repeat<MR * kPanelVectors>([&](auto i) __attribute__((always_inline)) {
+      sums[i / kPanelVectors][i % kPanelVectors] = V::zero();
+    });
     PanelReader reader(weight, panel);
     while (reader.columns_left > 0) {
       Dequant dequant;
@@ -140,34 +147,34 @@ struct FloatLinear {
       for (; k + kPerWord <= segment.columns; k += kPerWord, line += kLineBytes, x += kPerWord) {
         V::prefetch(line + kPrefetchBytes);
         V::prefetch(line + kPrefetchBytes + 64);
-        add_line<MR>(line, x, x_stride, dequant, sums, kColumns);
+        add_line<MR>(line, x, x_stride, dequant, sums);
       }
       if (k < segment.columns) {
         float last[MR * kPerWord] = {};
         for (int m = 0; m < MR; ++m)
           for (int64_t i = k; i < segment.columns; ++i)
             last[m * kPerWord + i - k] = x[m * x_stride + i - k];
-        add_line<MR>(line, last, kPerWord, dequant, sums, kColumns);
+        add_line<MR>(line, last, kPerWord, dequant, sums);
       }
     }
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < kPanelVectors; ++v)
-        V::store(out + m * kPanelRows + V::kLanes * v, sums.at[m][v]);
+    repeat<MR * kPanelVectors>([&](auto i) __attribute__((always_inline)) {
+      V::store(out + V::kLanes * i, sums[i / kPanelVectors][i % kPanelVectors]);
+    });
   }
 
   // Lines → f32 [32 / kTileColumns][kBlockColumns][kTileColumns], from column `at` of the block on.
-  template <int... I>
   static void widen_lines(const std::byte* line, int64_t lines, const Dequant& dequant,
-                          float* block, int64_t at, std::integer_sequence<int, I...>) {
+                          float* block, int64_t at) {
     for (int64_t i = 0; i < lines; ++i, line += kLineBytes, at += kPerWord)
-      for (int v = 0; v < kPanelVectors; ++v) {
+      repeat<kPanelVectors>([&](auto v) __attribute__((always_inline)) {
         V::prefetch(line + kPrefetchBytes + 4 * V::kLanes * v);
         const Words words = V::load_words(line + 4 * V::kLanes * v);
         float* to = block + (v / V::kTileVectors * kBlockColumns + at) * kTileColumns +
                     v % V::kTileVectors * V::kLanes;
-        (V::store(to + I * kTileColumns, widen<I>(words, dequant.scale[v], dequant.offset[v])),
-         ...);
-      }
+        repeat<kPerWord>([&](auto c) __attribute__((always_inline)) {
+          V::store(to + c * kTileColumns, widen<c>(words, dequant.scale[v], dequant.offset[v]));
+        });
+      });
   }
 
   // sums [MR][32] += x · block for the block's `columns` columns and kTileColumns of the panel's
@@ -175,21 +182,28 @@ struct FloatLinear {
   template <int MR>
   static void multiply_tile(const float* block, int64_t columns, const float* x, int64_t x_stride,
                             float* sums) {
-    Reg acc[MR][V::kTileVectors];
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < V::kTileVectors; ++v)
-        acc[m][v] = V::load(sums + m * kPanelRows + V::kLanes * v);
+    constexpr int kVectors = V::kTileVectors;
+    Reg acc[MR][kVectors];
+    repeat<MR * kVectors>([&](auto i) __attribute__((always_inline)) {
+      acc[i / kVectors][i % kVectors] =
+          V::load(sums + i / kVectors * kPanelRows + V::kLanes * (i % kVectors));
+    });
     for (int64_t k = 0; k < columns; ++k, block += kTileColumns) {
-      Reg w[V::kTileVectors];
-      for (int v = 0; v < V::kTileVectors; ++v) w[v] = V::load(block + V::kLanes * v);
-      for (int m = 0; m < MR; ++m) {
+      Reg w[kVectors];
+      repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
+        w[v] = V::load(block + V::kLanes * v);
+      });
+      repeat<MR>([&](auto m) __attribute__((always_inline)) {
         const Reg value = V::broadcast(x + m * x_stride + k);
-        for (int v = 0; v < V::kTileVectors; ++v) acc[m][v] = V::fma(w[v], value, acc[m][v]);
-      }
+        repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
+          acc[m][v] = V::fma(w[v], value, acc[m][v]);
+        });
+      });
     }
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < V::kTileVectors; ++v)
-        V::store(sums + m * kPanelRows + V::kLanes * v, acc[m][v]);
+    repeat<MR * kVectors>([&](auto i) __attribute__((always_inline)) {
+      V::store(sums + i / kVectors * kPanelRows + V::kLanes * (i % kVectors),
+               acc[i / kVectors][i % kVectors]);
+    });
   }
 
   using TileFunction = void (*)(const float*, int64_t, const float*, int64_t, float*);
@@ -217,7 +231,6 @@ struct FloatLinear {
   static void multiply_panel_blocked(const PackedWeight& weight, const std::byte* panel,
                                      const float* x, int64_t x_stride, int64_t rows, float* block,
                                      float* sums) {
-    constexpr auto kColumns = std::make_integer_sequence<int, kPerWord>{};
     for (int64_t i = 0; i < rows * kPanelRows; i += V::kLanes) V::store(sums + i, V::zero());
     PanelReader reader(weight, panel);
     int64_t filled = 0;  // columns of the block
@@ -233,7 +246,7 @@ struct FloatLinear {
         const int64_t space = kBlockColumns - filled;
         const int64_t columns = segment.columns < space ? segment.columns : space;
         const int64_t lines = lines_of(format, columns);
-        widen_lines(segment.lines, lines, dequant, block, filled, kColumns);
+        widen_lines(segment.lines, lines, dequant, block, filled);
         segment.lines += lines * kLineBytes;
         segment.columns -= columns;
         filled += columns;
