@@ -5,6 +5,8 @@
 
 namespace whit::cpu {
 
+extern const LinearKernel kAvx2LinearFloat[4];
+
 extern const LinearKernel kPortableLinearFloat[4];
 extern const LinearKernel kPortableLinearInt8[2];
 

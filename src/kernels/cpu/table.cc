@@ -15,6 +15,7 @@ std::vector<LinearKernel> collect() {
   const auto add = [&](std::span<const LinearKernel> more) {
     rows.insert(rows.end(), more.begin(), more.end());
   };
+  add(kAvx2LinearFloat);
   add(kPortableLinearFloat);
   add(kPortableLinearInt8);
   return rows;
