@@ -18,12 +18,13 @@
 namespace whit {
 
 // Rows of activations quantized to int8, symmetric: x ≈ q · scale.
-//   scale = absmax/127 per row, or the given static one;  q = clamp(rne(x / scale), −127, 127).
+//   scale = absmax/127 per row, or the given static one;  q = clamp(rne(x · (1 / scale)), −127, 127), each step rounded to
+//   f32: every kernel gives the same codes (ops/reference/quantize.h has the edge cases).
 struct Int8Rows {
   int8_t* q = nullptr;          // [M, stride]; columns K…stride−1 are zero, stride a multiple of 64
   int64_t stride = 0;
   float* scale = nullptr;       // [M]
-  int32_t* group_sums = nullptr;  // [M, G] sum of q over each group of `group_size` columns (the last may be short)
+  int32_t* group_sums = nullptr;  // [M, G] sum of q over each group of `group_size` columns (the last may be short), or null
   int64_t group_size = 0;       // of group_sums; K means one group. A multiple of 32, or K.
   float static_scale = 0;       // > 0: per-tensor static quantization with this scale
 };

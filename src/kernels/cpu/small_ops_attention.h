@@ -1,20 +1,20 @@
 // How attention is cut into units of work; shared by the ISA folders, with internal linkage in
 // each.
 //
-// A unit is a block of consecutive queries of one sequence times some query heads of one kv head,
-// so that a key or value is loaded once for all of them. Workers get contiguous runs of (sequence,
-// query block, head) of equal cost: with few sequences in decode the heads of a kv head are divided
-// between workers, with many they stay together. What a query's result is does not depend on the
-// cut: per query and head every kernel does, for each block of 64 tokens in ascending order (blocks
-// start at multiples of 64 of the sequence's positions):
+// A unit is a block of consecutive queries of one sequence times some query heads of one kv head:
+// a key or value is loaded once for all of them. Workers get contiguous runs of (sequence, query
+// block, head) of equal cost: with few sequences in decode the heads of a kv head are divided
+// between workers, with many they stay together.
+//
+// A query's result does not depend on the cut. Per query and head every kernel does, for each block
+// of 64 tokens in ascending order (blocks start at multiples of 64 of the sequence's positions):
 //   s_j = Σ_d (q_d · scale) · k_jd     ascending d, one accumulator
 //   m'  = max(m, max_j s_j),  α = exp(m − m'),  p_j = exp(s_j − m'), 0 where masked
 //   l   = l · α + Σ_j p_j              order fixed by the ISA
-//   o_d = o_d · α + Σ_j p_j · v_jd     ascending j, one accumulator; terms with p_j = 0 change
-//   nothing
-// and o / l at the end. Keys and values beyond a query's context are never used, those of later
-// tokens in the same block only times zero, so they must be finite (kv_write keeps f16 caches
-// finite when k and v are not NaN).
+//   o_d = o_d · α + Σ_j p_j · v_jd     ascending j, one accumulator; terms with p_j = 0 are no-ops
+// and o / l at the end. Tokens beyond a sequence's context are never read as numbers; later tokens
+// of the same block are only multiplied by zero, so their values must be finite (kv_write clamps
+// f16 caches to ±65504).
 #pragma once
 
 #include "ops/ops.h"
@@ -33,22 +33,21 @@ struct AttentionUnit {
   int64_t head_begin, head_end;  // query heads, all of kv_head
 };
 
-// Queries per block: about 96 rows (queries × heads) share one conversion of a block of keys and
-// values to f32, which then costs 3 % of their arithmetic; more rows would push the block out of
-// the first-level cache.
+// Queries per unit: about 96 rows (queries × heads) share one conversion of a block of keys and
+// values to f32, which then costs 3 % of their arithmetic; many more rows would leave L2.
 inline int64_t query_block(const AttentionArgs& args) {
   const int64_t group = args.heads / args.cache.kv_heads;
   return group >= 96 ? 1 : 96 / group;
 }
 
-// Tokens seen by rows at positions [begin, end), and a constant for what a row costs besides.
+// Tokens seen by the queries at positions [begin, end), plus what a row costs besides.
 inline int64_t attention_cost(const AttentionArgs& args, int64_t begin, int64_t end) {
   int64_t seen = (begin + end + 1) / 2;
   if (args.sliding_window > 0 && args.sliding_window < seen) seen = args.sliding_window;
-  return 2 * (end - begin) * (seen + 32);  // even, so that halves below are exact
+  return 2 * (end - begin) * (seen + 32);  // even, so that its half is exact
 }
 
-// Calls body(sequence, row_begin, row_end, position, cost of one head) for every query block in
+// Calls body(sequence, row_begin, row_end, position, cost of one head) for the query blocks in
 // order.
 template <typename Body>
 void for_each_query_block(const AttentionArgs& args, const Body& body) {
@@ -64,24 +63,26 @@ void for_each_query_block(const AttentionArgs& args, const Body& body) {
   }
 }
 
+// Calls body(AttentionUnit) for this worker's units.
 template <typename Body>
 void for_each_attention_unit(const AttentionArgs& args, const Worker& worker, const Body& body) {
   int64_t total = 0;
   for_each_query_block(
       args, [&](int64_t, int64_t, int64_t, int64_t, int64_t cost) { total += cost * args.heads; });
-  const int64_t low = total * worker.index / worker.count,
-                high = total * (worker.index + 1) / worker.count;
+  const int64_t low = total * worker.index / worker.count;
+  const int64_t high = total * (worker.index + 1) / worker.count;
   const int64_t group = args.heads / args.cache.kv_heads;
   int64_t before = 0;
   for_each_query_block(
       args, [&](int64_t b, int64_t row, int64_t row_end, int64_t position, int64_t cost) {
         // A head belongs to the worker in whose share the middle of its cost falls.
+        const auto middle = [&](int64_t head) { return before + head * cost + cost / 2; };
         int64_t head = 0;
-        while (head < args.heads && before + head * cost + cost / 2 < low) ++head;
-        while (head < args.heads && before + head * cost + cost / 2 < high) {
+        while (head < args.heads && middle(head) < low) ++head;
+        while (head < args.heads && middle(head) < high) {
           const int64_t group_end = (head / group + 1) * group;
           int64_t end = head + 1;
-          while (end < group_end && before + end * cost + cost / 2 < high) ++end;
+          while (end < group_end && middle(end) < high) ++end;
           body(AttentionUnit{b, row, row_end, position, head / group, head, end});
           head = end;
         }

@@ -6,7 +6,7 @@ namespace whit::cpu {
 
 // Best ISA first.
 std::span<const SmallOps> small_ops_table() {
-  static const std::array<SmallOps, 1> rows = {portable::kSmallOps};
+  static const std::array<SmallOps, 2> rows = {avx2::kSmallOps, portable::kSmallOps};
   return rows;
 }
 

@@ -13,8 +13,8 @@ void quantize_row(const float* x, int64_t k, const Int8Rows& q, int64_t row) {
     largest = magnitude > largest ? magnitude : largest;
   }
   float scale = q.static_scale > 0 ? q.static_scale : std::bit_cast<float>(largest) / 127.0f;
-  float inverse = 1.0f / scale;
-  if (scale < FLT_MIN) scale = inverse = 0.0f;
+  const float inverse = scale >= FLT_MIN && scale <= FLT_MAX ? 1.0f / scale : 0.0f;
+  if (scale < FLT_MIN) scale = 0.0f;
 
   int8_t* codes = q.q + row * q.stride;
   for (int64_t i = 0; i < k; ++i) {

@@ -23,8 +23,8 @@ void quantize_row(const Value& value, int64_t k, const Int8Rows& out, int64_t ro
     for (int64_t i = 0; i < k; ++i) largest = std::max(largest, magnitude_bits(value(i)));
     scale = std::bit_cast<float>(largest) / 127.0f;
   }
-  float inverse = 1.0f / scale;
-  if (scale < FLT_MIN) scale = inverse = 0.0f;
+  const float inverse = scale >= FLT_MIN && scale <= FLT_MAX ? 1.0f / scale : 0.0f;
+  if (scale < FLT_MIN) scale = 0.0f;
   if (out.scale != nullptr) out.scale[row] = scale;
 
   int8_t* codes = out.q + row * out.stride;

@@ -1,0 +1,381 @@
+// Attention and cache writes of every ISA against ops/reference, and the promise that a query's
+// result depends on its own context alone, bit for bit.
+#include "ops/reference/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "kernels/cpu/small_ops.h"
+#include "kernels/cpu/small_ops_test_util.h"
+
+namespace whit::cpu {
+namespace {
+
+struct Sequence {
+  int64_t context;  // after this step
+  int64_t queries;  // rows of this step
+};
+
+struct Shape {
+  int64_t heads = 9, kv_heads = 3, head_dim = 64, page_tokens = 16;
+  DType dtype = DType::kF16;
+  int64_t sliding_window = 0;
+};
+
+// A paged cache whose pages are dealt out in random order and whose unused parts hold NaN.
+class PagedCache {
+ public:
+  PagedCache(const Shape& shape, const std::vector<int64_t>& contexts, uint32_t seed)
+      : shape_(shape) {
+    for (const int64_t context : contexts)
+      max_blocks_ = std::max(max_blocks_, ceil_div(context, shape.page_tokens));
+    const int64_t b = static_cast<int64_t>(contexts.size()), pages = b * max_blocks_ + 1;
+    const int64_t elements = pages * shape.kv_heads * shape.page_tokens * shape.head_dim;
+    k_ = Tensor(shape.dtype, {elements});
+    v_ = Tensor(shape.dtype, {elements});
+    for (Tensor* tensor : {&k_, &v_})
+      for (int64_t i = 0; i < elements; ++i)
+        if (shape.dtype == DType::kF32)
+          tensor->data<float>()[i] = std::numeric_limits<float>::quiet_NaN();
+        else
+          tensor->data<uint16_t>()[i] = 0x7e00;
+    table_.resize(b * max_blocks_);
+    std::iota(table_.begin(), table_.end(), 1);
+    std::mt19937 random(seed);
+    std::shuffle(table_.begin(), table_.end(), random);
+  }
+
+  KvCacheView view() {
+    return {.dtype = shape_.dtype,
+            .k = k_.data<void>(),
+            .v = v_.data<void>(),
+            .page_tokens = shape_.page_tokens,
+            .kv_heads = shape_.kv_heads,
+            .head_dim = shape_.head_dim};
+  }
+  int32_t slot(int64_t b, int64_t position) const {
+    const int64_t page = table_[b * max_blocks_ + position / shape_.page_tokens];
+    return static_cast<int32_t>(page * shape_.page_tokens + position % shape_.page_tokens);
+  }
+  const int32_t* table() const { return table_.data(); }
+  int64_t max_blocks() const { return max_blocks_; }
+  const Tensor& k() const { return k_; }
+  const Tensor& v() const { return v_; }
+
+ private:
+  Shape shape_;
+  int64_t max_blocks_ = 1;
+  Tensor k_, v_;
+  std::vector<int32_t> table_;
+};
+
+// Rows [begin, end) of sequence b of a fixed random text: the same numbers whichever step brings
+// them.
+struct Text {
+  Text(const Shape& shape, int64_t tokens, uint32_t seed) {
+    std::mt19937 random(seed);
+    q = normal(random, tokens * shape.heads * shape.head_dim, 1.5f);
+    k = normal(random, tokens * shape.kv_heads * shape.head_dim, 1.5f);
+    v = normal(random, tokens * shape.kv_heads * shape.head_dim, 1.0f);
+  }
+  std::vector<float> q, k, v;
+};
+
+// A step's arguments for some rows of some sequences, with their storage.
+class Step {
+ public:
+  Step(const Shape& shape, const std::vector<Text>& texts, const std::vector<Sequence>& sequences,
+       PagedCache& cache)
+      : shape_(shape), cache_(cache) {
+    const int64_t qd = shape.heads * shape.head_dim, kvd = shape.kv_heads * shape.head_dim;
+    query_start_.push_back(0);
+    for (size_t b = 0; b < sequences.size(); ++b) {
+      const auto [context, queries] = sequences[b];
+      for (int64_t position = context - queries; position < context; ++position) {
+        const Text& text = texts[b];
+        q_.insert(q_.end(), text.q.begin() + position * qd, text.q.begin() + (position + 1) * qd);
+        k_.insert(k_.end(), text.k.begin() + position * kvd, text.k.begin() + (position + 1) * kvd);
+        v_.insert(v_.end(), text.v.begin() + position * kvd, text.v.begin() + (position + 1) * kvd);
+        positions_.push_back(static_cast<int32_t>(position));
+        slots_.push_back(cache.slot(static_cast<int64_t>(b), position));
+      }
+      query_start_.push_back(static_cast<int32_t>(positions_.size()));
+      context_len_.push_back(static_cast<int32_t>(context));
+    }
+    out_.assign(positions_.size() * qd, std::numeric_limits<float>::quiet_NaN());
+  }
+
+  BatchView batch() const {
+    return {.t = static_cast<int64_t>(positions_.size()),
+            .b = static_cast<int64_t>(context_len_.size()),
+            .positions = positions_.data(),
+            .query_start = query_start_.data(),
+            .context_len = context_len_.data(),
+            .block_table = cache_.table(),
+            .max_blocks = cache_.max_blocks(),
+            .slots = slots_.data()};
+  }
+  KvWriteArgs write_args() const {
+    const int64_t stride = shape_.kv_heads * shape_.head_dim;
+    return {.k = k_.data(),
+            .k_stride = stride,
+            .v = v_.data(),
+            .v_stride = stride,
+            .batch = batch(),
+            .cache = cache_.view()};
+  }
+  AttentionArgs attention_args() {
+    const int64_t stride = shape_.heads * shape_.head_dim;
+    return {.q = q_.data(),
+            .q_stride = stride,
+            .heads = shape_.heads,
+            .scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
+            .sliding_window = shape_.sliding_window,
+            .batch = batch(),
+            .cache = cache_.view(),
+            .out = out_.data(),
+            .out_stride = stride};
+  }
+  // Writes the step's keys and values and attends with `workers` workers.
+  const std::vector<float>& run(const SmallOps& ops, int workers) {
+    on_workers(workers, [&](const Worker& worker) { ops.kv_write(write_args(), worker); });
+    return attend(ops, workers);
+  }
+  const std::vector<float>& attend(const SmallOps& ops, int workers) {
+    AttentionArgs args = attention_args();
+    const int64_t bytes = ops.attention_scratch_bytes(args);
+    Buffer scratch(bytes * workers);
+    args.scratch = scratch.as<std::byte>();
+    on_workers(workers, [&](const Worker& worker) { ops.attention(args, worker); });
+    return out_;
+  }
+  const std::vector<float>& attend_by_reference() {
+    reference::attention(attention_args());
+    return out_;
+  }
+
+ private:
+  Shape shape_;
+  PagedCache& cache_;
+  std::vector<float> q_, k_, v_, out_;
+  std::vector<int32_t> positions_, slots_, query_start_, context_len_;
+};
+
+std::vector<int64_t> contexts_of(const std::vector<Sequence>& sequences) {
+  std::vector<int64_t> contexts;
+  for (const Sequence& sequence : sequences) contexts.push_back(sequence.context);
+  return contexts;
+}
+
+std::vector<Text> texts_for(const Shape& shape, const std::vector<Sequence>& sequences) {
+  std::vector<Text> texts;
+  for (const Sequence& sequence : sequences)
+    texts.emplace_back(shape, sequence.context, static_cast<uint32_t>(texts.size() + 100));
+  return texts;
+}
+
+// Writes what precedes the step, one step for all sequences.
+void write_history(const Shape& shape, const std::vector<Text>& texts,
+                   const std::vector<Sequence>& sequences, PagedCache& cache) {
+  std::vector<Sequence> history;
+  for (const auto [context, queries] : sequences)
+    history.push_back({context - queries, context - queries});
+  reference::kv_write(Step(shape, texts, history, cache).write_args());
+}
+
+// A bound on |kernel − exact| for one query: with scores s of absolute error δ, the weights p = e^s
+// / Σ have relative error ≤ 2δ + a few roundings, and Σ p·v ≤ max|v|.
+//   δ: Dh products of |q·k| summed in f32, of sums ≤ ‖q‖‖k‖·scale (Cauchy), and 3 roundings of q
+//   and scale sums over the context: one rounding per token in l and in o, and one α per block
+double tolerance(const Shape& shape, int64_t context) {
+  constexpr double kEps = 0x1p-24;
+  // Entries are normal with deviation 1.5: ‖q‖‖k‖ < 4 · 2.25 · Dh with room to spare.
+  const double dh = static_cast<double>(shape.head_dim);
+  const double largest_score = 4 * 2.25 * std::sqrt(dh);
+  const double delta = (std::sqrt(dh) * 4 + 3) * kEps * largest_score;
+  return 5.0 * (2 * delta + (8 + 2 * std::sqrt(static_cast<double>(context)) * 4) * kEps);
+}
+
+class AttentionTest : public testing::TestWithParam<Isa> {
+ protected:
+  void SetUp() override {
+    if (!cpu_has(GetParam())) GTEST_SKIP() << "this CPU has no " << isa_name(GetParam());
+  }
+  const SmallOps& ops() const { return small_ops(GetParam()); }
+
+  void expect_matches_reference(const Shape& shape, const std::vector<Sequence>& sequences,
+                                int workers) {
+    SCOPED_TRACE(fmt::format(
+        "H={} Hkv={} Dh={} P={} {} window={} workers={} first context={} queries={}", shape.heads,
+        shape.kv_heads, shape.head_dim, shape.page_tokens, name(shape.dtype), shape.sliding_window,
+        workers, sequences[0].context, sequences[0].queries));
+    PagedCache cache(shape, contexts_of(sequences), 5);
+    const std::vector<Text> texts = texts_for(shape, sequences);
+    write_history(shape, texts, sequences, cache);
+    Step step(shape, texts, sequences, cache), oracle(shape, texts, sequences, cache);
+    const std::vector<float>& got = step.run(ops(), workers);
+    const std::vector<float>& want = oracle.attend_by_reference();
+    int64_t longest = 0;
+    for (const Sequence& sequence : sequences) longest = std::max(longest, sequence.context);
+    const double allowed = tolerance(shape, longest);
+    double worst = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      const double difference = std::fabs(static_cast<double>(got[i]) - want[i]);
+      worst = std::isnan(difference) ? std::numeric_limits<double>::infinity()
+                                     : std::max(worst, difference);
+    }
+    EXPECT_LE(worst, allowed);
+  }
+};
+
+TEST_P(AttentionTest, kv_write_stores_what_the_reference_stores) {
+  for (const int64_t head_dim : {8, 20, 24, 64})
+    for (const DType dtype : {DType::kF16, DType::kF32}) {
+      const Shape shape{
+          .heads = 2, .kv_heads = 2, .head_dim = head_dim, .page_tokens = 32, .dtype = dtype};
+      const std::vector<Sequence> sequences = {{40, 40}, {1, 1}, {33, 33}};
+      std::vector<Text> texts = texts_for(shape, sequences);
+      texts[0].k[3] =
+          1e9f;  // beyond f16: clamped, so that masked tokens contribute zero times a number
+      texts[0].v[5] = -1e9f;
+      PagedCache want(shape, contexts_of(sequences), 6), got(shape, contexts_of(sequences), 6);
+      reference::kv_write(Step(shape, texts, sequences, want).write_args());
+      Step step(shape, texts, sequences, got);
+      on_workers(3, [&](const Worker& worker) { ops().kv_write(step.write_args(), worker); });
+      EXPECT_EQ(std::memcmp(got.k().data<void>(), want.k().data<void>(), want.k().bytes()), 0)
+          << head_dim;
+      EXPECT_EQ(std::memcmp(got.v().data<void>(), want.v().data<void>(), want.v().bytes()), 0)
+          << head_dim;
+    }
+}
+
+TEST_P(AttentionTest, decode_matches_the_reference_over_ragged_contexts) {
+  const std::vector<Sequence> sequences = {{1, 1},  {2, 1},   {63, 1}, {64, 1},
+                                           {65, 1}, {130, 1}, {17, 1}};
+  for (const auto& [heads, kv_heads] : {std::pair<int64_t, int64_t>{9, 3}, {4, 4}, {8, 1}, {14, 2}})
+    for (const int64_t head_dim : {8, 24, 64, 128})
+      for (const DType dtype : {DType::kF16, DType::kF32})
+        expect_matches_reference({heads, kv_heads, head_dim, 16, dtype}, sequences, 2);
+}
+
+TEST_P(AttentionTest, prefill_matches_the_reference_over_ragged_shapes) {
+  for (const int64_t tokens : {2, 15, 16, 17, 64, 70, 129})
+    for (const DType dtype : {DType::kF16, DType::kF32})
+      expect_matches_reference({.dtype = dtype}, {{tokens, tokens}, {tokens + 5, tokens}}, 3);
+}
+
+TEST_P(AttentionTest, large_and_odd_head_sizes_match_the_reference) {
+  for (const int64_t head_dim : {20, 40, 72, 80, 96, 256})
+    expect_matches_reference({.heads = 4, .kv_heads = 2, .head_dim = head_dim, .page_tokens = 32},
+                             {{90, 90}, {70, 1}, {33, 7}}, 2);
+}
+
+TEST_P(AttentionTest, one_big_page_and_mixed_batches_match_the_reference) {
+  expect_matches_reference({.page_tokens = 1024}, {{300, 40}, {200, 1}, {65, 65}, {700, 1}}, 4);
+}
+
+TEST_P(AttentionTest, sliding_windows_match_the_reference) {
+  for (const int64_t window : {1, 5, 16, 63, 64, 65, 100}) {
+    Shape shape;
+    shape.sliding_window = window;
+    expect_matches_reference(shape, {{150, 150}, {200, 1}, {3, 1}, {129, 30}}, 2);
+  }
+}
+
+TEST_P(AttentionTest, more_heads_per_kv_head_than_a_block_of_rows_match_the_reference) {
+  expect_matches_reference({.heads = 200, .kv_heads = 2, .head_dim = 8}, {{20, 20}, {5, 1}}, 3);
+}
+
+TEST_P(AttentionTest, scores_of_any_size_give_weights_that_sum_to_one) {
+  // Keys so large that all but one token's weight underflow, and values equal: the result is that
+  // value.
+  const Shape shape{.heads = 2, .kv_heads = 1, .head_dim = 16, .dtype = DType::kF32};
+  std::vector<Text> texts = {Text(shape, 100, 1)};
+  for (float& k : texts[0].k) k *= 1e4f;
+  std::fill(texts[0].v.begin(), texts[0].v.end(), 0.75f);
+  PagedCache cache(shape, {100}, 7);
+  Step step(shape, texts, {{100, 100}}, cache);
+  for (const float value : step.run(ops(), 2)) EXPECT_NEAR(value, 0.75f, 100 * 0x1p-24);
+}
+
+// Runs one sequence of `tokens` in steps of the given sizes and returns all rows of out.
+std::vector<float> in_steps(const SmallOps& ops, const Shape& shape, const Text& text,
+                            const std::vector<int64_t>& sizes, int workers) {
+  const int64_t tokens = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+  PagedCache cache(shape, {tokens}, static_cast<uint32_t>(sizes.size()));
+  std::vector<float> out;
+  int64_t done = 0;
+  for (const int64_t size : sizes) {
+    done += size;
+    Step step(shape, {text}, {{done, size}}, cache);
+    const std::vector<float>& rows = step.run(ops, workers);
+    out.insert(out.end(), rows.begin(), rows.end());
+  }
+  return out;
+}
+
+TEST_P(AttentionTest,
+       chunked_prefill_token_by_token_decode_and_any_worker_count_give_the_same_bits) {
+  for (const int64_t window : {0, 37})
+    for (const int64_t head_dim : {20, 40, 64})
+      for (const DType dtype : {DType::kF16, DType::kF32}) {
+        Shape shape{.heads = 6, .kv_heads = 2, .head_dim = head_dim, .dtype = dtype};
+        shape.sliding_window = window;
+        const int64_t tokens = 140;
+        const Text text(shape, tokens, 8);
+        const std::vector<float> whole = in_steps(ops(), shape, text, {tokens}, 1);
+        const std::vector<std::vector<int64_t>> cuts = {
+            {tokens},    {64, 64, 12}, {1, 99, 40},
+            {63, 2, 75}, {139, 1},     std::vector<int64_t>(tokens, 1)};
+        for (const std::vector<int64_t>& sizes : cuts)
+          for (const int workers : {2, 5}) {
+            const std::vector<float> cut = in_steps(ops(), shape, text, sizes, workers);
+            EXPECT_EQ(std::memcmp(cut.data(), whole.data(), whole.size() * sizeof(float)), 0)
+                << "Dh " << head_dim << ", window " << window << ", steps " << sizes.size()
+                << ", workers " << workers;
+          }
+      }
+}
+
+TEST_P(AttentionTest, a_query_gives_the_same_bits_alone_and_in_any_batch) {
+  const Shape shape;
+  const std::vector<Sequence> sequences = {{100, 1}, {31, 31}, {257, 1}, {90, 20}, {64, 1}};
+  const std::vector<Text> texts = texts_for(shape, sequences);
+  PagedCache cache(shape, contexts_of(sequences), 9);
+  write_history(shape, texts, sequences, cache);
+  Step together(shape, texts, sequences, cache);
+  const std::vector<float> all = together.run(ops(), 3);
+  size_t at = 0;
+  for (size_t b = 0; b < sequences.size(); ++b) {
+    PagedCache own(shape, {sequences[b].context}, 10);
+    write_history(shape, {texts[b]}, {sequences[b]}, own);
+    Step alone(shape, {texts[b]}, {sequences[b]}, own);
+    const std::vector<float>& rows = alone.run(ops(), 1);
+    EXPECT_EQ(std::memcmp(rows.data(), all.data() + at, rows.size() * sizeof(float)), 0)
+        << "sequence " << b;
+    at += rows.size();
+  }
+  EXPECT_EQ(at, all.size());
+}
+
+TEST_P(AttentionTest, a_step_without_rows_and_sequences_without_queries_are_fine) {
+  const Shape shape;
+  const std::vector<Sequence> sequences = {{20, 0}, {30, 3}, {7, 0}};
+  expect_matches_reference(shape, sequences, 2);
+  PagedCache cache(shape, {1}, 1);
+  Step nothing(shape, {}, {}, cache);
+  EXPECT_TRUE(nothing.run(ops(), 2).empty());
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest,
+                         testing::Values(Isa::kPortable, Isa::kAvx2, Isa::kAvx512),
+                         [](const auto& param) { return std::string(isa_name(param.param)); });
+
+}  // namespace
+}  // namespace whit::cpu

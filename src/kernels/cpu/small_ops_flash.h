@@ -1,0 +1,289 @@
+// Attention over an ISA's vector type S, flash-style: small_ops_attention.h states the arithmetic.
+//
+// Per unit and block of 64 tokens, row tiles of up to 6 rows (query × head) do
+//   scores  [6, 64] = q [6, Dh] · k      16 tokens × 6 rows of accumulators (12 ymm, or 24 zmm for
+//   64) softmax           64 lanes a row out     [6, Dh] += p [6, 64] · v     6 rows × 16 (ymm) or
+//   64 (zmm) dimensions of accumulators
+// With more than kDirectRows rows an f16 block is converted to f32 once for all of them; with fewer
+// (decode) elements are converted as they are loaded. Both orders of work give the same bits.
+// Bound: per row and token 2·Dh multiply-adds and one exp (about 12 instructions a vector), so at
+// Dh = 64 the multiply-adds are 85–90 % of the instructions that use the arithmetic ports.
+#pragma once
+
+#include "kernels/cpu/small_ops_vector.h"
+
+namespace whit::cpu {
+namespace {
+
+constexpr int64_t kTilesPerBlock = kBlockTokens / kTileTokens;
+constexpr int64_t kRowTile = 6;
+constexpr int64_t kDirectRows = 8;
+
+struct FlashScratch {
+  float *q, *out;        // [rows, Dh]
+  float *k, *v;          // one block as f32: [4, Dh, 16], [64, Dh]
+  float* p;              // [6, 64] scores, then probabilities
+  float *maximum, *sum;  // [rows]
+};
+
+inline int64_t flash_rows(const AttentionArgs& args) {
+  return query_block(args) * (args.heads / args.cache.kv_heads);
+}
+
+inline int64_t flash_scratch_bytes(const AttentionArgs& args) {
+  const int64_t dh = args.cache.head_dim, rows = flash_rows(args);
+  const int64_t floats = 2 * rows * dh + 2 * kBlockTokens * dh + kRowTile * kBlockTokens + 2 * rows;
+  return (floats * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
+}
+
+// p[r][16·n + lane] = Σ_d q[r][d] · k[n][d][lane] for N tiles.
+template <typename S, int R, int N, typename T>
+inline void score_tiles(const float* q, int64_t dh, const T* const* k, float* p) {
+  constexpr int kVectors = kTileTokens / S::kLanes;
+  typename S::V acc[R][N * kVectors];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < N * kVectors; ++i) acc[r][i] = S::zero();
+  for (int64_t d = 0; d < dh; ++d) {
+    typename S::V key[N * kVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < N * kVectors; ++i)
+      key[i] = S::load_element(k[i / kVectors] + d * kTileTokens + i % kVectors * S::kLanes);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const typename S::V query = S::broadcast(q + r * dh + d);
+#pragma GCC unroll 8
+      for (int i = 0; i < N * kVectors; ++i) acc[r][i] = S::fma(query, key[i], acc[r][i]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < N * kVectors; ++i)
+      S::store(p + r * kBlockTokens + i * S::kLanes, acc[r][i]);
+}
+
+// out[r][d…] = out[r][d…] · alpha[r] + Σ_j p[r][j] · v[j][d…], j ascending in [begin, end), for N
+// vectors of dimensions.
+template <typename S, int R, int N, typename T>
+inline void add_values(const float* p, const float* alpha, const T* const* v, int64_t begin,
+                       int64_t end, int64_t dh, int64_t d, float* out) {
+  typename S::V acc[R][N];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i)
+      acc[r][i] = S::mul(S::load(out + r * dh + d + i * S::kLanes), S::broadcast(alpha + r));
+  for (int64_t tile = begin / kTileTokens; tile * kTileTokens < end; ++tile) {
+    const int64_t first = tile * kTileTokens;
+    const int64_t from = begin > first ? begin : first, to = least(end, first + kTileTokens);
+    const T* row = v[tile] + (from - first) * dh + d;
+    for (int64_t j = from; j < to; ++j, row += dh) {
+      typename S::V value[N];
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) value[i] = S::load_element(row + i * S::kLanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) {
+        const typename S::V weight = S::broadcast(p + r * kBlockTokens + j);
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) acc[r][i] = S::fma(weight, value[i], acc[r][i]);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) S::store(out + r * dh + d + i * S::kLanes, acc[r][i]);
+}
+
+// Turns one row of scores into probabilities relative to the new maximum; returns α. Tokens outside
+// [begin, end) are masked; if that leaves none, nothing changes (α = 1, p = 0).
+template <typename S>
+inline float softmax_row(float* p, int64_t begin, int64_t end, float& maximum, float& sum) {
+  constexpr int kVectors = kBlockTokens / S::kLanes;
+  using V = typename S::V;
+  V s[kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) s[i] = S::load(p + i * S::kLanes);
+  if (begin > 0 || end < kBlockTokens) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) s[i] = S::within(s[i], i * S::kLanes, begin, end);
+  }
+  V largest = s[0];
+#pragma GCC unroll 8
+  for (int i = 1; i < kVectors; ++i) largest = S::max(largest, s[i]);
+  float new_maximum = S::reduce_max(largest);
+  if (!(new_maximum > maximum)) new_maximum = maximum;
+  if (new_maximum == -__builtin_inff()) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) S::store(p + i * S::kLanes, S::zero());
+    return 1.0f;
+  }
+  const V shift = S::set1(new_maximum);
+  V total = S::zero();
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+    const V e = exp2<S>(S::sub(s[i], shift));
+    S::store(p + i * S::kLanes, e);
+    total = S::add(total, e);
+  }
+  const float alpha = S::first(exp2<S>(S::set1(maximum - new_maximum)));
+  sum = sum * alpha + S::reduce_add(total);
+  maximum = new_maximum;
+  return alpha;
+}
+
+// One unit's view of the current block.
+template <typename T>
+struct FlashBlock {
+  const T* k[kTilesPerBlock];  // tiles [Dh, 16]
+  const T* v[kTilesPerBlock];  // tiles [16, Dh]
+  int64_t start;               // position of its first token
+};
+
+template <typename S, int R, typename T>
+void attend_rows(const FlashBlock<T>& block, const AttentionUnit& unit, int64_t row, int64_t window,
+                 int64_t dh, const FlashScratch& scratch) {
+  const int64_t heads = unit.head_end - unit.head_begin;
+  const auto end_of = [&](int64_t r) {
+    return least(kBlockTokens, unit.position + r / heads + 1 - block.start);
+  };
+  const auto begin_of = [&](int64_t r) {
+    const int64_t begin = unit.position + r / heads + 1 - window - block.start;
+    return begin > 0 ? begin : 0;
+  };
+  // Rows are in order of position: all tokens that any row of the tile sees.
+  const int64_t begin = begin_of(row), end = end_of(row + R - 1);
+  if (begin >= end) return;
+
+  constexpr int kVectors = kTileTokens / S::kLanes;
+  constexpr int kAccumulators = S::kRegisters * 3 / 4;
+  constexpr int kWidest = kAccumulators / (R * kVectors);
+  constexpr int kTiles = kWidest >= 4 ? 4 : kWidest >= 2 ? 2 : 1;
+  const float* q = scratch.q + row * dh;
+  for (int64_t tile = begin / kTileTokens / kTiles * kTiles; tile * kTileTokens < end;
+       tile += kTiles)
+    score_tiles<S, R, kTiles>(q, dh, block.k + tile, scratch.p + tile * kTileTokens);
+
+  float alpha[R];
+  for (int r = 0; r < R; ++r)
+    alpha[r] = softmax_row<S>(scratch.p + r * kBlockTokens, begin_of(row + r), end_of(row + r),
+                              scratch.maximum[row + r], scratch.sum[row + r]);
+
+  constexpr int kWide = kAccumulators / R >= 8 ? 8 : kAccumulators / R >= 4 ? 4 : 2;
+  float* out = scratch.out + row * dh;
+  int64_t d = 0;
+  for (; d + kWide * S::kLanes <= dh; d += kWide * S::kLanes)
+    add_values<S, R, kWide>(scratch.p, alpha, block.v, begin, end, dh, d, out);
+  for (; d < dh; d += S::kLanes)
+    add_values<S, R, 1>(scratch.p, alpha, block.v, begin, end, dh, d, out);
+}
+
+template <typename S, typename T>
+void attend_block(const FlashBlock<T>& block, const AttentionUnit& unit, int64_t rows,
+                  int64_t window, int64_t dh, const FlashScratch& scratch) {
+  int64_t row = 0;
+  for (; row + 6 <= rows; row += 6) attend_rows<S, 6>(block, unit, row, window, dh, scratch);
+  switch (rows - row) {
+    case 1:
+      return attend_rows<S, 1>(block, unit, row, window, dh, scratch);
+    case 2:
+      return attend_rows<S, 2>(block, unit, row, window, dh, scratch);
+    case 3:
+      return attend_rows<S, 3>(block, unit, row, window, dh, scratch);
+    case 4:
+      return attend_rows<S, 4>(block, unit, row, window, dh, scratch);
+    case 5:
+      return attend_rows<S, 5>(block, unit, row, window, dh, scratch);
+  }
+}
+
+template <typename S, typename T>
+void attend_unit(const AttentionArgs& args, const AttentionUnit& unit,
+                 const FlashScratch& scratch) {
+  using V = typename S::V;
+  const KvCacheView& cache = args.cache;
+  const int64_t dh = cache.head_dim, heads = unit.head_end - unit.head_begin;
+  const int64_t rows = (unit.row_end - unit.row_begin) * heads;
+  const int64_t last = unit.position + unit.row_end - unit.row_begin;
+  const int64_t window = args.sliding_window > 0 ? args.sliding_window : last;
+  const auto offset = [&](int64_t row, int64_t stride) {
+    return (unit.row_begin + row / heads) * stride + (unit.head_begin + row % heads) * dh;
+  };
+
+  // Scores in units of log 2: exp becomes exp2.
+  const V scale = S::set1(args.scale * 0x1.715476p+0f);
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* q = args.q + offset(row, args.q_stride);
+    for (int64_t d = 0; d < dh; d += S::kLanes) {
+      S::store(scratch.q + row * dh + d, S::mul(S::load(q + d), scale));
+      S::store(scratch.out + row * dh + d, S::zero());
+    }
+    scratch.maximum[row] = -__builtin_inff();
+    scratch.sum[row] = 0;
+  }
+
+  const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
+  const int64_t first = unit.position + 1 > window ? unit.position + 1 - window : 0;
+  for (int64_t start = first / kBlockTokens * kBlockTokens; start < last; start += kBlockTokens) {
+    FlashBlock<T> block;
+    block.start = start;
+    for (int64_t tile = 0; tile < kTilesPerBlock; ++tile) {
+      // Tiles past the end are computed together with the last and masked: any valid address will
+      // do.
+      const int64_t wanted = start + tile * kTileTokens;
+      const int64_t token = wanted < last ? wanted : (last - 1) / kTileTokens * kTileTokens;
+      const int64_t page = pages[token / cache.page_tokens];
+      const int64_t at =
+          ((page * cache.kv_heads + unit.kv_head) * cache.page_tokens + token % cache.page_tokens) *
+          dh;
+      block.k[tile] = static_cast<const T*>(cache.k) + at;
+      block.v[tile] = static_cast<const T*>(cache.v) + at;
+    }
+    if (sizeof(T) == sizeof(float) || rows <= kDirectRows) {
+      attend_block<S>(block, unit, rows, window, dh, scratch);
+      continue;
+    }
+    FlashBlock<float> converted;
+    converted.start = start;
+    for (int64_t tile = 0; tile < kTilesPerBlock; ++tile) {
+      float* k = scratch.k + tile * kTileTokens * dh;
+      float* v = scratch.v + tile * kTileTokens * dh;
+      converted.k[tile] = k;
+      converted.v[tile] = v;
+      if (start + tile * kTileTokens >= last) continue;
+      for (int64_t i = 0; i < kTileTokens * dh; i += S::kLanes) {
+        S::store(k + i, S::load_element(block.k[tile] + i));
+        S::store(v + i, S::load_element(block.v[tile] + i));
+      }
+    }
+    attend_block<S>(converted, unit, rows, window, dh, scratch);
+  }
+
+  for (int64_t row = 0; row < rows; ++row) {
+    const V inverse = S::set1(1.0f / scratch.sum[row]);
+    float* out = args.out + offset(row, args.out_stride);
+    // Adding +0 gives every zero the same sign, whichever no-op terms it met.
+    for (int64_t d = 0; d < dh; d += S::kLanes)
+      S::store(out + d, S::add(S::mul(S::load(scratch.out + row * dh + d), inverse), S::zero()));
+  }
+}
+
+template <typename S, typename T>
+void flash_attention(const AttentionArgs& args, const Worker& worker) {
+  const int64_t dh = args.cache.head_dim, rows = flash_rows(args);
+  FlashScratch scratch;
+  scratch.q = reinterpret_cast<float*>(args.scratch + worker.index * flash_scratch_bytes(args));
+  scratch.out = scratch.q + rows * dh;
+  scratch.k = scratch.out + rows * dh;
+  scratch.v = scratch.k + kBlockTokens * dh;
+  scratch.p = scratch.v + kBlockTokens * dh;
+  scratch.maximum = scratch.p + kRowTile * kBlockTokens;
+  scratch.sum = scratch.maximum + rows;
+  for_each_attention_unit(
+      args, worker, [&](const AttentionUnit& unit) { attend_unit<S, T>(args, unit, scratch); });
+}
+
+}  // namespace
+}  // namespace whit::cpu
