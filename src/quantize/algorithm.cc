@@ -3,8 +3,6 @@
 #include <array>
 #include <cmath>
 
-#include "quantize/trial.h"
-
 namespace whit {
 namespace {
 
@@ -56,9 +54,9 @@ void share_factors(const ScalingGroup& group, std::vector<float>& factors) {
     }
 }
 
-GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, std::span<const Candidate> candidates,
-                            std::string_view algorithm, LayerWeights& weights, LayerDecision& decision) {
-  GroupTrial trial(task, group, weights, nullptr);
+GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, GroupTrial& trial,
+                            std::span<const Candidate> candidates, std::string_view algorithm, LayerWeights& weights,
+                            LayerDecision& decision) {
   GroupReport report{.name = group_name(task.graph, group), .algorithm = std::string(algorithm)};
   double best = trial.error(Split::kSearch, nullptr);
   const Candidate* chosen = nullptr;

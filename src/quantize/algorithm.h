@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "quantize/layer.h"
+#include "quantize/trial.h"
 
 namespace whit {
 
@@ -41,8 +42,9 @@ struct Candidate {
 };
 // Tries every candidate on the search split, keeps the best if held-out tokens agree that it beats plain rounding, folds
 // it, and reports. Candidates must leave shared factors (GQA) equal; `share_factors` makes them so.
-GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, std::span<const Candidate> candidates,
-                            std::string_view algorithm, LayerWeights& weights, LayerDecision& decision);
+GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, GroupTrial& trial,
+                            std::span<const Candidate> candidates, std::string_view algorithm, LayerWeights& weights,
+                            LayerDecision& decision);
 void share_factors(const ScalingGroup& group, std::vector<float>& factors);
 std::string group_name(const Graph& graph, const ScalingGroup& group);
 

@@ -10,7 +10,6 @@
 #include <cmath>
 
 #include "quantize/algorithm.h"
-#include "quantize/trial.h"
 
 namespace whit {
 namespace {
@@ -120,7 +119,8 @@ LayerDecision decide_awq(const LayerTask& task, LayerWeights& weights) {
       const float* mean_abs = task.stats_of(group.input).mean_abs.data<float>();
       candidates = scale_candidates({mean_abs, mean_abs + task.graph.value(group.input).width}, group);
     }
-    decision.reports.push_back(choose_and_fold(task, group, candidates, "awq", weights, decision));
+    GroupTrial trial(task, group, weights, nullptr);
+    decision.reports.push_back(choose_and_fold(task, group, trial, candidates, "awq", weights, decision));
     if (group.producer < 0) decision.reports.back().note = "nothing before it can absorb the factors";
   }
   // Ranges are taken of the weights as all folds left them.

@@ -1,5 +1,6 @@
 #include "quantize/layer.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace whit {
@@ -67,19 +68,29 @@ void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWe
   }
 }
 
+double dot(const float* a, const float* b, int64_t count) {
+  constexpr int64_t kBlock = 512, kLanes = 16;
+  double total = 0;
+  for (int64_t first = 0; first < count; first += kBlock) {
+    const int64_t end = std::min(count, first + kBlock);
+    float lanes[kLanes] = {};
+    int64_t i = first;
+    for (; i + kLanes <= end; i += kLanes)
+      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
+    for (; i < end; ++i) lanes[0] += a[i] * b[i];
+    for (const float lane : lanes) total += lane;
+  }
+  return total;
+}
+
 std::vector<double> row_errors(const Tensor& delta, const cpu::PackedWeight& gram, Matmul& matmul) {
   const int64_t n = delta.dim(0), k = delta.dim(1);
   Tensor product(DType::kF32, {n, k});
   matmul.multiply(delta.data<float>(), k, n, gram, product.data<float>(), k);
   std::vector<double> errors(n);
   matmul.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float* a = delta.data<float>() + row * k;
-      const float* b = product.data<float>() + row * k;
-      double sum = 0;
-      for (int64_t i = 0; i < k; ++i) sum += static_cast<double>(a[i]) * b[i];
-      errors[row] = sum;
-    }
+    for (int64_t row = begin; row < end; ++row)
+      errors[row] = dot(delta.data<float>() + row * k, product.data<float>() + row * k, k);
   });
   return errors;
 }

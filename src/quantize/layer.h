@@ -58,6 +58,9 @@ struct LayerTask {
 // unchanged (up to rounding of f32). Where query heads share a producer's row, their factors must be equal.
 void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWeights& weights);
 
+// Σ a·b in f32 within blocks of 512 and f64 across them.
+double dot(const float* a, const float* b, int64_t count);
+
 // ∑ over rows of ΔW·gram·ΔWᵀ for ΔW [n, k], by row. `gram` packed by Matmul::pack.
 std::vector<double> row_errors(const Tensor& delta, const cpu::PackedWeight& gram, Matmul& matmul);
 

@@ -124,6 +124,10 @@ void write_layer_plain(Job& job, const Graph& graph, NodeRange range, const Weig
   }
 }
 
+bool needs_stats(const Job& job) {
+  return job.algorithm.needs_calibration || job.recipe.scheme.static_activations();
+}
+
 // Static activations lose what one scale cannot hold: named where the loss is out of all proportion.
 constexpr double kBrokenError = 0.1;
 void add_warnings(Job& job) {
@@ -172,6 +176,7 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
   if (calibrate) stream.emplace(source.config(), graph, weights, *data, options.isa, pool);
   Matmul matmul(pool, options.isa);
 
+  const std::vector<InputStats> none;
   for (int index = 0; index < graph.layers(); ++index) {
     const NodeRange range = graph.layer(index);
     std::vector<InputStats> stats;
@@ -188,7 +193,7 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
       }
       const LayerTask task{.graph = graph,
                            .range = range,
-                           .stats = stats,
+                           .stats = needs_stats(*job) ? stats : none,
                            .scheme = job->recipe.scheme,
                            .fixed_alpha = job->recipe.alpha,
                            .matmul = matmul};

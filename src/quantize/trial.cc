@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 namespace whit {
 
@@ -50,10 +51,11 @@ GroupTrial::GroupTrial(const LayerTask& task, const ScalingGroup& group, const L
                        const float* applied)
     : task_(task), group_(group), weights_(weights), k_(task.graph.value(group.input).width) {
   const InputStats& stats = task.stats_of(group.input);
-  const auto factor = [&](int64_t i) { return applied == nullptr ? 1.0f : 1.0f / applied[i]; };
+  std::vector<float> inverse(k_, 1.0f);
   for (int64_t i = 0; i < k_; ++i) {
-    mean_abs_.push_back(stats.mean_abs.data<float>()[i] * factor(i));
-    max_abs_.push_back(stats.max_abs.data<float>()[i] * factor(i));
+    if (applied != nullptr) inverse[i] = 1.0f / applied[i];
+    mean_abs_.push_back(stats.mean_abs.data<float>()[i] * inverse[i]);
+    max_abs_.push_back(stats.max_abs.data<float>()[i] * inverse[i]);
   }
   const SplitStats* sources[2] = {&stats.search, &stats.held_out};
   for (int which = 0; which < 2; ++which) {
@@ -63,10 +65,13 @@ GroupTrial::GroupTrial(const LayerTask& task, const ScalingGroup& group, const L
     split.sample_rows = sources[which]->sample_rows;
     float* gram = split.gram.data<float>();
     float* sample = split.sample.data<float>();
-    for (int64_t i = 0; i < k_; ++i)
-      for (int64_t j = 0; j < k_; ++j) gram[i * k_ + j] *= factor(i) * factor(j);
-    for (int64_t t = 0; t < split.sample_rows; ++t)
-      for (int64_t i = 0; i < k_; ++i) sample[t * k_ + i] *= factor(i);
+    if (applied != nullptr)
+      task.pool().parallel_for(k_, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t j = 0; j < k_; ++j) gram[i * k_ + j] *= inverse[i] * inverse[j];
+        for (int64_t t = 0; t < split.sample_rows; ++t)
+          for (int64_t i = begin; i < end; ++i) sample[t * k_ + i] *= inverse[i];
+      });
     split.packed_gram = task.matmul.pack(gram, k_, k_);
     for (const NodeId id : group.linears) {
       double energy = 0;
@@ -80,8 +85,10 @@ std::vector<float> GroupTrial::max_abs_weight() const {
   std::vector<float> largest(k_, 0.0f);
   for (const NodeId id : group_.linears) {
     const Tensor& w = weights_.linears.at(id);
-    for (int64_t row = 0; row < w.dim(0); ++row)
-      for (int64_t i = 0; i < k_; ++i) largest[i] = std::max(largest[i], std::fabs(w.data<float>()[row * k_ + i]));
+    task_.pool().parallel_for(k_, [&](int64_t begin, int64_t end) {
+      for (int64_t row = 0; row < w.dim(0); ++row)
+        for (int64_t i = begin; i < end; ++i) largest[i] = std::max(largest[i], std::fabs(w.data<float>()[row * k_ + i]));
+    });
   }
   return largest;
 }
@@ -122,10 +129,14 @@ double GroupTrial::activation_error(SplitData& split, const Tensor& rounded, con
   if (product_.empty() || product_.size() < rows * n) product_ = Tensor(DType::kF32, {rows, n});
   const cpu::PackedWeight packed = task_.matmul.pack(rounded.data<float>(), n, k_);
   task_.matmul.multiply(activation_delta_.data<float>(), k_, rows, packed, product_.data<float>(), n);
-  double total = 0;
-  const float* y = product_.data<float>();
-  for (int64_t i = 0; i < rows * n; ++i) total += static_cast<double>(y[i]) * y[i];
-  return total / static_cast<double>(rows);
+  std::vector<double> squares(rows);
+  task_.pool().parallel_for(rows, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* y = product_.data<float>() + t * n;
+      squares[t] = dot(y, y, n);
+    }
+  });
+  return std::accumulate(squares.begin(), squares.end(), 0.0) / static_cast<double>(rows);
 }
 
 double GroupTrial::linear_error(Split which, NodeId linear, const float* s, const Tensor* clip) {
