@@ -6,6 +6,7 @@
 namespace whit::cpu {
 
 extern const LinearKernel kAvx2LinearFloat[4];
+extern const LinearKernel kAvx2LinearW4A8, kAvx2LinearW8A8;
 
 extern const LinearKernel kPortableLinearFloat[4];
 extern const LinearKernel kPortableLinearInt8[2];

@@ -16,6 +16,8 @@ std::vector<LinearKernel> collect() {
     rows.insert(rows.end(), more.begin(), more.end());
   };
   add(kAvx2LinearFloat);
+  add({&kAvx2LinearW4A8, 1});
+  add({&kAvx2LinearW8A8, 1});
   add(kPortableLinearFloat);
   add(kPortableLinearInt8);
   return rows;
