@@ -44,6 +44,12 @@ inline __m256i broadcast(const int8_t* from) {
 inline __m256i low_nibbles(__m256i words) { return _mm256_and_si256(words, _mm256_set1_epi8(15)); }
 inline __m256i high_nibbles(__m256i words) { return low_nibbles(_mm256_srli_epi16(words, 4)); }
 
+// sum += products, in int16. As an intrinsic g++ 12 regroups the additions of a whole unrolled loop, which keeps every
+// product in memory until the end.
+inline void add_int16(__m256i& sum, __m256i products) {
+  __asm__("vpaddw %1, %0, %0" : "+x"(sum) : "x"(products));
+}
+
 // Scales and zero points of one group for the rows of a panel.
 struct Group {
   __m256 scale[kPanelVectors];
@@ -75,7 +81,11 @@ inline __attribute__((always_inline)) void add_packed_lines(const std::byte* lin
       repeat<MR>([&](auto m) __attribute__((always_inline)) {
         const __m256i a = _mm256_maddubs_epi16(low, broadcast(q + m * q_stride));
         const __m256i b = _mm256_maddubs_epi16(high, broadcast(q + m * q_stride + 4));
-        sums[m][v] = _mm256_add_epi16(first ? a : _mm256_add_epi16(sums[m][v], a), b);
+        if constexpr (first)
+          sums[m][v] = a;
+        else
+          add_int16(sums[m][v], a);
+        add_int16(sums[m][v], b);
       });
     });
     line += kLineBytes;
@@ -101,8 +111,13 @@ inline __attribute__((always_inline)) void add_unpacked_lines(const std::byte* c
     repeat<MR>([&](auto m) __attribute__((always_inline)) {
       const __m256i value = broadcast(q + m * q_stride);
       const __m256i a = _mm256_maddubs_epi16(w0, value), b = _mm256_maddubs_epi16(w1, value);
-      sums[m][0] = first ? a : _mm256_add_epi16(sums[m][0], a);
-      sums[m][1] = first ? b : _mm256_add_epi16(sums[m][1], b);
+      if constexpr (first) {
+        sums[m][0] = a;
+        sums[m][1] = b;
+      } else {
+        add_int16(sums[m][0], a);
+        add_int16(sums[m][1], b);
+      }
     });
     codes += 4 * kTileColumns;
     q += 4;
