@@ -44,8 +44,8 @@ inline __m256i broadcast(const int8_t* from) {
 inline __m256i low_nibbles(__m256i words) { return _mm256_and_si256(words, _mm256_set1_epi8(15)); }
 inline __m256i high_nibbles(__m256i words) { return low_nibbles(_mm256_srli_epi16(words, 4)); }
 
-// sum += products, in int16. As an intrinsic g++ 12 regroups the additions of a whole unrolled loop, which keeps every
-// product in memory until the end.
+// sum += products, in int16. As an intrinsic g++ 12 regroups the additions of a whole unrolled
+// loop, which keeps every product in memory until the end.
 inline void add_int16(__m256i& sum, __m256i products) {
   __asm__("vpaddw %1, %0, %0" : "+x"(sum) : "x"(products));
 }
