@@ -9,30 +9,18 @@
 // blocked (a block's sums are stored as f32 and carried on). int4 weights are (code − zero) ·
 // scale, exact in f32; int8_channel sums code · x and multiplies the sum by the row's scale.
 //
-// M ≤ 2: a panel's words are widened in registers and used at once (bound by the panel's bytes).
-// M > 2: blocks of kBlockColumns × 32 rows are widened to f32 in scratch, which L1 and L2 hold,
-// then used by every row of x in tiles of kTileRows × kTileColumns outputs kept in registers (bound
-// by the FMA units).
+// M ≤ V::kMostDirectRows: a panel's words are widened in registers and used at once (bound by the
+// panel's bytes). More: blocks of kBlockColumns × 32 rows are widened to f32 in scratch, which L1
+// and L2 hold, then used by every row of x in tiles of kTileRows × kTileColumns outputs kept in
+// registers (bound by the FMA units).
 #pragma once
 
 #include "kernels/cpu/linear_layout.h"
+#include "kernels/cpu/repeat.h"
 
 namespace whit::cpu {
 
-// f(0), f(1) … f(N − 1) with constant arguments. g++ 12 unrolls plain loops only after it has
-// decided which arrays live in registers, and would store every sum to the stack at each step.
-template <typename F, int... I>
-inline __attribute__((always_inline)) void repeat_each(const F& f,
-                                                       std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>{}), ...);
-}
-template <int N, typename F>
-inline __attribute__((always_inline)) void repeat(const F& f) {
-  repeat_each(f, std::make_integer_sequence<int, N>{});
-}
-
-// V::Reg, V::Words, V::kLanes, V::kTileRows, V::kTileVectors and V's operations are documented in
-// avx2/linear_float.cc.
+// V is documented by its first instance, in avx2/linear_float.cc.
 template <class V, WeightFormat format>
 struct FloatLinear {
   using Reg = typename V::Reg;
@@ -40,9 +28,7 @@ struct FloatLinear {
   static constexpr int kPanelVectors = kPanelRows / V::kLanes;
   static constexpr int kTileColumns = V::kLanes * V::kTileVectors;
   static constexpr int kPerWord = columns_per_word(format);
-  // 256 columns × 16 rows of f32 are 16 KB, half of a 32 KB L1; larger blocks save loads and stores
-  // of partial sums.
-  static constexpr int64_t kBlockColumns = 256;
+  static constexpr int64_t kBlockColumns = V::kBlockColumns;
   // Rows of x per block: their K columns should stay in L2 while all panels pass by.
   static constexpr int64_t kBlockBytes = 256 << 10;
   static constexpr int64_t kLeastBlockRows = 48, kMostBlockRows = 192;
@@ -160,6 +146,14 @@ struct FloatLinear {
     repeat<MR * kPanelVectors>([&](auto i) __attribute__((always_inline)) {
       V::store(out + V::kLanes * i, sums[i / kPanelVectors][i % kPanelVectors]);
     });
+  }
+
+  using DirectFunction = void (*)(const PackedWeight&, const std::byte*, const float*, int64_t,
+                                  float*);
+  template <int... M>
+  static DirectFunction direct_function(int64_t rows, std::integer_sequence<int, M...>) {
+    static constexpr DirectFunction kFunctions[] = {multiply_panel<M + 1>...};
+    return kFunctions[rows - 1];
   }
 
   // Lines → f32 [32 / kTileColumns][kBlockColumns][kTileColumns], from column `at` of the block on.
@@ -294,10 +288,9 @@ struct FloatLinear {
       const float* x = args.x + m * args.x_stride;
       for (int64_t index = share.panel_begin; index < share.panel_end; ++index) {
         const std::byte* panel = panels + index * stride;
-        if (rows == 1)
-          multiply_panel<1>(weight, panel, x, args.x_stride, sums);
-        else if (rows == 2)
-          multiply_panel<2>(weight, panel, x, args.x_stride, sums);
+        if (rows <= V::kMostDirectRows)
+          direct_function(rows, std::make_integer_sequence<int, V::kMostDirectRows>{})(
+              weight, panel, x, args.x_stride, sums);
         else
           multiply_panel_blocked(weight, panel, x, args.x_stride, rows, block, sums);
         finish(args, panel, index, m, rows, sums);

@@ -5,7 +5,11 @@
 
 namespace whit::cpu {
 
+extern const LinearKernel kAvx512LinearFloat[4];
+extern const LinearKernel kAvx512LinearW4A8, kAvx512LinearW8A8;
+
 extern const LinearKernel kAvx2LinearFloat[4];
+extern const LinearKernel kAvx2LinearW4A8, kAvx2LinearW8A8;
 
 extern const LinearKernel kPortableLinearFloat[4];
 extern const LinearKernel kPortableLinearInt8[2];

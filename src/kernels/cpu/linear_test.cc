@@ -360,7 +360,7 @@ INSTANTIATE_TEST_SUITE_P(Rows, Int8Linear, testing::ValuesIn(rows_with({Activati
                          test_name);
 
 TEST(LinearTable, has_a_row_of_every_isa_for_every_pair_that_schemes_need) {
-  for (Isa isa : {Isa::kPortable}) {
+  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
     for (WeightFormat format : {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt4Group,
                                 WeightFormat::kInt8Channel})
       EXPECT_EQ(linear_kernel(format, Activation::kFloat, isa).isa, isa) << name(format);

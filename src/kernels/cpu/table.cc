@@ -15,7 +15,12 @@ std::vector<LinearKernel> collect() {
   const auto add = [&](std::span<const LinearKernel> more) {
     rows.insert(rows.end(), more.begin(), more.end());
   };
+  add(kAvx512LinearFloat);
+  add({&kAvx512LinearW4A8, 1});
+  add({&kAvx512LinearW8A8, 1});
   add(kAvx2LinearFloat);
+  add({&kAvx2LinearW4A8, 1});
+  add({&kAvx2LinearW8A8, 1});
   add(kPortableLinearFloat);
   add(kPortableLinearInt8);
   return rows;

@@ -14,9 +14,14 @@ struct Avx2 {
   using Reg = __m256;     // kLanes f32
   using Words = __m256i;  // kLanes words of 32 bits
   static constexpr int kLanes = 8;
-  // 6 × 2 sums, 2 weights and a broadcast value: 15 of 16 registers, 12 independent FMAs for a
-  // latency of 4 at 2 a clock.
+  // 6 × 2 sums, 2 weights and a broadcast value: 15 of 16 registers, and 12 independent FMAs where
+  // a latency of 4 at two a clock needs 8.
   static constexpr int kTileRows = 6, kTileVectors = 2;
+  // 256 columns × 16 rows of f32 are 16 KB, half of L1; a longer block saves loads and stores of
+  // partial sums.
+  static constexpr int64_t kBlockColumns = 256;
+  // 2 × 4 sums leave registers for the widening.
+  static constexpr int kMostDirectRows = 2;
 
   static Reg zero() { return _mm256_setzero_ps(); }
   static Reg load(const float* from) { return _mm256_loadu_ps(from); }
