@@ -6,7 +6,8 @@ namespace whit::cpu {
 
 // Best ISA first.
 std::span<const SmallOps> small_ops_table() {
-  static const std::array<SmallOps, 2> rows = {avx2::kSmallOps, portable::kSmallOps};
+  static const std::array<SmallOps, 3> rows = {avx512::kSmallOps, avx2::kSmallOps,
+                                               portable::kSmallOps};
   return rows;
 }
 

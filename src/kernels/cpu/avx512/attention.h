@@ -1,0 +1,12 @@
+// Attention and cache writes of the AVX-512 row.
+#pragma once
+
+#include "ops/ops.h"
+
+namespace whit::cpu::avx512 {
+
+void kv_write(const KvWriteArgs& args, const Worker& worker);
+int64_t attention_scratch_bytes(const AttentionArgs& args);
+void attention(const AttentionArgs& args, const Worker& worker);
+
+}  // namespace whit::cpu::avx512

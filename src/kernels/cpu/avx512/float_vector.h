@@ -1,0 +1,117 @@
+// Sixteen f32 lanes for small_ops_vector.h and small_ops_flash.h. For this folder's sources only.
+#pragma once
+
+// GCC 12 warns about its own _mm512_undefined_ps (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include <cstdint>
+
+namespace whit::cpu {
+namespace {
+
+struct Avx512 {
+  using V = __m512;
+  using I = __m512i;
+  static constexpr int64_t kLanes = 16;
+  static constexpr int kCodeVectors = 1;  // per store_codes: 16 bytes
+  static constexpr int kRegisters = 32;
+
+  static V load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, V v) { _mm512_storeu_ps(p, v); }
+  // The first n lanes of memory, `fill` in the others.
+  static V load_partial(const float* p, int64_t n, float fill) {
+    return _mm512_mask_loadu_ps(set1(fill), partial_mask(n), p);
+  }
+  static void store_partial(float* p, V v, int64_t n) {
+    _mm512_mask_storeu_ps(p, partial_mask(n), v);
+  }
+  // Cache and table elements.
+  static V load_element(const float* p) { return load(p); }
+  static V load_element(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static void store_element(float* p, V v) { store(p, v); }
+  static void store_element(uint16_t* p, V v) {
+    // The bound comes first, so that NaN stays NaN.
+    v = min(set1(65504.0f), max(set1(-65504.0f), v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  static V zero() { return _mm512_setzero_ps(); }
+  static V set1(float x) { return _mm512_set1_ps(x); }
+  static V broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static V add(V a, V b) { return _mm512_add_ps(a, b); }
+  static V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+  static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+  static V div(V a, V b) { return _mm512_div_ps(a, b); }
+  static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+  // b where either is NaN.
+  static V max(V a, V b) { return _mm512_max_ps(a, b); }
+  static V min(V a, V b) { return _mm512_min_ps(a, b); }
+  static V round(V v) {
+    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // v · 2^n, n integral.
+  static V scale(V v, V n) { return _mm512_scalef_ps(v, n); }
+  // v, but 0 where x < bound.
+  static V zero_below(V v, V x, float bound) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set1(bound), _CMP_NLT_UQ), v);
+  }
+  static V zero_where_zero(V v, V p) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(p, zero(), _CMP_NEQ_UQ), v);
+  }
+  static uint32_t equal_mask(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  // v in lanes whose index + base lies in [begin, end), −inf elsewhere.
+  static V within(V v, int64_t base, int64_t begin, int64_t end) {
+    const I index =
+        _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                         _mm512_set1_epi32(static_cast<int>(base)));
+    const __mmask16 lanes = _mm512_mask_cmplt_epi32_mask(
+        _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32(static_cast<int>(begin))), index,
+        _mm512_set1_epi32(static_cast<int>(end)));
+    return _mm512_mask_mov_ps(set1(-__builtin_inff()), lanes, v);
+  }
+  static float first(V v) { return _mm512_cvtss_f32(v); }
+  static float reduce_add(V v) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+  static float reduce_max(V v) {
+    const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
+
+  static I zero_int() { return _mm512_setzero_si512(); }
+  static I to_int(V v) { return _mm512_cvtps_epi32(v); }  // to nearest, ties to even
+  static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+  static int32_t reduce_add_int(I v) { return _mm512_reduce_add_epi32(v); }
+  // max(a, bits of |v|) as integers: NaN orders above infinity.
+  static I max_magnitude(I a, V v) {
+    const I bits = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
+    return _mm512_max_epi32(a, bits);
+  }
+  static float reduce_max_magnitude(I v) {
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(v))));
+  }
+  // 16 codes from a vector whose values fit int8.
+  static void store_codes(int8_t* p, const I* v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v[0]));
+  }
+
+ private:
+  static __mmask16 partial_mask(int64_t n) {
+    return static_cast<__mmask16>((1u << static_cast<unsigned>(n)) - 1);
+  }
+};
+
+}  // namespace
+}  // namespace whit::cpu
