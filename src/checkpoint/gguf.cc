@@ -163,8 +163,9 @@ void GgufFile::parse_values(Reader& reader, uint64_t count) {
         for (uint64_t j = 0; j < value.count; ++j) strings.string(key);
         value.bytes = reader.take(strings.offset() - begin, key);
       } else {
-        value.bytes = reader.take(
-            checked_mul(value.count, fixed_size(value.element), where_ + ": an array"), key);
+        value.bytes = reader.take(checked_mul(value.count, fixed_size(value.element),
+                                              fmt::format("{}: key {}", where_, key)),
+                                  key);
       }
     } else {
       value.bytes = reader.take(fixed_size(value.type), key);
@@ -245,10 +246,11 @@ void GgufFile::parse_tensors(Reader& reader, uint64_t count, std::span<const uin
   for (size_t i = 0; i < tensors_.size(); ++i) {
     const auto& [offset, size] = placed[i];
     if (offset > data.size() || size > data.size() - offset)
-      throw Error(ErrorKind::kInvalidData,
-                  "{}: truncated: tensor {} wants bytes {} to {} of the data, the file has {}; "
-                  "download it again",
-                  where_, tensors_[i].name, offset, checked_add(offset, size, where_), data.size());
+      throw Error(
+          ErrorKind::kInvalidData,
+          "{}: truncated: tensor {} wants {} bytes at byte {} of the data, the file has {}; "
+          "download it again",
+          where_, tensors_[i].name, size, offset, data.size());
     tensors_[i].data = data.subspan(offset, size);
   }
   std::vector<size_t> order(tensors_.size());
