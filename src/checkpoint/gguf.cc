@@ -242,6 +242,7 @@ void GgufFile::parse_tensors(Reader& reader, uint64_t count, std::span<const uin
   const uint64_t data_begin = std::min<uint64_t>(
       static_cast<uint64_t>(round_up(static_cast<int64_t>(reader.offset()), alignment)),
       bytes.size());
+  header_ = bytes.first(data_begin);
   const std::span<const uint8_t> data = bytes.subspan(data_begin);
   for (size_t i = 0; i < tensors_.size(); ++i) {
     const auto& [offset, size] = placed[i];

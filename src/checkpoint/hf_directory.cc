@@ -190,6 +190,13 @@ CheckpointContents read_hf_directory(const fs::path& directory) {
   contents.generation_config = read_object_or_empty(directory / "generation_config.json");
   contents.tokenizer_json = [directory] { return read_tokenizer_json(directory); };
   contents.tokenizer_config = [directory] { return read_tokenizer_config(directory); };
+  contents.tokenizer_bytes = [directory] {
+    std::string bytes;
+    for (const char* file :
+         {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"})
+      if (is_file(directory / file)) bytes += read_file(directory / file, kMaxJsonBytes);
+    return bytes;
+  };
   add_weights(directory, contents);
   contents.description = fmt::format(
       "{} (Hugging Face directory, {} tensors in {} file{})", directory.string(),
