@@ -1,6 +1,7 @@
 #include "checkpoint/gguf.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -41,7 +42,10 @@ bool is_integer(GgufType type) {
 
 // The double that prints as `value` does: what a JSON file would have said.
 double shortest_decimal(float value) {
-  return std::isfinite(value) ? std::stod(fmt::format("{}", value)) : static_cast<double>(value);
+  double result = static_cast<double>(value);
+  const std::string text = fmt::format("{}", value);
+  if (std::isfinite(value)) std::from_chars(text.data(), text.data() + text.size(), result);
+  return result;
 }
 
 // nullopt for a u64 above INT64_MAX.

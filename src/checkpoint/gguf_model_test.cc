@@ -228,6 +228,10 @@ TEST(GgufRope, reads_linear_and_named_scalings) {
                                 .f32("llama.rope.scaling.factor", 4)
                                 .u32("llama.rope.scaling.original_context_length", 512));
   EXPECT_EQ(yarn["rope_type"], "yarn");
+  expect_error(ErrorKind::kUnsupported, {"m.gguf", "\"longrope\""},
+               [&] { scaling(GgufBuilder().string("llama.rope.scaling.type", "longrope")); });
+  expect_error(ErrorKind::kInvalidData, {"llama.rope.scaling.factor", "out of range"},
+               [&] { scaling(GgufBuilder().f32("llama.rope.scaling.factor", -1)); });
   EXPECT_EQ(yarn["original_max_position_embeddings"], 512);
 }
 

@@ -27,6 +27,8 @@ enum TokenType : int64_t {
 };
 
 constexpr size_t kMaxPieceBytes = 1024;
+// Llama 2 has two merges per piece; far more is an attack on memory.
+constexpr size_t kMaxMergesPerPiece = 32;
 
 struct Vocabulary {
   std::vector<std::string_view> tokens;
@@ -293,6 +295,9 @@ std::string derived_merges_json(const GgufFile& file, const Vocabulary& vocabula
       if (mergeable(left) != nullptr && mergeable(right) != nullptr)
         merges.push_back({(*scores)[i], characters(left), characters(right), left, right});
     }
+    if (merges.size() > kMaxMergesPerPiece * vocabulary.tokens.size())
+      throw Error(ErrorKind::kResource, "{}: the vocabulary has more than {} merges per piece",
+                  file.where(), kMaxMergesPerPiece);
     std::sort(merges.begin() + static_cast<int64_t>(begin), merges.end(),
               [&](const Merge& a, const Merge& b) {
                 return std::pair(*mergeable(a.left), *mergeable(a.right)) <
@@ -373,14 +378,15 @@ Json tokenizer_config_from_gguf(const GgufFile& file) {
     require_utf8(file, *chat, "tokenizer.chat_template", 0);
     config["chat_template"] = std::string(*chat);
   }
-  Json decoder = Json::object();
+  // Appended to the object's vector: assignment by key would search it linearly.
+  Json::object_t decoder;
   for (const AddedToken& token : added_tokens(vocabulary))
-    decoder[std::to_string(token.id)] = {{"content", text_of(token.id)},
-                                         {"single_word", false},
-                                         {"lstrip", false},
-                                         {"rstrip", false},
-                                         {"normalized", false},
-                                         {"special", token.special}};
+    decoder.emplace_back(std::to_string(token.id), Json{{"content", text_of(token.id)},
+                                                        {"single_word", false},
+                                                        {"lstrip", false},
+                                                        {"rstrip", false},
+                                                        {"normalized", false},
+                                                        {"special", token.special}});
   config["added_tokens_decoder"] = std::move(decoder);
   return config;
 }

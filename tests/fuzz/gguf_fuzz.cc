@@ -26,6 +26,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     allow_errors([&] { whit::tokenizer_json_from_gguf(*file); });
     allow_errors([&] { whit::tokenizer_config_from_gguf(*file); });
     const whit::Checkpoint checkpoint(whit::read_gguf(file));
+    checkpoint.config().dump();
     for (const std::string& name : checkpoint.names())
       allow_errors([&] { checkpoint.load_f32(name); });
   });
