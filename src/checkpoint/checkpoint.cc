@@ -167,6 +167,8 @@ std::string Checkpoint::digest() const {
     XXH3_128bits_update(&state, text.data(), text.size());
   };
   add(config().dump(-1, ' ', false, Json::error_handler_t::replace));
+  add(generation_config().dump(-1, ' ', false, Json::error_handler_t::replace));
+  add(state_->contents.tokenizer_bytes());
   for (const StoredTensor& tensor : state_->contents.tensors) {
     add(tensor.name);
     add(name(tensor.type));

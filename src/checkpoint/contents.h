@@ -24,6 +24,7 @@ struct CheckpointContents {
   // Called at most once each: a vocabulary takes far longer to read than everything else.
   std::function<std::string()> tokenizer_json;
   std::function<Json()> tokenizer_config;
+  std::function<std::string()> tokenizer_bytes;     // the tokenizer as stored, for the digest
   std::vector<std::shared_ptr<const void>> owners;  // what the tensors' bytes live in
 };
 

@@ -1,6 +1,7 @@
 #include "checkpoint/gguf.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -41,7 +42,10 @@ bool is_integer(GgufType type) {
 
 // The double that prints as `value` does: what a JSON file would have said.
 double shortest_decimal(float value) {
-  return std::isfinite(value) ? std::stod(fmt::format("{}", value)) : static_cast<double>(value);
+  double result = static_cast<double>(value);
+  const std::string text = fmt::format("{}", value);
+  if (std::isfinite(value)) std::from_chars(text.data(), text.data() + text.size(), result);
+  return result;
 }
 
 // nullopt for a u64 above INT64_MAX.
@@ -163,8 +167,9 @@ void GgufFile::parse_values(Reader& reader, uint64_t count) {
         for (uint64_t j = 0; j < value.count; ++j) strings.string(key);
         value.bytes = reader.take(strings.offset() - begin, key);
       } else {
-        value.bytes = reader.take(
-            checked_mul(value.count, fixed_size(value.element), where_ + ": an array"), key);
+        value.bytes = reader.take(checked_mul(value.count, fixed_size(value.element),
+                                              fmt::format("{}: key {}", where_, key)),
+                                  key);
       }
     } else {
       value.bytes = reader.take(fixed_size(value.type), key);
@@ -241,14 +246,16 @@ void GgufFile::parse_tensors(Reader& reader, uint64_t count, std::span<const uin
   const uint64_t data_begin = std::min<uint64_t>(
       static_cast<uint64_t>(round_up(static_cast<int64_t>(reader.offset()), alignment)),
       bytes.size());
+  header_ = bytes.first(data_begin);
   const std::span<const uint8_t> data = bytes.subspan(data_begin);
   for (size_t i = 0; i < tensors_.size(); ++i) {
     const auto& [offset, size] = placed[i];
     if (offset > data.size() || size > data.size() - offset)
-      throw Error(ErrorKind::kInvalidData,
-                  "{}: truncated: tensor {} wants bytes {} to {} of the data, the file has {}; "
-                  "download it again",
-                  where_, tensors_[i].name, offset, checked_add(offset, size, where_), data.size());
+      throw Error(
+          ErrorKind::kInvalidData,
+          "{}: truncated: tensor {} wants {} bytes at byte {} of the data, the file has {}; "
+          "download it again",
+          where_, tensors_[i].name, size, offset, data.size());
     tensors_[i].data = data.subspan(offset, size);
   }
   std::vector<size_t> order(tensors_.size());

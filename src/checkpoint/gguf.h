@@ -47,6 +47,9 @@ class GgufFile {
   const StoredTensor* find(std::string_view name) const;
   const std::string& where() const { return where_; }
   uint32_t version() const { return version_; }
+  std::span<const uint8_t> header() const {
+    return header_;
+  }  // everything before the tensors' data
 
   bool has(std::string_view key) const { return values_.contains(key); }
   // nullopt where the key is absent; kInvalidData naming file and key where the type is another
@@ -81,6 +84,7 @@ class GgufFile {
   std::unique_ptr<MappedFile> file_;
   std::string where_;
   uint32_t version_ = 0;
+  std::span<const uint8_t> header_;
   std::map<std::string_view, Value> values_;  // keys are views of the mapping
   std::vector<StoredTensor> tensors_;
   std::map<std::string, size_t, std::less<>> index_;

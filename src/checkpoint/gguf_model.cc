@@ -292,6 +292,9 @@ CheckpointContents read_gguf(std::shared_ptr<const GgufFile> file) {
   contents.generation_config = model.generation_config();
   contents.tokenizer_json = [file] { return tokenizer_json_from_gguf(*file); };
   contents.tokenizer_config = [file] { return tokenizer_config_from_gguf(*file); };
+  contents.tokenizer_bytes = [file] {
+    return std::string(reinterpret_cast<const char*>(file->header().data()), file->header().size());
+  };
   contents.description = fmt::format("{} (GGUF version {}, {} tensors)", file->where(),
                                      file->version(), contents.tensors.size());
   contents.owners.push_back(std::move(file));

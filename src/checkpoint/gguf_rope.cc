@@ -105,13 +105,22 @@ Json from_frequencies(const GgufFile& file, const StoredTensor& tensor, int64_t 
 Json rope_scaling_from_gguf(const GgufFile& file, std::string_view architecture, int64_t head_dim,
                             double theta) {
   const std::string prefix = fmt::format("{}.rope.", architecture);
-  const std::string type(file.string(prefix + "scaling.type").value_or(""));
-  const auto factor = file.number(prefix + "scaling.factor");
-  const auto legacy =
-      file.number(prefix + "scale_linear");  // older files' name for a linear factor
-  const StoredTensor* frequencies = file.find("rope_freqs.weight");
-  const bool scaled = (factor && *factor != 1) || (legacy && *legacy != 1);
-  if (frequencies != nullptr) {
+  const std::string_view type = file.string(prefix + "scaling.type").value_or("linear");
+  if (type != "none" && type != "linear" && type != "yarn")
+    throw Error(ErrorKind::kUnsupported, "{}: {}scaling.type \"{}\" is not supported", file.where(),
+                prefix, type);
+  const auto positive = [&](const char* name) {
+    const auto value = file.number(prefix + name);
+    if (value && !(*value > 0 && std::isfinite(*value)))
+      throw Error(ErrorKind::kInvalidData, "{}: {}{} = {} is out of range", file.where(), prefix,
+                  name, *value);
+    return value.value_or(1);
+  };
+  // Older files call a linear factor scale_linear.
+  const double factor =
+      file.has(prefix + "scaling.factor") ? positive("scaling.factor") : positive("scale_linear");
+  const bool scaled = type != "none" && factor != 1;
+  if (const StoredTensor* frequencies = file.find("rope_freqs.weight")) {
     const Json result = from_frequencies(file, *frequencies, head_dim, theta);
     if (!result.is_null() && scaled)
       throw Error(ErrorKind::kUnsupported,
@@ -119,14 +128,15 @@ Json rope_scaling_from_gguf(const GgufFile& file, std::string_view architecture,
                   file.where(), frequencies->name, prefix);
     if (!result.is_null()) return result;
   }
-  if (type == "none" || !scaled) return nullptr;
+  if (!scaled) return nullptr;
+  if (positive("scaling.attn_factor") != 1)
+    throw Error(ErrorKind::kUnsupported, "{}: {}scaling.attn_factor other than 1 is not supported",
+                file.where(), prefix);
   Json result;
-  result["rope_type"] = type.empty() ? "linear" : type;
-  result["factor"] = factor ? *factor : *legacy;
+  result["rope_type"] = std::string(type);
+  result["factor"] = factor;
   if (const auto context = file.integer(prefix + "scaling.original_context_length"))
     result["original_max_position_embeddings"] = *context;
-  if (const auto attention = file.number(prefix + "scaling.attn_factor"))
-    result["attention_factor"] = *attention;
   return result;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "checkpoint/gguf_pretokenizer.h"
 
 namespace whit {
 namespace {
@@ -26,68 +27,8 @@ enum TokenType : int64_t {
 };
 
 constexpr size_t kMaxPieceBytes = 1024;
-
-// The expressions are data of the model families' published tokenizers.
-constexpr std::string_view kGpt2 =
-    R"re('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S))re";
-constexpr std::string_view kLlama3 =
-    R"re((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)re";
-constexpr std::string_view kQwen2 =
-    R"re((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)re";
-constexpr std::string_view kTekken =
-    R"re([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)re";
-constexpr std::string_view kGpt4o =
-    R"re([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)re";
-
-enum class Digits { kTogether, kIndividual };
-enum class Lookup { kMerges, kWholeWordFirst };  // kWholeWordFirst: "ignore_merges"
-enum class Normalizer { kNone, kNfc };
-
-struct PreTokenizer {
-  std::string_view name;
-  std::vector<std::string_view> splits;  // empty: ByteLevel's own expression, which is GPT-2's
-  Digits digits = Digits::kTogether;
-  Lookup lookup = Lookup::kMerges;
-  Normalizer normalizer = Normalizer::kNone;
-  bool adds_bos = false;  // where tokenizer.ggml.add_bos_token is absent
-};
-
-const std::vector<PreTokenizer>& pre_tokenizers() {
-  // "default" is what converters wrote before they knew the families: llama.cpp's four passes.
-  static const std::vector<PreTokenizer> kTable = {
-      {"default",
-       {R"re([\p{P}\$\+<=>\^~\|]+)re", kGpt2, R"re(\p{N}+)re", R"re([0-9][0-9][0-9])re"}},
-      {"gpt-2", {}},
-      {"phi-2", {}},
-      {"olmo", {}},
-      {"mpt", {}},
-      {"mellum", {}},
-      {"gigachat", {}},
-      {"exaone4", {}},
-      {"trillion", {}},
-      {"granite-docling", {}},
-      {"smollm", {}, Digits::kIndividual},
-      {"starcoder", {}, Digits::kIndividual},
-      {"refact", {}, Digits::kIndividual},
-      {"command-r", {}, Digits::kIndividual},
-      {"codeshell", {}, Digits::kIndividual},
-      {"minerva-7b", {}, Digits::kIndividual},
-      {"llama-bpe", {kLlama3}, Digits::kTogether, Lookup::kWholeWordFirst, Normalizer::kNone, true},
-      {"llama3", {kLlama3}, Digits::kTogether, Lookup::kWholeWordFirst, Normalizer::kNone, true},
-      {"llama-v3", {kLlama3}, Digits::kTogether, Lookup::kWholeWordFirst, Normalizer::kNone, true},
-      {"falcon3", {kLlama3}, Digits::kTogether, Lookup::kWholeWordFirst, Normalizer::kNone, true},
-      {"pixtral", {kLlama3}, Digits::kTogether, Lookup::kWholeWordFirst, Normalizer::kNone, true},
-      {"lfm2", {kLlama3}, Digits::kTogether, Lookup::kWholeWordFirst, Normalizer::kNone, true},
-      {"smaug-bpe", {kLlama3}},
-      {"dbrx", {kLlama3}},
-      {"qwen2", {kQwen2}, Digits::kTogether, Lookup::kMerges, Normalizer::kNfc},
-      {"megrez", {kQwen2}},
-      {"deepseek-r1-qwen", {kQwen2}},
-      {"tekken", {kTekken}, Digits::kTogether, Lookup::kWholeWordFirst},
-      {"gpt-4o", {kGpt4o}},
-  };
-  return kTable;
-}
+// Llama 2 has two merges per piece; far more is an attack on memory.
+constexpr size_t kMaxMergesPerPiece = 32;
 
 struct Vocabulary {
   std::vector<std::string_view> tokens;
@@ -96,12 +37,63 @@ struct Vocabulary {
       ids;  // the last of equal tokens, as JSON readers take it
 };
 
-std::string quoted(std::string_view text, const GgufFile& file, std::string_view what) {
-  try {
-    return Json(text).dump();
-  } catch (const Json::exception&) {
-    throw Error(ErrorKind::kInvalidData, "{}: {} is not valid UTF-8", file.where(), what);
+// Bytes of the UTF-8 sequence at text[at] (Unicode 15, table 3-7), or 0 where there is none.
+size_t utf8_sequence(std::string_view text, size_t at) {
+  const auto byte = [&](size_t i) {
+    return at + i < text.size() ? static_cast<unsigned char>(text[at + i]) : 0;
+  };
+  const auto continues = [&](size_t i) { return (byte(i) & 0xc0) == 0x80; };
+  const unsigned char lead = byte(0);
+  if (lead < 0x80) return 1;
+  if (lead >= 0xc2 && lead <= 0xdf) return continues(1) ? 2 : 0;
+  if (lead >= 0xe0 && lead <= 0xef) {
+    const bool overlong = lead == 0xe0 && byte(1) < 0xa0,
+               surrogate = lead == 0xed && byte(1) > 0x9f;
+    return continues(1) && continues(2) && !overlong && !surrogate ? 3 : 0;
   }
+  if (lead >= 0xf0 && lead <= 0xf4) {
+    const bool overlong = lead == 0xf0 && byte(1) < 0x90, beyond = lead == 0xf4 && byte(1) > 0x8f;
+    return continues(1) && continues(2) && continues(3) && !overlong && !beyond ? 4 : 0;
+  }
+  return 0;
+}
+
+void require_utf8(const GgufFile& file, std::string_view text, std::string_view what,
+                  size_t index) {
+  for (size_t at = 0; at < text.size();) {
+    const size_t length = utf8_sequence(text, at);
+    if (length == 0)
+      throw Error(ErrorKind::kInvalidData, "{}: {}[{}] is not valid UTF-8", file.where(), what,
+                  index);
+    at += length;
+  }
+}
+
+// Appends valid UTF-8 as a JSON string. Written by hand: the library's route through a value costs
+// many times as much, and a vocabulary has 10^5 of these.
+void append_quoted(std::string& json, std::string_view text) {
+  json += '"';
+  for (const char c : text) {
+    if (static_cast<unsigned char>(c) < 0x20) {
+      json += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
+      continue;
+    }
+    if (c == '"' || c == '\\') json += '\\';
+    json += c;
+  }
+  json += '"';
+}
+std::string quoted(std::string_view text) {
+  std::string json;
+  append_quoted(json, text);
+  return json;
+}
+void append_pair(std::string& json, std::string_view left, std::string_view right) {
+  json += json.back() == '[' ? "[" : ",[";
+  append_quoted(json, left);
+  json += ',';
+  append_quoted(json, right);
+  json += ']';
 }
 
 Vocabulary read_vocabulary(const GgufFile& file) {
@@ -123,8 +115,10 @@ Vocabulary read_vocabulary(const GgufFile& file) {
   }
   vocabulary.tokens = std::move(*tokens);
   vocabulary.ids.reserve(vocabulary.tokens.size());
-  for (size_t i = 0; i < vocabulary.tokens.size(); ++i)
+  for (size_t i = 0; i < vocabulary.tokens.size(); ++i) {
+    require_utf8(file, vocabulary.tokens[i], "tokenizer.ggml.tokens", i);
     vocabulary.ids[vocabulary.tokens[i]] = static_cast<int64_t>(i);
+  }
   return vocabulary;
 }
 
@@ -155,25 +149,26 @@ std::vector<AddedToken> added_tokens(const Vocabulary& vocabulary) {
   return result;
 }
 
-std::string added_tokens_json(const GgufFile& file, const Vocabulary& vocabulary) {
+std::string added_tokens_json(const Vocabulary& vocabulary) {
   std::string json = "[";
   for (const AddedToken& token : added_tokens(vocabulary)) {
     if (json.size() > 1) json += ",";
     json += fmt::format(
         R"js({{"id":{},"content":{},"single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":{}}})js",
-        token.id, quoted(token.content, file, fmt::format("token {}", token.id)), token.special);
+        token.id, quoted(token.content), token.special);
   }
   return json + "]";
 }
 
-std::string vocabulary_json(const GgufFile& file, const Vocabulary& vocabulary) {
+std::string vocabulary_json(const Vocabulary& vocabulary) {
   std::string json = "{";
   for (size_t i = 0; i < vocabulary.tokens.size(); ++i) {
     const std::string_view token = vocabulary.tokens[i];
     if (vocabulary.ids.at(token) != static_cast<int64_t>(i)) continue;
     if (json.size() > 1) json += ",";
-    json += quoted(token, file, fmt::format("token {}", i));
-    json += fmt::format(":{}", i);
+    append_quoted(json, token);
+    json += ':';
+    json += std::to_string(i);
   }
   return json + "}";
 }
@@ -211,36 +206,6 @@ Json post_processor(const GgufFile& file, const Vocabulary& vocabulary, bool bos
           {"special_tokens", special}};
 }
 
-const PreTokenizer& pre_tokenizer_of(const GgufFile& file) {
-  const bool qwen = file.string("general.architecture").value_or("") == "qwen2";
-  const std::string_view wanted =
-      file.string("tokenizer.ggml.pre").value_or(qwen ? "qwen2" : "default");
-  for (const PreTokenizer& known : pre_tokenizers())
-    if (known.name == wanted) return known;
-  throw Error(ErrorKind::kUnsupported,
-              "{}: pre-tokenizer \"{}\" (tokenizer.ggml.pre) is not known here; use the model's "
-              "Hugging Face directory, "
-              "whose tokenizer.json has it",
-              file.where(), wanted);
-}
-
-Json pre_tokenizer_json(const PreTokenizer& pre) {
-  Json steps = Json::array();
-  if (pre.digits == Digits::kIndividual)
-    steps.push_back({{"type", "Digits"}, {"individual_digits", true}});
-  for (const std::string_view split : pre.splits)
-    steps.push_back({{"type", "Split"},
-                     {"pattern", {{"Regex", split}}},
-                     {"behavior", "Isolated"},
-                     {"invert", false}});
-  steps.push_back({{"type", "ByteLevel"},
-                   {"add_prefix_space", false},
-                   {"trim_offsets", true},
-                   {"use_regex", pre.splits.empty()}});
-  if (steps.size() == 1) return steps[0];
-  return {{"type", "Sequence"}, {"pretokenizers", steps}};
-}
-
 std::string merges_json(const GgufFile& file, const Vocabulary& vocabulary) {
   const auto merges = file.strings("tokenizer.ggml.merges");
   if (!merges)
@@ -259,8 +224,7 @@ std::string merges_json(const GgufFile& file, const Vocabulary& vocabulary) {
         !vocabulary.ids.contains(joined))
       throw Error(ErrorKind::kInvalidData, "{}: merge {} is not two tokens whose union is a token",
                   file.where(), i);
-    if (i > 0) json += ",";
-    json += fmt::format("[{},{}]", quoted(left, file, "a merge"), quoted(right, file, "a merge"));
+    append_pair(json, left, right);
   }
   return json + "]";
 }
@@ -279,9 +243,9 @@ std::string byte_level_bpe(const GgufFile& file) {
       R"js("post_processor":{},"decoder":{},"model":{{"type":"BPE","dropout":null,"unk_token":null,)js"
       R"js("continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":false,)js"
       R"js("ignore_merges":{},"vocab":{},"merges":{}}}}})js",
-      added_tokens_json(file, vocabulary), normalizer.dump(), pre_tokenizer_json(pre).dump(),
+      added_tokens_json(vocabulary), normalizer.dump(), pre_tokenizer_json(pre).dump(),
       post_processor(file, vocabulary, pre.adds_bos).dump(), decoder.dump(),
-      pre.lookup == Lookup::kWholeWordFirst, vocabulary_json(file, vocabulary),
+      pre.lookup == Lookup::kWholeWordFirst, vocabulary_json(vocabulary),
       merges_json(file, vocabulary));
 }
 
@@ -331,6 +295,9 @@ std::string derived_merges_json(const GgufFile& file, const Vocabulary& vocabula
       if (mergeable(left) != nullptr && mergeable(right) != nullptr)
         merges.push_back({(*scores)[i], characters(left), characters(right), left, right});
     }
+    if (merges.size() > kMaxMergesPerPiece * vocabulary.tokens.size())
+      throw Error(ErrorKind::kResource, "{}: the vocabulary has more than {} merges per piece",
+                  file.where(), kMaxMergesPerPiece);
     std::sort(merges.begin() + static_cast<int64_t>(begin), merges.end(),
               [&](const Merge& a, const Merge& b) {
                 return std::pair(*mergeable(a.left), *mergeable(a.right)) <
@@ -342,11 +309,7 @@ std::string derived_merges_json(const GgufFile& file, const Vocabulary& vocabula
            std::tie(b.score, b.left_characters, b.right_characters);
   });
   std::string json = "[";
-  for (const Merge& merge : merges) {
-    if (json.size() > 1) json += ",";
-    json += fmt::format("[{},{}]", quoted(merge.left, file, "a piece"),
-                        quoted(merge.right, file, "a piece"));
-  }
+  for (const Merge& merge : merges) append_pair(json, merge.left, merge.right);
   return json + "]";
 }
 
@@ -371,10 +334,10 @@ std::string sentence_piece_bpe(const GgufFile& file) {
       R"js("post_processor":{},"decoder":{},"model":{{"type":"BPE","dropout":null,"unk_token":{},)js"
       R"js("continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":true,"byte_fallback":{},)js"
       R"js("ignore_merges":false,"vocab":{},"merges":{}}}}})js",
-      added_tokens_json(file, vocabulary), normalizer.dump(),
+      added_tokens_json(vocabulary), normalizer.dump(),
       post_processor(file, vocabulary, true).dump(), decoder.dump(),
-      unknown ? quoted(vocabulary.tokens[*unknown], file, "the unknown token") : "null", bytes,
-      vocabulary_json(file, vocabulary), derived_merges_json(file, vocabulary));
+      unknown ? quoted(vocabulary.tokens[*unknown]) : "null", bytes, vocabulary_json(vocabulary),
+      derived_merges_json(file, vocabulary));
 }
 
 }  // namespace
@@ -393,11 +356,7 @@ std::string tokenizer_json_from_gguf(const GgufFile& file) {
 Json tokenizer_config_from_gguf(const GgufFile& file) {
   const Vocabulary vocabulary = read_vocabulary(file);
   const bool sentence_piece = file.string("tokenizer.ggml.model").value_or("") == "llama";
-  const auto text_of = [&](int64_t id) {
-    const std::string text(vocabulary.tokens[id]);
-    quoted(text, file, fmt::format("token {}", id));  // throws where it is not UTF-8
-    return text;
-  };
+  const auto text_of = [&](int64_t id) { return std::string(vocabulary.tokens[id]); };
   Json config;
   config["tokenizer_class"] = "PreTrainedTokenizerFast";
   const std::pair<const char*, const char*> kSpecial[] = {{"bos", "bos_token"},
@@ -416,17 +375,18 @@ Json tokenizer_config_from_gguf(const GgufFile& file) {
   if (const auto length = file.integer(fmt::format("{}.context_length", architecture)))
     config["model_max_length"] = *length;
   if (const auto chat = file.string("tokenizer.chat_template")) {
-    quoted(*chat, file, "tokenizer.chat_template");
+    require_utf8(file, *chat, "tokenizer.chat_template", 0);
     config["chat_template"] = std::string(*chat);
   }
-  Json decoder = Json::object();
+  // Appended to the object's vector: assignment by key would search it linearly.
+  Json::object_t decoder;
   for (const AddedToken& token : added_tokens(vocabulary))
-    decoder[std::to_string(token.id)] = {{"content", text_of(token.id)},
-                                         {"single_word", false},
-                                         {"lstrip", false},
-                                         {"rstrip", false},
-                                         {"normalized", false},
-                                         {"special", token.special}};
+    decoder.emplace_back(std::to_string(token.id), Json{{"content", text_of(token.id)},
+                                                        {"single_word", false},
+                                                        {"lstrip", false},
+                                                        {"rstrip", false},
+                                                        {"normalized", false},
+                                                        {"special", token.special}});
   config["added_tokens_decoder"] = std::move(decoder);
   return config;
 }

@@ -13,7 +13,11 @@ namespace whit {
 namespace fs = std::filesystem;
 namespace {
 
+// Of tokenizers and indices. Configs are parsed into ordered objects, which search their keys
+// linearly: a hostile one of that size would take hours, and real ones have a few kilobytes (a
+// tokenizer's, some hundreds).
 constexpr uint64_t kMaxJsonBytes = uint64_t{256} << 20;
+constexpr uint64_t kMaxConfigBytes = uint64_t{4} << 20;
 
 bool is_file(const fs::path& path) {
   std::error_code error;
@@ -21,7 +25,7 @@ bool is_file(const fs::path& path) {
 }
 
 Json read_object(const fs::path& path) {
-  Json result = parse_json(read_file(path, kMaxJsonBytes), path.string());
+  Json result = parse_json(read_file(path, kMaxConfigBytes), path.string());
   if (!result.is_object())
     throw Error(ErrorKind::kInvalidData, "{}: must hold a JSON object", path.string());
   return result;
@@ -168,7 +172,7 @@ Json read_tokenizer_config(const fs::path& directory) {
   }
   // Tools that keep the template in its own file take that file over the config's entry.
   if (is_file(directory / "chat_template.jinja")) {
-    config["chat_template"] = read_file(directory / "chat_template.jinja", kMaxJsonBytes);
+    config["chat_template"] = read_file(directory / "chat_template.jinja", kMaxConfigBytes);
   } else if (is_file(directory / "chat_template.json")) {
     const Json file = read_object(directory / "chat_template.json");
     if (const auto found = file.find("chat_template"); found != file.end())
@@ -190,6 +194,13 @@ CheckpointContents read_hf_directory(const fs::path& directory) {
   contents.generation_config = read_object_or_empty(directory / "generation_config.json");
   contents.tokenizer_json = [directory] { return read_tokenizer_json(directory); };
   contents.tokenizer_config = [directory] { return read_tokenizer_config(directory); };
+  contents.tokenizer_bytes = [directory] {
+    std::string bytes;
+    for (const char* file :
+         {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"})
+      if (is_file(directory / file)) bytes += read_file(directory / file, kMaxJsonBytes);
+    return bytes;
+  };
   add_weights(directory, contents);
   contents.description = fmt::format(
       "{} (Hugging Face directory, {} tensors in {} file{})", directory.string(),

@@ -15,6 +15,7 @@ namespace {
 constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 constexpr size_t kMaxRank = 8;
+constexpr uint64_t kMaxElements = static_cast<uint64_t>(INT64_MAX) / 8;
 constexpr int kMaxHeaderDepth = 4;
 constexpr std::string_view kMetadataKey = "__metadata__";
 constexpr std::string_view kPadPrefix = "__pad.";
@@ -139,12 +140,11 @@ void SafetensorsFile::parse(std::span<const uint8_t> bytes) {
     uint64_t size = static_cast<uint64_t>(block_bytes(*type));
     for (const SortedJson& axis : shape) {
       const uint64_t extent = unsigned_at(axis, where_, name, "shape");
-      // Extents are bounded one by one as well, so that a zero among them cannot hide one that no
-      // int64 can hold.
-      if (extent > static_cast<uint64_t>(INT64_MAX) / 8)
+      // Bounded before a zero among the extents can hide what no int64 can hold.
+      size = checked_mul(size, extent, where_ + ": tensor " + name);
+      if (extent > kMaxElements || size > kMaxElements)
         throw Error(ErrorKind::kInvalidData, "{}: tensor {}: an extent of {} is out of range",
                     where_, name, extent);
-      size = checked_mul(size, extent, where_ + ": tensor " + name);
       tensor.shape.push_back(static_cast<int64_t>(extent));
     }
     const SortedJson& offsets = field_of(entry, "data_offsets", where_, name);
