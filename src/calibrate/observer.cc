@@ -59,12 +59,14 @@ void Observer::observe(ValueId value, const float* rows, int64_t count, int64_t 
     std::memcpy(split.sample.data<float>() + split.sample_rows * k, rows + t * stride, k * 4);
     ++split.sample_rows;
   }
-  add_gram(rows, count, stride, stats, split);
+  const int64_t every = std::max<int64_t>(1, expected / (kGramTokensPerChannel * k));
+  const int64_t skip = (every - split.tokens % every) % every;
+  if (skip < count) add_gram(rows + skip * stride, ceil_div(count - skip, every), stride * every, k, split);
   split.tokens += count;
 }
 
-void Observer::add_gram(const float* rows, int64_t count, int64_t stride, InputStats& stats, SplitStats& split) {
-  const int64_t k = stats.k;
+void Observer::add_gram(const float* rows, int64_t count, int64_t stride, int64_t k, SplitStats& split) {
+  split.gram_tokens += count;
   if (k * count * 4 > transposed_.bytes()) transposed_ = Buffer(k * count * 4);
   auto* transposed = transposed_.as<float>();
   constexpr int64_t kTile = 32;
@@ -89,13 +91,14 @@ std::vector<InputStats> Observer::finish() {
     for (float& value : stats.mean_abs.f32())
       value /= static_cast<float>(std::max<int64_t>(1, stats.search.tokens));
     for (SplitStats* split : {&stats.search, &stats.held_out}) {
-      const float scale = 1.0f / static_cast<float>(std::max<int64_t>(1, split->tokens));
+      const float scale = 1.0f / static_cast<float>(std::max<int64_t>(1, split->gram_tokens));
       float* gram = split->gram.data<float>();
       for (int64_t i = 0; i < k; ++i)
         for (int64_t j = i; j < k; ++j) gram[j * k + i] = gram[i * k + j] *= scale;
     }
     if (stats.held_out.tokens == 0) {
       stats.held_out.tokens = stats.search.tokens;
+      stats.held_out.gram_tokens = stats.search.gram_tokens;
       stats.held_out.gram = stats.search.gram.clone();
       stats.held_out.sample = stats.search.sample.clone();
       stats.held_out.sample_rows = stats.search.sample_rows;
