@@ -52,8 +52,9 @@ struct FloatLinear {
           V::template shift_right_signed<24>(V::template shift_left<24 - 8 * I>(words)));
     if constexpr (format == WeightFormat::kInt4Group) {
       constexpr int kShift = I < 4 ? 8 * I : 8 * (I - 4) + 4;
-      return V::multiply_subtract(
-          V::to_float(V::low_nibble(V::template shift_right<kShift>(words))), scale, offset);
+      const Words shifted = V::template shift_right<kShift>(words);
+      const Words code = kShift == 28 ? shifted : V::low_nibble(shifted);
+      return V::multiply_subtract(V::to_float(code), scale, offset);
     }
   }
 

@@ -13,21 +13,18 @@ constexpr int64_t kChunkLines = 64;
 
 // One row of the stack.
 struct RowSource {
-  const WeightView* part;  // null past the last row
-  int64_t row;
+  const WeightView* part = nullptr;  // null past the last row
+  int64_t row = 0;                   // of the part
+  const uint8_t* data = nullptr;
 };
 
 RowSource find_row(std::span<const WeightView> parts, int64_t row) {
   for (const WeightView& part : parts) {
-    if (row < part.n) return {&part, row};
+    if (row < part.n)
+      return {&part, row, static_cast<const uint8_t*>(part.data) + row * part.data_row_bytes()};
     row -= part.n;
   }
-  return {nullptr, 0};
-}
-
-const uint8_t* row_bytes(const RowSource& source) {
-  return static_cast<const uint8_t*>(source.part->data) +
-         source.row * source.part->data_row_bytes();
+  return {};
 }
 
 // Eight codes in canonical order (nibble i is column i) to the packed order: a perfect shuffle of
@@ -62,7 +59,7 @@ void pack_lines(const RowSource* rows, int64_t offset, int64_t row_end, int64_t 
         std::memset(words, 0, 4 * count);
       } else {
         const int64_t at = offset + 4 * begin;
-        load_words(row_bytes(rows[r]) + at, row_end - at, words, count);
+        load_words(rows[r].data + at, row_end - at, words, count);
       }
       if constexpr (kNibbles)
         for (int64_t i = 0; i < count; ++i) words[i] = shuffle_nibbles(words[i]);
@@ -83,7 +80,7 @@ void pack_panel_int4(const RowSource* rows, int64_t k, int64_t group_size, std::
     to += lines * kLineBytes;
     auto* scales = reinterpret_cast<uint16_t*>(to);
     for (int64_t r = 0; r < kPanelRows; ++r) {
-      const auto [part, row] = rows[r];
+      const auto& [part, row, data] = rows[r];
       scales[r] = 0;
       if (part == nullptr) continue;
       std::memcpy(&scales[r], static_cast<const uint8_t*>(part->scales) + 2 * (row * groups + g),
@@ -105,7 +102,7 @@ void pack_panel_int8(const RowSource* rows, int64_t k, std::byte* to) {
     sums[r] = 0;
     if (rows[r].part == nullptr) continue;
     std::memcpy(&scales[r], static_cast<const float*>(rows[r].part->scales) + rows[r].row, 4);
-    const auto* codes = reinterpret_cast<const int8_t*>(row_bytes(rows[r]));
+    const auto* codes = reinterpret_cast<const int8_t*>(rows[r].data);
     int32_t sum = 0;
     for (int64_t i = 0; i < k; ++i) sum += codes[i];
     sums[r] = sum;
@@ -128,7 +125,7 @@ void pack_panel_dense(const RowSource* rows, int64_t k, std::byte* to) {
       std::fill(values.begin(), values.end(), 0.0f);
       if (rows[r].part != nullptr) {
         WeightView chunk = *rows[r].part;  // the chunk's columns as a matrix of one row
-        chunk.data = row_bytes(rows[r]) + begin * kPerWord * chunk.data_row_bytes() / chunk.k;
+        chunk.data = rows[r].data + begin * kPerWord * chunk.data_row_bytes() / chunk.k;
         chunk.k = columns;
         dequantize_rows(chunk, 0, 1, values.data());
       }

@@ -21,7 +21,7 @@ struct Avx512 {
   static constexpr int kTileRows = 8, kTileVectors = 2;
   // 128 columns × 32 rows of f32 are 16 KB: half of the smallest L1.
   static constexpr int64_t kBlockColumns = 128;
-  static constexpr int kMostDirectRows = 6;
+  static constexpr int kMostDirectRows = 4;
 
   static Reg zero() { return _mm512_setzero_ps(); }
   static Reg load(const float* from) { return _mm512_loadu_ps(from); }
