@@ -4,54 +4,123 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <fstream>
+#include <iterator>
+#include <limits>
 #include <string>
+#include <system_error>
 #include <utility>
+
+#include "base/error.h"
 
 namespace whit {
 namespace {
 
-// Spinning between tasks: about 50 µs of pauses, longer than the gap between two steps of a decode loop and far shorter
-// than a scheduler tick.
+// Spinning between tasks: about 50 µs of pauses, longer than the gap between two steps of a decode
+// loop and far shorter than a scheduler tick.
 constexpr int kIdleSpins = 2000;
+// Spinning inside a task before the first yield: about as long, several times the imbalance of
+// evenly divided work. A thread that was descheduled must get the CPU back from those who wait for
+// it.
+constexpr int kSpinsBeforeYield = 2000;
+constexpr int kSpinsBeforeSleep =
+    50;  // with fewer CPUs than threads: whoever is awaited is probably not running
 
 inline void cpu_relax() { __builtin_ia32_pause(); }
+
+// Thrown by barrier() when another thread's task has failed; run() never lets it out, because the
+// failure that caused it was recorded before.
+struct OtherThreadFailed {};
 
 std::vector<int> allowed_cpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
   std::vector<int> cpus;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0)
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
       if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  } else {  // more CPUs than cpu_set_t can name
+    cpus.resize(std::max(1u, std::thread::hardware_concurrency()));
+    for (size_t i = 0; i < cpus.size(); ++i) cpus[i] = static_cast<int>(i);
+  }
   return cpus;
 }
 
-// cgroup v2 "max 100000" or "150000 100000"; no limit where it cannot be read.
-double cgroup_quota() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  double period = 0;
-  if (!(file >> quota >> period) || quota == "max" || period <= 0) return 1e9;
-  return std::max(1.0, std::strtod(quota.c_str(), nullptr) / period);
+std::string read_text(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+// quota / period in CPUs; infinity for "max", −1 and whatever is no number.
+double quota_of(const std::string& quota, const std::string& period) {
+  const double q = std::strtod(quota.c_str(), nullptr), p = std::strtod(period.c_str(), nullptr);
+  return q > 0 && p > 0 ? q / p : std::numeric_limits<double>::infinity();
+}
+
+double quota_of_group(const std::filesystem::path& group) {
+  const std::string cpu_max = read_text(group / "cpu.max");  // v2: "max 100000" or "150000 100000"
+  const size_t space = cpu_max.find(' ');
+  if (space != std::string::npos)
+    return quota_of(cpu_max.substr(0, space), cpu_max.substr(space + 1));
+  return quota_of(read_text(group / "cpu.cfs_quota_us"), read_text(group / "cpu.cfs_period_us"));
 }
 
 }  // namespace
 
-int available_cpus() {
-  const int affinity = std::max<int>(1, static_cast<int>(allowed_cpus().size()));
-  return std::max(1, std::min(affinity, static_cast<int>(std::min(cgroup_quota(), 1e6))));
+double cgroup_cpu_quota(const std::filesystem::path& root, std::string_view self_cgroup) {
+  double least = std::numeric_limits<double>::infinity();
+  while (!self_cgroup.empty()) {
+    const std::string_view line = self_cgroup.substr(0, self_cgroup.find('\n'));
+    self_cgroup.remove_prefix(std::min(self_cgroup.size(), line.size() + 1));
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string_view::npos || second == std::string_view::npos) continue;
+    const std::string controllers =
+        "," + std::string(line.substr(first + 1, second - first - 1)) + ",";
+    std::filesystem::path mount = root;
+    if (controllers == ",,") {
+      // v2, mounted at the root
+    } else if (controllers.find(",cpu,") != std::string::npos) {
+      mount /= "cpu";
+    } else {
+      continue;
+    }
+    // Inside a container the path may name a group outside of what is mounted; its files are then
+    // missing, and those of the mount's own root hold the container's quota.
+    std::filesystem::path group =
+        std::filesystem::path(line.substr(second + 1)).relative_path().lexically_normal();
+    while (true) {
+      least = std::min(least, quota_of_group(mount / group));
+      if (group.empty()) break;
+      group = group.has_parent_path() ? group.parent_path() : std::filesystem::path();
+    }
+  }
+  return least;
 }
 
-ThreadPool::ThreadPool(int threads) : size_(threads > 0 ? threads : available_cpus()) {
+int available_cpus() {
+  const double affinity = static_cast<double>(allowed_cpus().size());
+  const double quota = cgroup_cpu_quota("/sys/fs/cgroup", read_text("/proc/self/cgroup"));
+  return std::max(1, static_cast<int>(std::min(affinity, quota)));
+}
+
+ThreadPool::ThreadPool(int threads)
+    : size_(threads == 0 ? std::min(available_cpus(), kMaxThreads) : threads) {
+  if (size_ < 1 || size_ > kMaxThreads)
+    throw Error(ErrorKind::kInvalidArgument,
+                "{} threads wanted; choose 1 to {}, or 0 for one per CPU", threads, kMaxThreads);
   oversubscribed_ = size_ > available_cpus();
   const std::vector<int> cpus = allowed_cpus();
+  threads_.reserve(size_ - 1);
   for (int index = 1; index < size_; ++index) {
-    threads_.emplace_back([this, index] { worker_loop(index); });
-    // The caller stays free: pinning a thread that belongs to the user would outlive the pool. With as many workers as
-    // CPUs the scheduler leaves it the one CPU that no worker is pinned to.
+    try {
+      threads_.emplace_back([this, index] { worker_loop(index); });
+    } catch (const std::system_error& error) {
+      stop_and_join();
+      throw Error(ErrorKind::kResource, "cannot start thread {} of {}: {}; ask for fewer threads",
+                  index + 1, size_, error.what());
+    }
+    // The caller stays free: pinning a thread that belongs to the user would outlive the pool. With
+    // as many workers as CPUs the scheduler leaves it the one CPU that no worker is pinned to.
     if (!oversubscribed_ && static_cast<int>(cpus.size()) == size_) {
       cpu_set_t set;
       CPU_ZERO(&set);
@@ -61,7 +130,9 @@ ThreadPool::ThreadPool(int threads) : size_(threads > 0 ? threads : available_cp
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop_and_join(); }
+
+void ThreadPool::stop_and_join() {
   {
     std::lock_guard lock(mutex_);
     stop_.store(true);
@@ -71,15 +142,37 @@ ThreadPool::~ThreadPool() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ThreadPool::spin_wait(const std::atomic<uint32_t>& word, uint32_t old_value) {
-  int spins = 0;
-  while (word.load(std::memory_order_acquire) == old_value) {
+void ThreadPool::wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value) const {
+  const int spins = oversubscribed_ ? kSpinsBeforeSleep : kSpinsBeforeYield;
+  for (int i = 0; i < spins; ++i) {
+    if (word.load(std::memory_order_acquire) != value) return;
     cpu_relax();
-    // A thread that was descheduled must get the CPU back from those who wait for it.
-    if (oversubscribed_ || ++spins > 20000) {
-      spins = 0;
-      sched_yield();
+  }
+  if (oversubscribed_) {
+    word.wait(value, std::memory_order_acquire);
+    return;
+  }
+  while (word.load(std::memory_order_acquire) == value) {
+    sched_yield();
+    cpu_relax();
+  }
+}
+
+void ThreadPool::notify(std::atomic<uint32_t>& word) const {
+  if (oversubscribed_) word.notify_all();
+}
+
+void ThreadPool::run_part(int index) {
+  try {
+    (*task_)(Worker{index, size_});
+  } catch (...) {
+    {
+      std::lock_guard lock(error_mutex_);
+      if (!error_) error_ = std::current_exception();
     }
+    failed_.store(true, std::memory_order_release);
+    barrier_phase_.fetch_add(1, std::memory_order_release);
+    notify(barrier_phase_);
   }
 }
 
@@ -99,52 +192,51 @@ void ThreadPool::worker_loop(int index) {
     }
     seen = generation_.load(std::memory_order_acquire);
     if (stop_.load()) return;
-    try {
-      (*task_)(Worker{index, size_});
-    } catch (...) {
-      std::lock_guard lock(error_mutex_);
-      if (!error_) error_ = std::current_exception();
-    }
-    running_.fetch_sub(1, std::memory_order_acq_rel);
+    run_part(index);
+    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) notify(running_);
   }
 }
 
 void ThreadPool::run(const std::function<void(const Worker&)>& task) {
-  if (size_ == 1) {
-    task(Worker{0, 1});
-    return;
-  }
+  if (active_.exchange(true, std::memory_order_acquire))
+    throw Error(ErrorKind::kInvalidArgument, "ThreadPool::run: the pool is already running a task");
   task_ = &task;
-  running_.store(static_cast<uint32_t>(size_ - 1), std::memory_order_relaxed);
-  bool must_wake;
-  {
-    std::lock_guard lock(mutex_);
-    generation_.fetch_add(1, std::memory_order_release);
-    must_wake = parked_.load() > 0;
+  if (size_ > 1) {
+    running_.store(static_cast<uint32_t>(size_ - 1), std::memory_order_relaxed);
+    bool must_wake;
+    {
+      std::lock_guard lock(mutex_);
+      generation_.fetch_add(1, std::memory_order_release);
+      must_wake = parked_.load() > 0;
+    }
+    if (must_wake) wake_.notify_all();
   }
-  if (must_wake) wake_.notify_all();
-  try {
-    task(Worker{0, size_});
-  } catch (...) {
-    std::lock_guard lock(error_mutex_);
-    if (!error_) error_ = std::current_exception();
-  }
+  run_part(0);
   while (true) {
     const uint32_t left = running_.load(std::memory_order_acquire);
     if (left == 0) break;
-    spin_wait(running_, left);
+    wait_while_equal(running_, left);
   }
-  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  failed_.store(false, std::memory_order_relaxed);
+  barrier_arrived_.store(0, std::memory_order_relaxed);
+  const std::exception_ptr error = std::exchange(error_, nullptr);
+  active_.store(false, std::memory_order_release);
+  if (error) std::rethrow_exception(error);
 }
 
 void ThreadPool::barrier() {
   if (size_ == 1) return;
+  // The phase comes first: if it is already the one that a failing thread made, so is failed_.
   const uint32_t phase = barrier_phase_.load(std::memory_order_acquire);
-  if (barrier_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(size_)) {
+  if (failed_.load(std::memory_order_acquire)) throw OtherThreadFailed();
+  if (barrier_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 ==
+      static_cast<uint32_t>(size_)) {
     barrier_arrived_.store(0, std::memory_order_relaxed);
     barrier_phase_.fetch_add(1, std::memory_order_release);
+    notify(barrier_phase_);
   } else {
-    spin_wait(barrier_phase_, phase);
+    wait_while_equal(barrier_phase_, phase);
+    if (failed_.load(std::memory_order_acquire)) throw OtherThreadFailed();
   }
 }
 

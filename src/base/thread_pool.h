@@ -1,16 +1,21 @@
-// A persistent pool of pinned threads that run one task together (fork-join), with a barrier inside the task.
+// A persistent pool of pinned threads that run one task together (fork-join), with a barrier inside
+// the task.
 //
-// A forward pass is one run(): every thread walks the same node list and meets the others at barrier(). Inside a task
-// waiting is spinning (a futex round trip costs more than a layer of a small model); between tasks workers spin for a
-// short while and then park. When the pool has more threads than the process may use CPUs, waiting yields at once.
+// A forward pass is one run(): every thread walks the same node list and meets the others at
+// barrier(). Inside a task waiting is spinning (a futex round trip costs more than a layer of a
+// small model), with yields once it takes longer than work that is evenly divided would; between
+// tasks workers spin for a short while and then park. When the pool has more threads than the
+// process may use CPUs, waiting threads sleep almost at once.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <functional>
 #include <mutex>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -24,7 +29,11 @@ struct Worker {
 
 class ThreadPool {
  public:
-  // threads ≥ 1 counts the caller; 0 means one per CPU that this process may use (affinity and cgroup quota).
+  static constexpr int kMaxThreads = 1024;
+
+  // threads ≥ 1 counts the caller; 0 means one per CPU that this process may use (affinity and
+  // cgroup quota). Throws kInvalidArgument outside 0 … kMaxThreads and kResource when the system
+  // gives no more threads.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -32,29 +41,38 @@ class ThreadPool {
 
   int size() const { return size_; }
 
-  // Runs task on every thread, the caller being worker 0, and returns when all are done. The first exception thrown by
-  // any of them is rethrown here; a task that throws must not leave others waiting at a barrier. Not reentrant.
+  // Runs task on every thread, the caller being worker 0, and returns when all are done. If any of
+  // them throws, the others are released from the barriers at which they wait for it (barrier()
+  // throws there), and the first exception is rethrown here; the pool stays usable. Throws
+  // kInvalidArgument when called inside a task or by two threads at once.
   void run(const std::function<void(const Worker&)>& task);
 
   // Inside a task only: returns when all threads of the pool have called it.
   void barrier();
 
-  // Splits [0, n) into contiguous parts, one per thread, and runs body(begin, end) on each part that is not empty.
+  // Splits [0, n) into contiguous parts, one per thread, and runs body(begin, end) on each part
+  // that is not empty.
   void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body);
 
  private:
   void worker_loop(int index);
-  void spin_wait(const std::atomic<uint32_t>& word, uint32_t old_value);
+  void run_part(int index);
+  void wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value) const;
+  void notify(std::atomic<uint32_t>& word) const;
+  void stop_and_join();
 
   int size_;
   bool oversubscribed_;
   std::vector<std::thread> threads_;
   const std::function<void(const Worker&)>* task_ = nullptr;
+  std::atomic<bool> active_{false};
   alignas(64) std::atomic<uint32_t> generation_{0};
   alignas(64) std::atomic<uint32_t> running_{0};
   alignas(64) std::atomic<uint32_t> barrier_arrived_{0};
   alignas(64) std::atomic<uint32_t> barrier_phase_{0};
-  std::atomic<uint32_t> parked_{0};
+  std::atomic<bool> failed_{
+      false};  // of the running task; read by every thread that waits at a barrier
+  alignas(64) std::atomic<uint32_t> parked_{0};
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
@@ -64,6 +82,12 @@ class ThreadPool {
 
 // CPUs this process may use: the affinity mask, lowered by the cgroup's CPU quota.
 int available_cpus();
+
+// CPUs that control groups grant: the least quota between the process's group and the root,
+// infinity where there is none.
+//   root         where the hierarchy is mounted, "/sys/fs/cgroup"
+//   self_cgroup  the text of /proc/self/cgroup: "0::/path" (v2) or "4:cpu,cpuacct:/path" (v1)
+double cgroup_cpu_quota(const std::filesystem::path& root, std::string_view self_cgroup);
 
 // The contiguous part of [0, n) that belongs to `worker`, in multiples of `unit`.
 struct Range {
