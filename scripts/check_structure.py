@@ -24,16 +24,17 @@ LAYERS = [
     ["graph", "kernels/cpu", "kernels/cuda", "parallel"],
     ["models"],
     ["engine"],
-    ["runtime", "calibrate", "quantize", "export"],
+    ["runtime", "calibrate", "quantize", "evaluate", "export"],
     ["api"],
     ["server", "python", "cli"],
 ]
 LAYER = {folder: layer for layer, folders in enumerate(LAYERS) for folder in folders}
 # Folders of one layer do not see each other, but for these.
 SIBLINGS = {("quant", "tensor"), ("quantize", "calibrate")}
-# Lower layers that a folder must not see all the same: only the engine chooses and calls kernels.
+# Kernels are lower than most, and seen by few: the engine chooses and calls them; calibration makes its dense products
+# with the FP32 linear.
 KERNELS = {"kernels/cpu", "kernels/cuda"}
-KERNEL_USERS = {"engine"}
+KERNEL_USERS = {"engine", "calibrate"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 

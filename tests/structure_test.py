@@ -40,8 +40,9 @@ class IncludeRules(unittest.TestCase):
         self.assertFalse(check_structure.may_include("runtime", "quantize", in_test=False))
         self.assertFalse(check_structure.may_include("graph", "kernels/cpu", in_test=False))
 
-    def test_kernels_are_seen_by_the_engine_alone(self):
+    def test_kernels_are_seen_by_engine_and_calibration_alone(self):
         self.assertTrue(check_structure.may_include("engine", "kernels/cpu", in_test=False))
+        self.assertTrue(check_structure.may_include("calibrate", "kernels/cpu", in_test=False))
         self.assertFalse(check_structure.may_include("cli", "kernels/cpu", in_test=False))
 
     def test_a_path_names_its_layer_folder(self):
