@@ -42,7 +42,7 @@ CalibrationData calibration_from_text(const Tokenizer& tokenizer, std::string_vi
   return data;
 }
 
-LayerStream::LayerStream(const PretrainedConfig& config, const Graph& graph, const WeightProvider& original,
+LayerStream::LayerStream(const ModelConfig& config, const Graph& graph, const WeightProvider& original,
                          const CalibrationData& data, cpu::Isa isa, ThreadPool& pool)
     : graph_(graph),
       data_(data),

@@ -29,7 +29,7 @@ CalibrationData calibration_from_text(const Tokenizer& tokenizer, std::string_vi
 class LayerStream {
  public:
   // Embeds the data. Every eighth window of sequences is held out.
-  LayerStream(const PretrainedConfig& config, const Graph& graph, const WeightProvider& original,
+  LayerStream(const ModelConfig& config, const Graph& graph, const WeightProvider& original,
               const CalibrationData& data, cpu::Isa isa, ThreadPool& pool);
 
   // Runs decoder layer `layer` with its original weights over the current hidden states and gathers the statistics of

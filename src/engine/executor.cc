@@ -5,14 +5,14 @@
 namespace whit {
 namespace {
 
-ExecutorOptions resolved(ExecutorOptions options, const PretrainedConfig& config) {
+ExecutorOptions resolved(ExecutorOptions options, const ModelConfig& config) {
   if (options.max_context <= 0) options.max_context = config.max_position_embeddings;
   return options;
 }
 
 }  // namespace
 
-Executor::Executor(const PretrainedConfig& config, const Graph& graph, const WeightProvider& weights,
+Executor::Executor(const ModelConfig& config, const Graph& graph, const WeightProvider& weights,
                    const ExecutorOptions& options, ThreadPool& pool)
     : config_(config),
       graph_(graph),

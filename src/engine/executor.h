@@ -19,7 +19,7 @@ struct ExecutorOptions {
 
 class Executor {
  public:
-  Executor(const PretrainedConfig& config, const Graph& graph, const WeightProvider& weights,
+  Executor(const ModelConfig& config, const Graph& graph, const WeightProvider& weights,
            const ExecutorOptions& options, ThreadPool& pool);
 
   // Runs batch.t ≤ max_tokens new tokens; their keys and values are appended to `cache`. Returns the last layer's output
@@ -32,7 +32,7 @@ class Executor {
 
   KvCache make_cache(int64_t sequences, int64_t context, DType dtype) const;
   const ExecutorOptions& options() const { return options_; }
-  const PretrainedConfig& config() const { return config_; }
+  const ModelConfig& config() const { return config_; }
   ThreadPool& pool() { return pool_; }
   const cpu::SmallOps& ops() const { return cpu::small_ops(options_.isa); }
   // Bytes of weights that one decoded token reads.
@@ -40,7 +40,7 @@ class Executor {
   std::vector<Program::StepInfo> describe() const;
 
  private:
-  const PretrainedConfig& config_;
+  const ModelConfig& config_;
   const Graph& graph_;
   ExecutorOptions options_;
   ThreadPool& pool_;

@@ -61,7 +61,7 @@ Model Model::open(const fs::path& path) {
   text.where = path.string();
   if (EngineDirectory::is_engine(path)) {
     model.engine_ = std::make_shared<EngineDirectory>(path);
-    model.config_ = std::make_shared<PretrainedConfig>(PretrainedConfig::from_json_file(path / "config.json"));
+    model.config_ = std::make_shared<ModelConfig>(ModelConfig::from_json_file(path / "config.json"));
     text.tokenizer_config = read_json_or_empty(path / "tokenizer_config.json");
     text.generation_config = read_json_or_empty(path / "generation_config.json");
   } else {
@@ -71,8 +71,8 @@ Model Model::open(const fs::path& path) {
                   "{} does not exist; MODEL is a Hugging Face directory, a .gguf file or an engine directory",
                   path.string());
     model.checkpoint_ = std::make_shared<Checkpoint>(Checkpoint::open(path));
-    model.config_ = std::make_shared<PretrainedConfig>(
-        PretrainedConfig::from_json(model.checkpoint_->config(), path.string()));
+    model.config_ = std::make_shared<ModelConfig>(
+        ModelConfig::from_json(model.checkpoint_->config(), path.string()));
     text.generation_config = model.checkpoint_->generation_config();
   }
   model.graph_ = std::make_shared<Graph>(build_graph(*model.config_));

@@ -20,7 +20,7 @@ class Model {
   // Throws kNotFound or kInvalidData with what a MODEL may be.
   static Model open(const std::filesystem::path& path);
 
-  const PretrainedConfig& config() const { return *config_; }
+  const ModelConfig& config() const { return *config_; }
   const Graph& graph() const { return *graph_; }
   // Weights as they are stored: of an engine at its schemes, of a checkpoint in floating point. Every shape is checked
   // against the graph; NaN and infinity are errors naming the tensor. The model must outlive the provider.
@@ -43,7 +43,7 @@ class Model {
   std::vector<std::pair<std::string, std::string>> text_files() const;
 
  private:
-  std::shared_ptr<const PretrainedConfig> config_;
+  std::shared_ptr<const ModelConfig> config_;
   std::shared_ptr<const Graph> graph_;
   std::shared_ptr<const Checkpoint> checkpoint_;
   std::shared_ptr<const EngineDirectory> engine_;

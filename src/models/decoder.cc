@@ -6,7 +6,7 @@
 namespace whit {
 namespace {
 
-std::vector<float> inverse_frequencies(const PretrainedConfig& config) {
+std::vector<float> inverse_frequencies(const ModelConfig& config) {
   const int64_t half = config.head_dim / 2;
   const RopeConfig& rope = config.rope;
   std::vector<float> frequencies(half);
@@ -33,7 +33,7 @@ std::vector<float> inverse_frequencies(const PretrainedConfig& config) {
 
 class Builder {
  public:
-  explicit Builder(const PretrainedConfig& config) : config_(config) {}
+  explicit Builder(const ModelConfig& config) : config_(config) {}
 
   Graph build() {
     const ValueId ids = graph_.add_input("input_ids", 1);
@@ -132,16 +132,16 @@ class Builder {
     return add("mlp.residual", hidden, linear("mlp.down_proj", product, config_.hidden_size, config_.mlp_bias));
   }
 
-  const PretrainedConfig& config_;
+  const ModelConfig& config_;
   Graph graph_;
   int layer_ = -1;
 };
 
 }  // namespace
 
-Graph build_graph(const PretrainedConfig& config) { return Builder(config).build(); }
+Graph build_graph(const ModelConfig& config) { return Builder(config).build(); }
 
-RopeTables rope_tables(const PretrainedConfig& config, int64_t positions) {
+RopeTables rope_tables(const ModelConfig& config, int64_t positions) {
   const std::vector<float> frequencies = inverse_frequencies(config);
   RopeTables tables;
   tables.cos.reserve(positions * frequencies.size());

@@ -3,7 +3,7 @@
 
 namespace whit {
 
-void configure_llama(const Json& json, std::string_view where, PretrainedConfig& config) {
+void configure_llama(const Json& json, std::string_view where, ModelConfig& config) {
   config.qkv_bias = config.o_bias = json_get_or<bool>(json, "attention_bias", false, where);
   config.mlp_bias = json_get_or<bool>(json, "mlp_bias", false, where);
 }

@@ -3,7 +3,7 @@
 
 namespace whit {
 
-void configure_mistral(const Json& json, std::string_view where, PretrainedConfig& config) {
+void configure_mistral(const Json& json, std::string_view where, ModelConfig& config) {
   config.sliding_window = json_get_or<int64_t>(json, "sliding_window", 0, where);
   if (config.sliding_window < 0)
     throw Error(ErrorKind::kInvalidData, "{}: \"sliding_window\" is {}", where, config.sliding_window);

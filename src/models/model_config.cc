@@ -69,12 +69,12 @@ std::vector<int64_t> read_eos(const Json& json, std::string_view where) {
 
 }  // namespace
 
-PretrainedConfig PretrainedConfig::from_json_file(const std::filesystem::path& path) {
+ModelConfig ModelConfig::from_json_file(const std::filesystem::path& path) {
   return from_json(parse_json(read_file(path, 16 << 20), path.string()), path.string());
 }
 
-PretrainedConfig PretrainedConfig::from_json(const Json& json, std::string_view where) {
-  PretrainedConfig config;
+ModelConfig ModelConfig::from_json(const Json& json, std::string_view where) {
+  ModelConfig config;
   config.raw = json;
   const auto architectures = json.is_object() ? json.find("architectures") : json.end();
   if (architectures == json.end() || !architectures->is_array() || architectures->empty() ||

@@ -20,7 +20,7 @@ struct RopeConfig {
   int64_t original_max_position_embeddings = 0;  // kLlama3
 };
 
-struct PretrainedConfig {
+struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM", …
   std::string model_type;    // "llama", …
   int64_t hidden_size = 0;
@@ -47,8 +47,8 @@ struct PretrainedConfig {
 
   // Reads and validates. Throws kNotFound, kInvalidData, or kUnsupported for an architecture, activation, RoPE scaling
   // or size that no graph can be built for, naming the key.
-  static PretrainedConfig from_json_file(const std::filesystem::path& path);
-  static PretrainedConfig from_json(const Json& json, std::string_view where);
+  static ModelConfig from_json_file(const std::filesystem::path& path);
+  static ModelConfig from_json(const Json& json, std::string_view where);
 };
 
 std::vector<std::string_view> supported_architectures();

@@ -3,7 +3,7 @@
 
 namespace whit {
 
-void configure_qwen2(const Json& json, std::string_view where, PretrainedConfig& config) {
+void configure_qwen2(const Json& json, std::string_view where, ModelConfig& config) {
   config.qkv_bias = true;
   if (!json_get_or<bool>(json, "use_sliding_window", false, where)) return;
   config.sliding_window = json_get_or<int64_t>(json, "sliding_window", 0, where);

@@ -13,27 +13,6 @@ std::string module_of(const Node& node) {
   return node.weight_name.substr(0, node.weight_name.size() - std::string_view(".weight").size());
 }
 
-void check_recipe(const Recipe& recipe, const Model& source) {
-  const Algorithm& algorithm = find_algorithm(recipe.mode);
-  const std::string refusal = algorithm.refuses(recipe.scheme);
-  if (!refusal.empty())
-    throw Error(ErrorKind::kUnsupported, "--mode {} with --scheme {}: {}", recipe.mode, recipe.scheme.name(), refusal);
-  if (recipe.head != "int8" && recipe.head != "bf16")
-    throw Error(ErrorKind::kInvalidArgument, "--head {} is not known; choose int8 or bf16", recipe.head);
-  if (recipe.alpha && !(*recipe.alpha >= 0 && *recipe.alpha <= 1))
-    throw Error(ErrorKind::kInvalidArgument, "--alpha {} is outside 0 … 1", *recipe.alpha);
-  if (source.checkpoint() == nullptr)
-    throw Error(ErrorKind::kUnsupported,
-                "{} is quantized already; quantize the Hugging Face directory or GGUF file it was made from",
-                source.description());
-  if (recipe.scheme.weights && recipe.scheme.weights->num_bits == 4)
-    for (const Node& node : source.graph().nodes())
-      if (node.op == Op::kLinear && node.layer >= 0 && node.k < 32)
-        throw Error(ErrorKind::kUnsupported, "{}: {} inputs are fewer than the smallest group of 32; choose w8a8 or w8a16",
-                    node.name, node.k);
-  if (recipe.output.empty()) throw Error(ErrorKind::kInvalidArgument, "no output directory was given (-o OUT)");
-}
-
 EngineManifest make_manifest(const Recipe& recipe, const Model& source, const CalibrationData* data) {
   EngineManifest manifest;
   manifest.mode = recipe.mode;
@@ -140,6 +119,32 @@ void add_warnings(Job& job) {
 }
 
 }  // namespace
+
+void check_recipe(const Recipe& recipe, const Model& source) {
+  const Algorithm& algorithm = find_algorithm(recipe.mode);
+  const std::string refusal = algorithm.refuses(recipe.scheme);
+  if (!refusal.empty())
+    throw Error(ErrorKind::kUnsupported, "--mode {} with --scheme {}: {}", recipe.mode, recipe.scheme.name(), refusal);
+  if (recipe.head != "int8" && recipe.head != "bf16")
+    throw Error(ErrorKind::kInvalidArgument, "--head {} is not known; choose int8 or bf16", recipe.head);
+  if (recipe.alpha && !(*recipe.alpha >= 0 && *recipe.alpha <= 1))
+    throw Error(ErrorKind::kInvalidArgument, "--alpha {} is outside 0 … 1", *recipe.alpha);
+  if (source.checkpoint() == nullptr)
+    throw Error(ErrorKind::kUnsupported,
+                "{} is quantized already; quantize the Hugging Face directory or GGUF file it was made from",
+                source.description());
+  if (recipe.scheme.weights && recipe.scheme.weights->num_bits == 4)
+    for (const Node& node : source.graph().nodes())
+      if (node.op == Op::kLinear && node.layer >= 0 && node.k < 32)
+        throw Error(ErrorKind::kUnsupported, "{}: {} inputs are fewer than the smallest group of 32; choose w8a8 or w8a16",
+                    node.name, node.k);
+  if (recipe.output.empty()) throw Error(ErrorKind::kInvalidArgument, "no output directory was given (-o OUT)");
+  std::error_code error;
+  if (std::filesystem::exists(recipe.output, error) && !EngineDirectory::is_engine(recipe.output) &&
+      !(std::filesystem::is_directory(recipe.output, error) && std::filesystem::is_empty(recipe.output, error)))
+    throw Error(ErrorKind::kInvalidArgument, "{} exists and is no engine; choose another output or remove it",
+                recipe.output.string());
+}
 
 std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const Recipe> recipes,
                                             const CalibrationData* data, const QuantizeOptions& options,

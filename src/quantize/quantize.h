@@ -36,6 +36,10 @@ struct QuantizeSummary {
   double bits_per_weight = 0;
 };
 
+// Throws where the recipe cannot be applied to the model, or its output is taken by something that is no engine: before
+// minutes are spent on calibration data.
+void check_recipe(const Recipe& recipe, const Model& source);
+
 // Checks every recipe against the model (throws before any work), then calibrates, quantizes and writes all engines. With
 // nothing finished or interrupted nothing is left behind. `data` may be null where no recipe needs calibration.
 std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const Recipe> recipes,
