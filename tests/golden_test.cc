@@ -33,7 +33,7 @@ float largest(std::span<const float> values) {
 
 // First-order bound of FP32 rounding: every value on the path to an output is a sum of at most
 // `terms` products, each rounded, relative to the largest output.
-float tolerance(const PretrainedConfig& config, int64_t layers, int64_t tokens,
+float tolerance(const ModelConfig& config, int64_t layers, int64_t tokens,
                 std::span<const float> reference) {
   const int64_t attention = config.num_attention_heads * config.head_dim;
   const int64_t layer_terms = 2 * config.hidden_size + attention + config.head_dim + tokens +
@@ -86,7 +86,7 @@ class Runner {
   }
 
   const Model& model() const { return model_; }
-  const PretrainedConfig& config() const { return model_.config(); }
+  const ModelConfig& config() const { return model_.config(); }
   ThreadPool& pool() { return pool_; }
 
  private:
@@ -113,7 +113,7 @@ constexpr int64_t kContext = 48;
 
 TEST_P(Architectures, residual_stream_equals_transformers_after_every_layer) {
   Runner runner(path_, GetParam().isa, kContext);
-  const PretrainedConfig& config = runner.config();
+  const ModelConfig& config = runner.config();
   const Graph& graph = runner.model().graph();
   const auto t = static_cast<int64_t>(ids_.size());
   const RopeTables rope = rope_tables(config, kContext);

@@ -57,6 +57,8 @@ void install_interrupt_handler() {
 
 void request_interrupt() { interrupted.store(true); }
 
+void clear_interrupt() { interrupted.store(false); }
+
 void check_interrupt() {
   if (interrupted.load(std::memory_order_relaxed))
     throw Error(ErrorKind::kInterrupted, "interrupted; nothing was written");

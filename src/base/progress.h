@@ -32,6 +32,7 @@ class Progress {
 // Error(kInterrupted); a second one ends the process at once.
 void install_interrupt_handler();
 void request_interrupt();
+void clear_interrupt();  // for a program that goes on after an interrupted job
 void check_interrupt();
 
 // Peak resident set of this process so far, and the current one, in bytes.
