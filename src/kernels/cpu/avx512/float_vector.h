@@ -1,12 +1,7 @@
 // Sixteen f32 lanes for small_ops_vector.h and small_ops_flash.h. For this folder's sources only.
 #pragma once
 
-// GCC 12 warns about its own _mm512_undefined_ps (GCC bug 105593).
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
-#pragma GCC diagnostic pop
 
 #include <cstdint>
 
