@@ -258,16 +258,19 @@ TEST_P(AttentionTest, kv_write_stores_what_the_reference_stores) {
 TEST_P(AttentionTest, decode_matches_the_reference_over_ragged_contexts) {
   const std::vector<Sequence> sequences = {{1, 1},  {2, 1},   {63, 1}, {64, 1},
                                            {65, 1}, {130, 1}, {17, 1}};
-  for (const auto& [heads, kv_heads] : {std::pair<int64_t, int64_t>{9, 3}, {4, 4}, {8, 1}, {14, 2}})
-    for (const int64_t head_dim : {8, 24, 64, 128})
+  for (const auto& [heads, kv_heads] : {std::pair<int64_t, int64_t>{9, 3}, {4, 4}, {8, 1}})
+    for (const int64_t head_dim : {8, 24, 64})
       for (const DType dtype : {DType::kF16, DType::kF32})
         expect_matches_reference({heads, kv_heads, head_dim, 16, dtype}, sequences, 2);
+  expect_matches_reference({.heads = 14, .kv_heads = 2, .head_dim = 128}, sequences, 3);
 }
 
 TEST_P(AttentionTest, prefill_matches_the_reference_over_ragged_shapes) {
-  for (const int64_t tokens : {2, 15, 16, 17, 64, 70, 129})
+  for (const int64_t tokens : {2, 15, 16, 17, 64, 70})
     for (const DType dtype : {DType::kF16, DType::kF32})
-      expect_matches_reference({.dtype = dtype}, {{tokens, tokens}, {tokens + 5, tokens}}, 3);
+      expect_matches_reference({.heads = 6, .kv_heads = 2, .dtype = dtype},
+                               {{tokens, tokens}, {tokens + 5, tokens}}, 3);
+  expect_matches_reference({.heads = 3, .kv_heads = 1}, {{129, 129}}, 2);
 }
 
 TEST_P(AttentionTest, large_and_odd_head_sizes_match_the_reference) {
@@ -277,12 +280,12 @@ TEST_P(AttentionTest, large_and_odd_head_sizes_match_the_reference) {
 }
 
 TEST_P(AttentionTest, one_big_page_and_mixed_batches_match_the_reference) {
-  expect_matches_reference({.page_tokens = 1024}, {{300, 40}, {200, 1}, {65, 65}, {700, 1}}, 4);
+  expect_matches_reference({.page_tokens = 1024}, {{300, 20}, {200, 1}, {65, 65}, {700, 1}}, 4);
 }
 
 TEST_P(AttentionTest, sliding_windows_match_the_reference) {
   for (const int64_t window : {1, 5, 16, 63, 64, 65, 100}) {
-    Shape shape;
+    Shape shape{.heads = 3, .kv_heads = 1};
     shape.sliding_window = window;
     expect_matches_reference(shape, {{150, 150}, {200, 1}, {3, 1}, {129, 30}}, 2);
   }

@@ -20,25 +20,30 @@ constexpr int64_t kRowTile = 6;
 constexpr int64_t kDirectRows = 8;
 
 struct FlashScratch {
-  float *q, *out;        // [rows, Dh]
-  float *k, *v;          // one block as f32: [4, Dh, 16], [64, Dh]
-  float* p;              // [6, 64] scores, then probabilities
-  float *maximum, *sum;  // [rows]
+  float *q, *out;  // [rows, Dh]
+  float *k, *v;    // one block as f32: [4, Dh, 16], [64, Dh]
+  float* p;        // [6, 64] scores, then probabilities
+  float* sum;      // [rows, lanes] partial sums of a row, one per lane
+  float* maximum;  // [rows], and the rest of a vector
 };
 
 inline int64_t flash_rows(const AttentionArgs& args) {
   return query_block(args) * (args.heads / args.cache.kv_heads);
 }
 
+template <typename S>
 inline int64_t flash_scratch_bytes(const AttentionArgs& args) {
   const int64_t dh = args.cache.head_dim, rows = flash_rows(args);
-  const int64_t floats = 2 * rows * dh + 2 * kBlockTokens * dh + kRowTile * kBlockTokens + 2 * rows;
+  const int64_t floats = 2 * rows * dh + 2 * kBlockTokens * dh + kRowTile * kBlockTokens +
+                         rows * S::kLanes + rows + S::kLanes;
   return (floats * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
 }
 
-// p[r][16·n + lane] = Σ_d q[r][d] · k[n][d][lane] for N tiles.
+// p[r][16·n + lane] = Σ_d q[r][d] · k[n][d][lane] for N tiles. Where `ahead` is given, as many
+// bytes of its N tiles are prefetched.
 template <typename S, int R, int N, typename T>
-inline void score_tiles(const float* q, int64_t dh, const T* const* k, float* p) {
+inline void score_tiles(const float* q, int64_t dh, const T* const* k, const T* const* ahead,
+                        float* p) {
   constexpr int kVectors = kTileTokens / S::kLanes;
   typename S::V acc[R][N * kVectors];
 #pragma GCC unroll 6
@@ -46,6 +51,9 @@ inline void score_tiles(const float* q, int64_t dh, const T* const* k, float* p)
 #pragma GCC unroll 8
     for (int i = 0; i < N * kVectors; ++i) acc[r][i] = S::zero();
   for (int64_t d = 0; d < dh; ++d) {
+    if (ahead != nullptr)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + d * kTileTokens);
     typename S::V key[N * kVectors];
 #pragma GCC unroll 8
     for (int i = 0; i < N * kVectors; ++i)
@@ -65,10 +73,11 @@ inline void score_tiles(const float* q, int64_t dh, const T* const* k, float* p)
 }
 
 // out[r][d…] = out[r][d…] · alpha[r] + Σ_j p[r][j] · v[j][d…], j ascending in [begin, end), for N
-// vectors of dimensions.
+// vectors of dimensions. Where `ahead` is given, as many bytes of its tiles are prefetched.
 template <typename S, int R, int N, typename T>
-inline void add_values(const float* p, const float* alpha, const T* const* v, int64_t begin,
-                       int64_t end, int64_t dh, int64_t d, float* out) {
+inline void add_values(const float* p, const float* alpha, const T* const* v, const T* const* ahead,
+                       int64_t begin, int64_t end, int64_t dh, int64_t d, float* out) {
+  constexpr int64_t kLineElements = 64 / sizeof(T);
   typename S::V acc[R][N];
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r)
@@ -80,6 +89,10 @@ inline void add_values(const float* p, const float* alpha, const T* const* v, in
     const int64_t from = begin > first ? begin : first, to = least(end, first + kTileTokens);
     const T* row = v[tile] + (from - first) * dh + d;
     for (int64_t j = from; j < to; ++j, row += dh) {
+      if (ahead != nullptr)
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < N * S::kLanes; i += kLineElements)
+          __builtin_prefetch(ahead[tile] + (row - v[tile]) + i);
       typename S::V value[N];
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) value[i] = S::load_element(row + i * S::kLanes);
@@ -97,41 +110,55 @@ inline void add_values(const float* p, const float* alpha, const T* const* v, in
     for (int i = 0; i < N; ++i) S::store(out + r * dh + d + i * S::kLanes, acc[r][i]);
 }
 
-// Turns one row of scores into probabilities relative to the new maximum; returns α. Tokens outside
-// [begin, end) are masked; if that leaves none, nothing changes (α = 1, p = 0).
-template <typename S>
-inline float softmax_row(float* p, int64_t begin, int64_t end, float& maximum, float& sum) {
+// Turns R rows of scores into probabilities relative to their new maxima and writes each row's α.
+// Tokens outside [begin[r], end[r]) are masked. While a row has seen no token its maximum is −∞,
+// its sum and output are 0 and stay so.
+template <typename S, int R>
+inline void softmax_rows(float* p, const int64_t* begin, const int64_t* end, float* maximum,
+                         float* sum, float* alpha) {
   constexpr int kVectors = kBlockTokens / S::kLanes;
   using V = typename S::V;
-  V s[kVectors];
+  const V old_maximum = S::load(maximum);
+  for (int r = 0; r < R; ++r) {
+    float* row = p + r * kBlockTokens;
+    V s[kVectors];
 #pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i) s[i] = S::load(p + i * S::kLanes);
-  if (begin > 0 || end < kBlockTokens) {
+    for (int i = 0; i < kVectors; ++i) s[i] = S::load(row + i * S::kLanes);
+    if (begin[r] > 0 || end[r] < kBlockTokens) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kVectors; ++i) s[i] = S::within(s[i], i * S::kLanes, begin, end);
+      for (int i = 0; i < kVectors; ++i) {
+        s[i] = S::within(s[i], i * S::kLanes, begin[r], end[r]);
+        S::store(row + i * S::kLanes, s[i]);
+      }
+    }
+#pragma GCC unroll 3
+    for (int step = kVectors / 2; step > 0; step /= 2)
+#pragma GCC unroll 4
+      for (int i = 0; i < step; ++i) s[i] = S::max(s[i], s[i + step]);
+    const float largest = S::reduce_max(s[0]);
+    maximum[r] = largest > maximum[r] ? largest : maximum[r];
   }
-  V largest = s[0];
-#pragma GCC unroll 8
-  for (int i = 1; i < kVectors; ++i) largest = S::max(largest, s[i]);
-  float new_maximum = S::reduce_max(largest);
-  if (!(new_maximum > maximum)) new_maximum = maximum;
-  if (new_maximum == -__builtin_inff()) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kVectors; ++i) S::store(p + i * S::kLanes, S::zero());
-    return 1.0f;
+  // Finite, so that masked scores are infinitely far below it also when nothing has been seen.
+  const V shift = S::max(S::load(maximum), S::set1(-FLT_MAX));
+  alignas(64) float shifts[S::kLanes];
+  S::store(shifts, shift);
+  S::store(alpha, exp2_of_nonpositive<S>(S::sub(old_maximum, shift)));
+  for (int r = 0; r < R; ++r) {
+    float* row = p + r * kBlockTokens;
+    const V row_shift = S::broadcast(shifts + r);
+    V even = S::zero(), odd = S::zero();
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; i += 2) {
+      const V a = exp2_of_nonpositive<S>(S::sub(S::load(row + i * S::kLanes), row_shift));
+      const V b = exp2_of_nonpositive<S>(S::sub(S::load(row + (i + 1) * S::kLanes), row_shift));
+      S::store(row + i * S::kLanes, a);
+      S::store(row + (i + 1) * S::kLanes, b);
+      even = S::add(even, a);
+      odd = S::add(odd, b);
+    }
+    float* lanes = sum + r * S::kLanes;
+    S::store(lanes, S::fma(S::load(lanes), S::broadcast(alpha + r), S::add(even, odd)));
   }
-  const V shift = S::set1(new_maximum);
-  V total = S::zero();
-#pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i) {
-    const V e = exp2<S>(S::sub(s[i], shift));
-    S::store(p + i * S::kLanes, e);
-    total = S::add(total, e);
-  }
-  const float alpha = S::first(exp2<S>(S::set1(maximum - new_maximum)));
-  sum = sum * alpha + S::reduce_add(total);
-  maximum = new_maximum;
-  return alpha;
 }
 
 // One unit's view of the current block.
@@ -139,7 +166,12 @@ template <typename T>
 struct FlashBlock {
   const T* k[kTilesPerBlock];  // tiles [Dh, 16]
   const T* v[kTilesPerBlock];  // tiles [16, Dh]
-  int64_t start;               // position of its first token
+  // Read from the cache itself: values are prefetched while scores are computed, and the next
+  // block's keys, if there is one, while values are added. Pages defeat the hardware's own
+  // prefetching.
+  bool prefetch_values = false;
+  const T* const* next_k = nullptr;
+  int64_t start;  // position of its first token
 };
 
 template <typename S, int R, typename T>
@@ -164,20 +196,26 @@ void attend_rows(const FlashBlock<T>& block, const AttentionUnit& unit, int64_t 
   const float* q = scratch.q + row * dh;
   for (int64_t tile = begin / kTileTokens / kTiles * kTiles; tile * kTileTokens < end;
        tile += kTiles)
-    score_tiles<S, R, kTiles>(q, dh, block.k + tile, scratch.p + tile * kTileTokens);
+    score_tiles<S, R, kTiles>(q, dh, block.k + tile,
+                              block.prefetch_values ? block.v + tile : nullptr,
+                              scratch.p + tile * kTileTokens);
 
-  float alpha[R];
-  for (int r = 0; r < R; ++r)
-    alpha[r] = softmax_row<S>(scratch.p + r * kBlockTokens, begin_of(row + r), end_of(row + r),
-                              scratch.maximum[row + r], scratch.sum[row + r]);
+  int64_t row_begin[R], row_end[R];
+  for (int r = 0; r < R; ++r) {
+    row_begin[r] = begin_of(row + r);
+    row_end[r] = end_of(row + r);
+  }
+  alignas(64) float alpha[S::kLanes];
+  softmax_rows<S, R>(scratch.p, row_begin, row_end, scratch.maximum + row,
+                     scratch.sum + row * S::kLanes, alpha);
 
   constexpr int kWide = kAccumulators / R >= 8 ? 8 : kAccumulators / R >= 4 ? 4 : 2;
   float* out = scratch.out + row * dh;
   int64_t d = 0;
   for (; d + kWide * S::kLanes <= dh; d += kWide * S::kLanes)
-    add_values<S, R, kWide>(scratch.p, alpha, block.v, begin, end, dh, d, out);
+    add_values<S, R, kWide>(scratch.p, alpha, block.v, block.next_k, begin, end, dh, d, out);
   for (; d < dh; d += S::kLanes)
-    add_values<S, R, 1>(scratch.p, alpha, block.v, begin, end, dh, d, out);
+    add_values<S, R, 1>(scratch.p, alpha, block.v, block.next_k, begin, end, dh, d, out);
 }
 
 template <typename S, typename T>
@@ -221,17 +259,17 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit,
       S::store(scratch.out + row * dh + d, S::zero());
     }
     scratch.maximum[row] = -__builtin_inff();
-    scratch.sum[row] = 0;
+    S::store(scratch.sum + row * S::kLanes, S::zero());
   }
+  S::store(scratch.maximum + rows, S::zero());  // read with the last rows, not used
 
   const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
   const int64_t first = unit.position + 1 > window ? unit.position + 1 - window : 0;
-  for (int64_t start = first / kBlockTokens * kBlockTokens; start < last; start += kBlockTokens) {
+  const auto locate = [&](int64_t start) {
     FlashBlock<T> block;
     block.start = start;
     for (int64_t tile = 0; tile < kTilesPerBlock; ++tile) {
-      // Tiles past the end are computed together with the last and masked: any valid address will
-      // do.
+      // Tiles past the end are computed together with the last one and masked: any address will do.
       const int64_t wanted = start + tile * kTileTokens;
       const int64_t token = wanted < last ? wanted : (last - 1) / kTileTokens * kTileTokens;
       const int64_t page = pages[token / cache.page_tokens];
@@ -241,8 +279,18 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit,
       block.k[tile] = static_cast<const T*>(cache.k) + at;
       block.v[tile] = static_cast<const T*>(cache.v) + at;
     }
-    if (sizeof(T) == sizeof(float) || rows <= kDirectRows) {
+    return block;
+  };
+  const bool direct = sizeof(T) == sizeof(float) || rows <= kDirectRows;
+  FlashBlock<T> block = locate(first / kBlockTokens * kBlockTokens);
+  for (int64_t start = block.start; start < last; start += kBlockTokens) {
+    const bool more = start + kBlockTokens < last;
+    const FlashBlock<T> next = more ? locate(start + kBlockTokens) : block;
+    if (direct) {
+      block.prefetch_values = rows <= kDirectRows;
+      block.next_k = rows <= kDirectRows && more ? next.k : nullptr;
       attend_block<S>(block, unit, rows, window, dh, scratch);
+      block = next;
       continue;
     }
     FlashBlock<float> converted;
@@ -259,10 +307,11 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit,
       }
     }
     attend_block<S>(converted, unit, rows, window, dh, scratch);
+    block = next;
   }
 
   for (int64_t row = 0; row < rows; ++row) {
-    const V inverse = S::set1(1.0f / scratch.sum[row]);
+    const V inverse = S::set1(1.0f / S::reduce_add(S::load(scratch.sum + row * S::kLanes)));
     float* out = args.out + offset(row, args.out_stride);
     // Adding +0 gives every zero the same sign, whichever no-op terms it met.
     for (int64_t d = 0; d < dh; d += S::kLanes)
@@ -274,13 +323,13 @@ template <typename S, typename T>
 void flash_attention(const AttentionArgs& args, const Worker& worker) {
   const int64_t dh = args.cache.head_dim, rows = flash_rows(args);
   FlashScratch scratch;
-  scratch.q = reinterpret_cast<float*>(args.scratch + worker.index * flash_scratch_bytes(args));
+  scratch.q = reinterpret_cast<float*>(args.scratch + worker.index * flash_scratch_bytes<S>(args));
   scratch.out = scratch.q + rows * dh;
   scratch.k = scratch.out + rows * dh;
   scratch.v = scratch.k + kBlockTokens * dh;
   scratch.p = scratch.v + kBlockTokens * dh;
-  scratch.maximum = scratch.p + kRowTile * kBlockTokens;
-  scratch.sum = scratch.maximum + rows;
+  scratch.sum = scratch.p + kRowTile * kBlockTokens;
+  scratch.maximum = scratch.sum + rows * S::kLanes;
   for_each_attention_unit(
       args, worker, [&](const AttentionUnit& unit) { attend_unit<S, T>(args, unit, scratch); });
 }

@@ -27,12 +27,12 @@ inline typename S::V exp2_fraction(typename S::V f) {
   return S::fma(p, f, S::set1(1.0f));
 }
 
-// 2^x; 0 below −126, 2^127 above 127, NaN for NaN.
+// 2^x for x ≤ 0; 0 from −127 on, NaN for NaN. Between −127 and −126 some subnormal number.
 template <typename S>
-inline typename S::V exp2(typename S::V x) {
-  x = S::min(S::set1(127.0f), x);
+inline typename S::V exp2_of_nonpositive(typename S::V x) {
+  x = S::max(S::set1(-127.0f), x);
   const typename S::V n = S::round(x);
-  return S::zero_below(S::scale(exp2_fraction<S>(S::sub(x, n)), n), x, -126.0f);
+  return S::scale(exp2_fraction<S>(S::sub(x, n)), n);
 }
 
 // e^x; 0 below −87.3, 2^127 above 88, NaN for NaN.

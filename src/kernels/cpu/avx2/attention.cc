@@ -18,7 +18,7 @@ void kv_write(const KvWriteArgs& args, const Worker& worker) {
 
 int64_t attention_scratch_bytes(const AttentionArgs& args) {
   return args.cache.head_dim % Avx2::kLanes != 0 ? portable::attention_scratch_bytes(args)
-                                                 : flash_scratch_bytes(args);
+                                                 : flash_scratch_bytes<Avx2>(args);
 }
 
 void attention(const AttentionArgs& args, const Worker& worker) {

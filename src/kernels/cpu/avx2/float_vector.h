@@ -49,7 +49,7 @@ struct Avx2 {
   static V max(V a, V b) { return _mm256_max_ps(a, b); }
   static V min(V a, V b) { return _mm256_min_ps(a, b); }
   static V round(V v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // v · 2^n, n integral, result normal.
+  // v · 2^n, n integral; exact for results that are normal, and 0 for 1 · 2^−127.
   static V scale(V v, V n) {
     const I exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
@@ -73,7 +73,6 @@ struct Avx2 {
     return _mm256_blendv_ps(set1(-__builtin_inff()), v,
                             _mm256_castsi256_ps(_mm256_and_si256(after, before)));
   }
-  static float first(V v) { return _mm256_cvtss_f32(v); }
   static float reduce_add(V v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

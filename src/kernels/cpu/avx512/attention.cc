@@ -19,7 +19,7 @@ void kv_write(const KvWriteArgs& args, const Worker& worker) {
 
 int64_t attention_scratch_bytes(const AttentionArgs& args) {
   return args.cache.head_dim % Avx512::kLanes != 0 ? avx2::attention_scratch_bytes(args)
-                                                   : flash_scratch_bytes(args);
+                                                   : flash_scratch_bytes<Avx512>(args);
 }
 
 void attention(const AttentionArgs& args, const Worker& worker) {

@@ -1,12 +1,7 @@
 // Sixteen f32 lanes for small_ops_vector.h and small_ops_flash.h. For this folder's sources only.
 #pragma once
 
-// GCC 12 warns about its own _mm512_undefined_ps (GCC bug 105593).
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
-#pragma GCC diagnostic pop
 
 #include <cstdint>
 
@@ -56,8 +51,12 @@ struct Avx512 {
   static V round(V v) {
     return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  // v · 2^n, n integral.
-  static V scale(V v, V n) { return _mm512_scalef_ps(v, n); }
+  // v · 2^n, n integral; exact for results that are normal, and 0 for 1 · 2^−127. (vscalefps would
+  // round 2^−127 to a subnormal number instead.)
+  static V scale(V v, V n) {
+    const I exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), exponent));
+  }
   // v, but 0 where x < bound.
   static V zero_below(V v, V x, float bound) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set1(bound), _CMP_NLT_UQ), v);
@@ -76,7 +75,6 @@ struct Avx512 {
         _mm512_set1_epi32(static_cast<int>(end)));
     return _mm512_mask_mov_ps(set1(-__builtin_inff()), lanes, v);
   }
-  static float first(V v) { return _mm512_cvtss_f32(v); }
   static float reduce_add(V v) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

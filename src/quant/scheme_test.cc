@@ -1,0 +1,99 @@
+#include "quant/scheme.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "base/error.h"
+
+namespace whit {
+namespace {
+
+ErrorKind kind_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error.kind();
+  }
+  ADD_FAILURE() << "no error";
+  return ErrorKind::kIo;
+}
+
+TEST(SchemeTest, presets_say_what_their_names_say) {
+  EXPECT_FALSE(QuantScheme::preset("bf16").weights.has_value());
+  const QuantScheme w4a16 = QuantScheme::preset("w4a16", 64, true);
+  EXPECT_EQ(w4a16.weights->num_bits, 4);
+  EXPECT_EQ(w4a16.weights->group_size, 64);
+  EXPECT_TRUE(w4a16.weights->symmetric);
+  EXPECT_FALSE(w4a16.int8_activations());
+  const QuantScheme w4a8 = QuantScheme::preset("w4a8");
+  EXPECT_EQ(w4a8.weights->group_size, 128);
+  EXPECT_FALSE(w4a8.weights->symmetric);
+  EXPECT_TRUE(w4a8.int8_activations());
+  EXPECT_FALSE(w4a8.static_activations());
+  const QuantScheme w8a8 = QuantScheme::preset("w8a8");
+  EXPECT_EQ(w8a8.weights->strategy, QuantStrategy::kChannel);
+  EXPECT_EQ(w8a8.input_activations->strategy, QuantStrategy::kToken);
+  EXPECT_FALSE(QuantScheme::preset("w8a16").int8_activations());
+}
+
+TEST(SchemeTest, unknown_names_are_refused_with_the_known_ones) {
+  try {
+    QuantScheme::preset("w2a2");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+    for (const std::string_view name : scheme_names())
+      EXPECT_NE(std::string_view(error.what()).find(name), std::string_view::npos) << name;
+  }
+  for (const int64_t group_size : {0, -1, 31, 256})
+    EXPECT_EQ(kind_of([&] { QuantScheme::preset("w4a8", group_size); }), ErrorKind::kUnsupported);
+}
+
+TEST(SchemeTest, every_preset_survives_json_and_keeps_its_name) {
+  for (const std::string_view name : scheme_names())
+    for (const int64_t group_size : {32, 64, 128})
+      for (const bool symmetric : {false, true}) {
+        QuantScheme scheme = QuantScheme::preset(name, group_size, symmetric);
+        EXPECT_EQ(scheme.name(), name);
+        EXPECT_EQ(scheme_from_json(Json::parse(to_json(scheme).dump()), "test"), scheme);
+        if (!scheme.int8_activations()) continue;
+        scheme.input_activations->dynamic = false;
+        scheme.input_activations->strategy = QuantStrategy::kTensor;
+        EXPECT_TRUE(scheme.static_activations());
+        EXPECT_EQ(scheme_from_json(to_json(scheme), "test"), scheme);
+      }
+}
+
+TEST(SchemeTest, json_that_is_no_scheme_is_refused) {
+  const auto kind = [&](const char* text) {
+    return kind_of([&] { scheme_from_json(Json::parse(text), "engine.json: layer 3"); });
+  };
+  EXPECT_EQ(kind("[]"), ErrorKind::kInvalidData);
+  EXPECT_EQ(kind("null"), ErrorKind::kInvalidData);
+  EXPECT_EQ(kind(R"({"weights": {}})"), ErrorKind::kInvalidData);
+  EXPECT_EQ(kind(R"({"weights": {"num_bits": "four", "strategy": "group"}})"),
+            ErrorKind::kInvalidData);
+  EXPECT_EQ(kind(R"({"weights": {"num_bits": 4, "strategy": "row"}})"), ErrorKind::kInvalidData);
+}
+
+TEST(SchemeTest, well_formed_schemes_without_kernels_are_refused_as_unsupported) {
+  for (
+      const char* text : {
+          R"({"weights": {"num_bits": 3, "strategy": "group", "group_size": 128}})",
+          R"({"weights": {"num_bits": 4, "strategy": "group", "group_size": 48}})",
+          R"({"weights": {"num_bits": 4, "strategy": "channel"}})",
+          R"({"weights": {"num_bits": 8, "strategy": "channel", "symmetric": false}})",
+          R"({"weights": {"num_bits": 8, "strategy": "group", "group_size": 128}})",
+          R"({"weights": null, "input_activations": {"num_bits": 8, "strategy": "token", "dynamic": true}})",
+          R"({"weights": {"num_bits": 8, "strategy": "channel"},
+               "input_activations": {"num_bits": 4, "strategy": "token", "dynamic": true}})",
+          R"({"weights": {"num_bits": 4294967300, "strategy": "group", "group_size": 128}})",
+      })
+    EXPECT_EQ(kind_of([&] { scheme_from_json(Json::parse(text), "test"); }),
+              ErrorKind::kUnsupported)
+        << text;
+}
+
+}  // namespace
+}  // namespace whit

@@ -1,0 +1,100 @@
+// Chooses the next token from logits.
+//
+// The order is that of Hugging Face and vLLM:
+//   1. repetition penalty   tokens of prompt and output: l > 0 → l / penalty, else l · penalty
+//   (Keskar
+//                           et al. 2019); then for tokens of the output alone
+//                           l − frequency_penalty · count − presence_penalty (OpenAI's definition)
+//   2. logit bias           l + bias
+//   3. temperature          l / temperature; 0 (below 1e-5) takes the largest, the lowest id of
+//   equals
+//   4. top-k                tokens with l ≥ the k-th largest (equals of the k-th stay)
+//   5. top-p                the fewest most probable tokens whose probabilities, normalised after
+//                           top-k, reach p; of equals the lower ids
+//   6. min-p                tokens with at least min_p times the largest probability
+//   7. one draw from what is left
+// A NaN logit counts as −∞; if any is +∞ the draw is uniform among those. The random numbers and
+// the exponential are this file's own, so a seed gives the same tokens on every platform.
+// Log-probabilities are those of the model: of the logits as they came.
+//
+// Cost: a few passes over the vocabulary and no sort of it; only the tokens around the top-k and
+// top-p borders (a bin of 1/64 in log-probability) are sorted.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+namespace whit {
+
+struct SamplingParams {
+  float temperature = 1.0f;         // ≥ 0
+  int64_t top_k = 0;                // 0 or −1: off
+  float top_p = 1.0f;               // (0, 1]
+  float min_p = 0.0f;               // [0, 1]
+  float repetition_penalty = 1.0f;  // > 0
+  float presence_penalty = 0.0f;    // [−2, 2]
+  float frequency_penalty = 0.0f;   // [−2, 2]
+  uint64_t seed = 0;
+  std::map<int32_t, float> logit_bias;  // token id → finite bias
+  int logprobs = -1;  // −1: none; n ≥ 0: of the chosen token and the n most probable, n ≤ 20
+
+  bool greedy() const { return temperature < 1e-5f; }
+  // Throws kInvalidArgument naming the field, its value and what is allowed.
+  void validate(int64_t vocab_size) const;
+};
+
+struct TokenLogprob {
+  int32_t token;
+  float logprob;
+};
+
+struct SampledToken {
+  int32_t token;
+  float logprob = 0;                       // where asked for
+  std::span<const TokenLogprob> top = {};  // most probable first; valid until the next sample()
+};
+
+class Sampler {
+ public:
+  // Validates the parameters.
+  Sampler(const SamplingParams& params, int64_t vocab_size);
+
+  // logits [vocab_size] are overwritten. Ids in prompt and output that are not in the vocabulary
+  // are ignored. Throws kInvalidData when every logit is NaN or −∞.
+  SampledToken sample(std::span<float> logits, std::span<const int32_t> prompt,
+                      std::span<const int32_t> output);
+
+  const SamplingParams& params() const { return params_; }
+
+ private:
+  struct Candidate {
+    float logit;   // scaled, minus the largest
+    float weight;  // e^logit
+    int32_t token;
+  };
+
+  void apply_penalties(std::span<float> logits, std::span<const int32_t> prompt,
+                       std::span<const int32_t> output);
+  void record_logprobs(std::span<const float> logits);
+  void collect(std::span<const float> logits, float largest);
+  void take_border(int bin);
+  void keep_top_k();
+  void keep_top_p();
+  void keep_min_p();
+  int32_t draw();
+
+  SamplingParams params_;
+  int64_t vocab_size_;
+  uint64_t random_state_;
+  std::vector<int32_t> counts_;        // of each token in the output; zero between calls
+  std::vector<float> weights_;         // [vocab_size]
+  std::vector<Candidate> candidates_;  // in order of their ids
+  std::vector<Candidate> border_;      // those of one bin
+  std::vector<float> unchanged_;       // the logits as they came, for log-probabilities
+  double log_sum_exp_ = 0;             // of those
+  std::vector<TokenLogprob> top_;
+};
+
+}  // namespace whit
