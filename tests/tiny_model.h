@@ -5,6 +5,7 @@
 #include <random>
 #include <string>
 
+#include "base/file.h"
 #include "calibrate/calibrator.h"
 #include "engine/model.h"
 
@@ -42,5 +43,18 @@ class ScratchDirectory {
  private:
   std::filesystem::path path_;
 };
+
+// A copy of a golden model with a tokenizer of two letters, which engines must have.
+inline std::filesystem::path with_tokenizer(const ScratchDirectory& scratch, const std::string& name) {
+  const std::filesystem::path copy = scratch.path() / (name + "-with-tokenizer");
+  if (std::filesystem::exists(copy)) return copy;
+  std::filesystem::copy(golden_model(name), copy);
+  write_file(copy / "tokenizer.json",
+             R"({"version":"1.0","added_tokens":[],"normalizer":null,"pre_tokenizer":{"type":"ByteLevel",)"
+             R"("add_prefix_space":false,"trim_offsets":true,"use_regex":true},"post_processor":null,)"
+             R"("decoder":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},)"
+             R"("model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}})");
+  return copy;
+}
 
 }  // namespace whit::testing

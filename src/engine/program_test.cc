@@ -18,6 +18,7 @@ namespace {
 using testing::golden_model;
 using testing::random_tokens;
 using testing::ScratchDirectory;
+using testing::with_tokenizer;
 
 // Logits [T, V] of a sequence, in steps of the given sizes.
 std::vector<float> run_in_chunks(const Model& model, int threads, std::span<const int32_t> ids,
@@ -46,7 +47,7 @@ class InvarianceTest : public ::testing::TestWithParam<const char*> {
   // The model itself, or an engine of the scheme in the parameter.
   Model open() {
     const std::string scheme = GetParam();
-    const std::filesystem::path source = golden_model("llama_untied");
+    const std::filesystem::path source = with_tokenizer(scratch_, "llama_untied");
     if (scheme == "f32") return Model::open(source);
     const Model original = Model::open(source);
     const Recipe recipe{.mode = "rtn", .scheme = QuantScheme::preset(scheme, 32), .output = scratch_.path() / scheme};

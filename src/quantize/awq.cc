@@ -90,7 +90,6 @@ void clip_group(const LayerTask& task, const ScalingGroup& group, const LayerWei
   const auto applied = decision.applied.find(group.input);
   GroupTrial trial(task, group, weights, applied == decision.applied.end() ? nullptr : applied->second.data());
   int64_t shrunk_total = 0, groups_total = 0;
-  double error = 0;
   for (const NodeId id : group.linears) {
     const Tensor& w = weights.linears.at(id);
     int64_t shrunk = 0;
@@ -102,10 +101,9 @@ void clip_group(const LayerTask& task, const ScalingGroup& group, const LayerWei
       shrunk_total += shrunk;
       decision.clips[id] = std::move(bounds);
     }
-    error += std::min(plain, clipped);
   }
   report.clipped = static_cast<double>(shrunk_total) / static_cast<double>(groups_total);
-  report.error = error;
+  report.error = trial.error(Split::kHeldOut, nullptr, &decision.clips);
 }
 
 }  // namespace

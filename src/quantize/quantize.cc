@@ -161,6 +161,7 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
     throw Error(ErrorKind::kInvalidArgument, "--propagate calibrates on one recipe's own outputs: give one recipe");
 
   const WeightProvider weights = source.weights();
+  const auto text_files = source.text_files();  // before any work: a model without a tokenizer makes no engine
   std::vector<std::unique_ptr<Job>> jobs;
   for (const Recipe& recipe : recipes) {
     const Algorithm& algorithm = find_algorithm(recipe.mode);
@@ -222,7 +223,7 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
         write_plain(job->writer, node, weights.linear(node).view, job->writer.manifest().linears.at(module_of(node)),
                     pool);
     }
-    for (const auto& [name, content] : source.text_files()) job->writer.write_text(name, content);
+    for (const auto& [name, content] : text_files) job->writer.write_text(name, content);
     add_warnings(*job);
     for (const GroupReport& report : job->summary.reports) job->writer.manifest().report.push_back(to_json(report));
     check_interrupt();

@@ -17,6 +17,7 @@ using ::testing::HasSubstr;
 using testing::golden_model;
 using testing::random_tokens;
 using testing::ScratchDirectory;
+using testing::with_tokenizer;
 
 // Layer 0 of a tiny model with its statistics.
 struct LayerFixture {
@@ -217,9 +218,9 @@ TEST(SmoothQuantTest, recovers_channels_that_plain_int8_loses) {
 }
 
 TEST(QuantizeTest, the_same_inputs_make_the_same_engine_with_any_number_of_threads) {
-  const Model source = Model::open(golden_model("mistral"));
-  const CalibrationData data = random_tokens(source, 8, 16, 1);
   ScratchDirectory scratch;
+  const Model source = Model::open(with_tokenizer(scratch, "mistral"));
+  const CalibrationData data = random_tokens(source, 8, 16, 1);
   std::vector<std::string> contents;
   for (const int threads : {1, 3}) {
     ThreadPool pool(threads);
@@ -262,8 +263,8 @@ TEST(QuantizeTest, impossible_recipes_are_refused_before_any_work_with_what_is_p
 }
 
 TEST(QuantizeTest, an_interruption_leaves_nothing_behind) {
-  const Model source = Model::open(golden_model("llama_untied"));
-  ScratchDirectory scratch;
+  ScratchDirectory model_scratch, scratch;
+  const Model source = Model::open(with_tokenizer(model_scratch, "llama_untied"));
   ThreadPool pool(1);
   const Recipe recipe{.mode = "rtn", .scheme = QuantScheme::preset("w8a8"), .output = scratch.path() / "engine"};
   request_interrupt();

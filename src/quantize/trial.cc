@@ -140,6 +140,10 @@ double GroupTrial::activation_error(SplitData& split, const Tensor& rounded, con
 }
 
 double GroupTrial::linear_error(Split which, NodeId linear, const float* s, const Tensor* clip) {
+  return squared_error(which, linear, s, clip) / splits_[static_cast<int>(which)].energy.at(linear);
+}
+
+double GroupTrial::squared_error(Split which, NodeId linear, const float* s, const Tensor* clip) {
   SplitData& split = splits_[static_cast<int>(which)];
   Tensor rounded;
   round_trip(linear, s, clip, rounded);
@@ -152,17 +156,18 @@ double GroupTrial::linear_error(Split which, NodeId linear, const float* s, cons
     }
   });
   for (const double row : row_errors(rounded, split.packed_gram, task_.matmul)) error += row;
-  return error / split.energy.at(linear);
+  return error;
 }
 
 double GroupTrial::error(Split which, const float* s, const std::map<NodeId, Tensor>* clips) {
-  double total = 0;
+  double error = 0, energy = 0;
   for (const NodeId id : group_.linears) {
     const Tensor* clip = nullptr;
     if (clips != nullptr && clips->contains(id)) clip = &clips->at(id);
-    total += linear_error(which, id, s, clip);
+    error += squared_error(which, id, s, clip);
+    energy += splits_[static_cast<int>(which)].energy.at(id);
   }
-  return total;
+  return error / energy;
 }
 
 }  // namespace whit

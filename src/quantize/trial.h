@@ -3,8 +3,8 @@
 // For a linear y = W·x with candidate factors s, rounding Q and activations x̂:
 //   weights       E‖(Q(W·s)/s − W)·x‖² over all tokens, exactly: tr(ΔW·E[x·xᵀ]·ΔWᵀ)
 //   activations   E‖Q(W·s)·(Q8(x/s) − x/s)‖² over a sample of tokens, where activations are int8
-// The two roundings are independent, so their squared errors add. Each linear's loss is divided by its output's energy
-// tr(W·E[x·xᵀ]·Wᵀ), and the group's loss is the sum over its linears.
+// The two roundings are independent, so their squared errors add. A group's loss is the sum over its linears, divided by
+// the sum of their outputs' energies tr(W·E[x·xᵀ]·Wᵀ): a linear counts as much as its output is large.
 #pragma once
 
 #include "quantize/layer.h"
@@ -19,7 +19,7 @@ class GroupTrial {
 
   // s [K] or null for ones. `clips` by linear, [N, G] bounds of |w|, or empty.
   double error(Split split, const float* s, const std::map<NodeId, Tensor>* clips = nullptr);
-  // Of one linear alone.
+  // Of one linear alone, over its own energy.
   double linear_error(Split split, NodeId linear, const float* s, const Tensor* clip);
 
   // Mean and largest magnitude of the input channels, after `applied`.
@@ -42,6 +42,7 @@ class GroupTrial {
     std::map<NodeId, double> energy;
   };
 
+  double squared_error(Split split, NodeId linear, const float* s, const Tensor* clip);
   void round_trip(NodeId linear, const float* s, const Tensor* clip, Tensor& rounded);
   double activation_error(SplitData& split, const Tensor& rounded, const float* s);
 
