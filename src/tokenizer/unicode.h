@@ -32,6 +32,7 @@ std::string lossy_utf8(std::string_view text);
 bool is_whitespace(char32_t c);
 bool is_numeric(char32_t c);
 bool is_punctuation(char32_t c);     // ASCII punctuation and symbols, or general category P*
+bool is_alphabetic(char32_t c);      // general category L*
 bool is_combining_mark(char32_t c);  // general category M*
 // One-to-many lower case of one character, without context (as Rust's char::to_lowercase).
 void append_lower(char32_t c, std::string& out);
