@@ -1,0 +1,77 @@
+#include "api/build.h"
+
+#include <cstdlib>
+
+namespace whit {
+namespace fs = std::filesystem;
+namespace {
+
+fs::path cache_root() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && fs::path(cache).is_absolute()) return fs::path(cache) / "whit";
+  const char* home = std::getenv("HOME");
+  if (home != nullptr && fs::path(home).is_absolute()) return fs::path(home) / ".cache" / "whit";
+  throw Error(ErrorKind::kInvalidArgument,
+              "there is no place for the engine: neither XDG_CACHE_HOME nor HOME names a "
+              "directory; give an output "
+              "directory");
+}
+
+// The file's or directory's own name, kept to characters that any file system takes.
+std::string short_name(const fs::path& model_path) {
+  fs::path path = fs::absolute(model_path).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  std::string name = path.stem().string().substr(0, 64);
+  for (char& c : name)
+    if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-' && c != '_' && c != '.') c = '_';
+  return name.empty() ? "model" : name;
+}
+
+}  // namespace
+
+bool needs_calibration(const Recipe& recipe) {
+  return find_algorithm(recipe.mode).needs_calibration || recipe.scheme.static_activations();
+}
+
+fs::path cached_engine_path(const Model& model, const BuildPlan& plan) {
+  if (model.checkpoint() == nullptr)
+    throw Error(ErrorKind::kUnsupported, "{} is an engine already; nothing is to be built from it",
+                model.description());
+  const Recipe& recipe = plan.recipe;
+  const std::string key = fmt::format(
+      "{} | {} | {} | {} | {} | alpha {} | propagate {} | {}", WHIT_VERSION,
+      model.checkpoint()->digest(), recipe.mode, to_json(recipe.scheme).dump(), recipe.head,
+      recipe.alpha ? fmt::format("{}", *recipe.alpha) : "searched", plan.propagate,
+      needs_calibration(recipe) ? calibration_key(plan.calibration) : "none");
+  const std::string key_digest = digest({reinterpret_cast<const uint8_t*>(key.data()), key.size()});
+  return cache_root() / "engines" /
+         fmt::format("{}-{}-{}-{}", short_name(plan.model_path), recipe.mode, recipe.scheme.name(),
+                     key_digest.substr(0, 16));
+}
+
+EngineState engine_state(const fs::path& path, const Recipe& recipe) {
+  if (!EngineDirectory::is_engine(path)) return EngineState::kMissing;
+  try {
+    const EngineDirectory engine(path);
+    const EngineManifest& manifest = engine.manifest();
+    if (manifest.mode == recipe.mode && manifest.scheme == recipe.scheme &&
+        manifest.head == recipe.head)
+      return EngineState::kValid;
+    return EngineState::kDamaged;
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kInterrupted) throw;
+    return EngineState::kDamaged;
+  }
+}
+
+QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, ThreadPool& pool) {
+  Recipe recipe = plan.recipe;
+  if (recipe.output.empty()) recipe.output = cached_engine_path(model, plan);
+  const QuantizeOptions options{.isa = isa, .propagate = plan.propagate};
+  check_recipe(recipe, model);
+  std::optional<CalibrationData> data;
+  if (needs_calibration(recipe)) data = calibration_data(model, plan.calibration, isa, pool);
+  return quantize_model(model, {&recipe, 1}, data ? &*data : nullptr, options, pool).at(0);
+}
+
+}  // namespace whit

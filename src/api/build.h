@@ -1,0 +1,33 @@
+// From a model and settings to an engine directory: at a place of the user's, or in the cache.
+#pragma once
+
+#include <filesystem>
+
+#include "api/calibration.h"
+#include "quantize/quantize.h"
+
+namespace whit {
+
+struct BuildPlan {
+  std::filesystem::path model_path;  // names a cached engine
+  Recipe recipe;                     // an empty output means the cache
+  CalibrationRequest calibration;
+  bool propagate = false;
+};
+
+// Where an engine of this model and plan is cached:
+// ${XDG_CACHE_HOME:-~/.cache}/whit/engines/<name>-<mode>-<scheme>-<digest of model, plan and
+// program version>. Throws kInvalidArgument where neither variable names a directory.
+std::filesystem::path cached_engine_path(const Model& model, const BuildPlan& plan);
+
+// The engine at `path` if it is whole and of the settings of `recipe`.
+enum class EngineState { kMissing, kDamaged, kValid };
+EngineState engine_state(const std::filesystem::path& path, const Recipe& recipe);
+
+// Makes the calibration data if the recipe needs it, then quantizes and writes.
+QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, ThreadPool& pool);
+
+// Whether a recipe reads calibration data.
+bool needs_calibration(const Recipe& recipe);
+
+}  // namespace whit

@@ -1,0 +1,116 @@
+// whit bench MODEL: speed in llama-bench's terms.
+#include <fstream>
+
+#include "base/progress.h"
+#include "cli/command.h"
+#include "cli/common.h"
+#include "evaluate/bench.h"
+
+namespace whit::cli {
+namespace {
+
+struct BenchOptionsOfUser {
+  std::string model;
+  BenchOptions bench;
+  bool json = false;
+  MachineOptions machine;
+};
+
+// Bytes per second that this machine reads. The sweep's buffer is none of the model's memory: the
+// peak is counted anew (proc(5), clear_refs; where that is not allowed the buffer stays in the
+// figure).
+double bandwidth_apart(ThreadPool& pool) {
+  const double bandwidth = measure_read_bandwidth(pool);
+  std::ofstream("/proc/self/clear_refs") << "5";
+  return bandwidth;
+}
+
+int run_bench(const BenchOptionsOfUser& user) {
+  Machine machine(user.machine);
+  const double bandwidth = bandwidth_apart(machine.pool);
+  const int64_t batch = *std::max_element(user.bench.batches.begin(), user.bench.batches.end());
+  LoadedModel loaded(user.model,
+                     {.max_tokens = std::max<int64_t>(512, batch),
+                      .max_logit_rows = std::max<int64_t>(1, batch),
+                      .isa = machine.isa},
+                     machine.pool);
+  BenchOptions options = user.bench;
+  options.kv_dtype = loaded.model.default_kv_dtype();
+  for (const std::vector<int64_t>& lengths : {options.prompts, options.generations})
+    for (const int64_t length : lengths)
+      if (length > loaded.executor->options().max_context)
+        throw Error(ErrorKind::kInvalidArgument,
+                    "{} tokens are more than the model's context of {}", length,
+                    loaded.executor->options().max_context);
+  const std::vector<BenchRow> rows = bench(*loaded.executor, options, bandwidth);
+  const std::string backend = fmt::format("CPU {}", cpu::name(machine.isa));
+  if (user.json) {
+    Json list = Json::array();
+    for (const BenchRow& row : rows) list.push_back(to_json(row));
+    print_json({{"model", loaded.model.description()},
+                {"size_bytes", loaded.model.stored_bytes()},
+                {"parameters", loaded.model.parameters()},
+                {"backend", backend},
+                {"threads", machine.pool.size()},
+                {"bandwidth_bytes_per_s", bandwidth},
+                {"load_s", loaded.load_s},
+                {"peak_memory_bytes", peak_memory_bytes()},
+                {"rows", list}});
+    return 0;
+  }
+  std::vector<std::vector<std::string>> table;
+  for (const BenchRow& row : rows)
+    table.push_back(
+        {loaded.model.description(), format_bytes(static_cast<double>(loaded.model.stored_bytes())),
+         fmt::format("{:.2f} M", static_cast<double>(loaded.model.parameters()) / 1e6), backend,
+         fmt::format("{}", machine.pool.size()),
+         row.batch == 1 ? row.test : fmt::format("{} b{}", row.test, row.batch),
+         fmt::format("{:.2f} ± {:.2f}", row.tokens_per_s, row.spread),
+         row.percent_of_roofline > 0 ? fmt::format("{:.0f}", row.percent_of_roofline) : "-"});
+  print_table({"model", "size", "params", "backend", "threads", "test", "t/s", "%BW"}, table);
+  fmt::print(
+      "\nmedian of {} runs ± half their range; %BW: bytes that a step must read, of the {}/s that "
+      "these threads read "
+      "here\n",
+      options.repetitions, format_bytes(bandwidth));
+  return 0;
+}
+
+}  // namespace
+
+Action add_bench(CLI::App& app) {
+  auto user = std::make_shared<BenchOptionsOfUser>();
+  add_model(app, user->model);
+  app.add_option("-p,--prompt-tokens", user->bench.prompts,
+                 "Prompt lengths, comma-separated; 0: none")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
+      ->capture_default_str();
+  app.add_option("-n,--generated-tokens", user->bench.generations,
+                 "Decoded lengths, comma-separated; 0: none")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
+      ->capture_default_str();
+  app.add_option("-b,--batch", user->bench.batches, "Sequences decoding together, comma-separated")
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{1}, int64_t{1024}))
+      ->capture_default_str();
+  app.add_option("-r,--repetitions", user->bench.repetitions,
+                 "Measured runs of each test, after one that warms up")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  user->machine.add_to(app);
+  add_json(app, user->json);
+  app.footer(R"(
+pp512: tokens per second of a prompt of 512 tokens. tg128: of 128 decoding steps, all sequences together.
+
+Example:
+  whit bench smol-w4a8 -p 512 -n 128 -b 1,4,8 -t 2)");
+  return [user] {
+    std::erase(user->bench.prompts, 0);
+    std::erase(user->bench.generations, 0);
+    return run_bench(*user);
+  };
+}
+
+}  // namespace whit::cli

@@ -1,0 +1,96 @@
+#include "cli/common.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "base/file.h"
+
+namespace whit::cli {
+namespace {
+
+// Columns that a UTF-8 text takes: its code points, as no cell holds wide or combining characters.
+size_t width(const std::string& text) {
+  return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; });
+}
+
+}  // namespace
+
+void MachineOptions::add_to(CLI::App& app) {
+  app.add_option("-t,--threads", threads, "Threads; 0: one for each CPU that this process may use")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--isa", isa, "Force the kernels' instruction set: portable, avx2, avx512 or auto")
+      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512"}))
+      ->capture_default_str();
+}
+
+Machine::Machine(const MachineOptions& options)
+    : isa(resolve_isa(options.isa)), pool(options.threads) {}
+
+void add_model(CLI::App& app, std::string& model) {
+  app.add_option("MODEL", model, "Hugging Face directory, .gguf file or engine directory")
+      ->required();
+}
+
+void add_json(CLI::App& app, bool& json) {
+  app.add_flag("--json", json, "Print one JSON document and nothing else");
+}
+
+void add_calibration(CLI::App& app, CalibrationRequest& request) {
+  app.add_option("--calib", request.source,
+                 "Calibration text: a file (of a .jsonl file the \"text\" members), or 'self': the "
+                 "model writes it")
+      ->capture_default_str();
+  app.add_option("--calib-samples", request.samples, "Calibration sequences")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str();
+  app.add_option("--calib-length", request.length, "Tokens of each calibration sequence")
+      ->check(CLI::Range(int64_t{2}, int64_t{1} << 20))
+      ->capture_default_str();
+  app.add_option("--seed", request.seed, "Seed of the text that the model writes")
+      ->capture_default_str();
+}
+
+void print_json(const Json& json) {
+  fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
+}
+
+void print_table(const std::vector<std::string>& header,
+                 const std::vector<std::vector<std::string>>& rows, size_t left_columns) {
+  std::vector<size_t> widths;
+  for (const std::string& cell : header) widths.push_back(std::max<size_t>(3, width(cell)));
+  for (const auto& row : rows)
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], width(row[i]));
+  const auto print_row = [&](const std::vector<std::string>& row) {
+    for (size_t i = 0; i < row.size(); ++i) {
+      const std::string padding(widths[i] - width(row[i]), ' ');
+      fmt::print("| {}{} ", i < left_columns ? row[i] : padding,
+                 i < left_columns ? padding : row[i]);
+    }
+    fmt::print("|\n");
+  };
+  print_row(header);
+  for (size_t i = 0; i < widths.size(); ++i)
+    fmt::print("|{}{}", std::string(widths[i] + 1, '-'), i < left_columns ? "-" : ":");
+  fmt::print("|\n");
+  for (const auto& row : rows) print_row(row);
+}
+
+std::string read_text_file(const std::string& path) {
+  std::string text = read_file(path, uint64_t{1} << 30);
+  if (text.find_first_not_of(" \t\r\n") == std::string::npos)
+    throw Error(ErrorKind::kInvalidArgument, "{} is empty; give a text file", path);
+  return text;
+}
+
+Json summary_json(const QuantizeSummary& summary) {
+  Json reports = Json::array();
+  for (const GroupReport& report : summary.reports) reports.push_back(whit::to_json(report));
+  return {{"output", summary.output.string()},
+          {"engine_bytes", summary.engine_bytes},
+          {"bits_per_weight", summary.bits_per_weight},
+          {"warnings", summary.warnings},
+          {"report", reports}};
+}
+
+}  // namespace whit::cli

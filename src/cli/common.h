@@ -1,0 +1,51 @@
+// Options and output that several commands share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "api/build.h"
+#include "api/loaded_model.h"
+#include "base/json.h"
+
+namespace whit::cli {
+
+// --threads and --isa.
+struct MachineOptions {
+  int threads = 0;
+  std::string isa = "auto";
+  void add_to(CLI::App& app);
+};
+
+// The thread pool and ISA that the options ask for.
+struct Machine {
+  explicit Machine(const MachineOptions& options);
+  cpu::Isa isa;
+  ThreadPool pool;
+};
+
+// MODEL, the first positional argument.
+void add_model(CLI::App& app, std::string& model);
+void add_json(CLI::App& app, bool& json);
+
+// --calib, --calib-samples, --calib-length, --seed.
+void add_calibration(CLI::App& app, CalibrationRequest& request);
+
+// Prints one JSON document on stdout; bytes that are no UTF-8 become U+FFFD.
+void print_json(const Json& json);
+
+// Rows of cells under a header, columns as wide as needed; Markdown, so that it can be pasted.
+// Columns other than the first `left_columns` are flush right.
+void print_table(const std::vector<std::string>& header,
+                 const std::vector<std::vector<std::string>>& rows, size_t left_columns = 1);
+
+// The whole text file; throws kInvalidArgument where it is empty.
+std::string read_text_file(const std::string& path);
+
+// Of a finished build.
+Json summary_json(const QuantizeSummary& summary);
+
+}  // namespace whit::cli

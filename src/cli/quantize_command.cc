@@ -1,0 +1,186 @@
+// whit quantize MODEL -o OUT, and whit build MODEL: the same with defaults, kept in the cache.
+#include <chrono>
+
+#include "base/progress.h"
+#include "cli/command.h"
+#include "cli/common.h"
+
+namespace whit::cli {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct QuantizeOptionsOfUser {
+  std::string model, mode = "awq", scheme, head = "int8", activations = "dynamic", output;
+  int64_t group_size = 128;
+  bool symmetric = false, propagate = false, json = false, rebuild = false;
+  std::optional<double> alpha;
+  CalibrationRequest calibration;
+  MachineOptions machine;
+};
+
+void add_options(CLI::App& app, QuantizeOptionsOfUser& user) {
+  add_model(app, user.model);
+  app.add_option("--mode", user.mode, "Algorithm: awq, smoothquant or rtn (round to nearest)")
+      ->check(CLI::IsMember({"awq", "smoothquant", "rtn"}))
+      ->capture_default_str();
+  app.add_option("--scheme", user.scheme,
+                 "Numerics of the linears, weights x activations: w4a16, w4a8, w8a8, w8a16 or bf16 "
+                 "[w4a16; smoothquant: "
+                 "w8a8]")
+      ->check(CLI::IsMember({"w4a16", "w4a8", "w8a8", "w8a16", "bf16"}));
+  app.add_option("--group-size", user.group_size,
+                 "Weights that share a scale, int4 only: 32, 64 or 128")
+      ->check(CLI::IsMember({32, 64, 128}))
+      ->capture_default_str();
+  app.add_flag("--symmetric", user.symmetric,
+               "int4 without zero points: a little smaller, a little less exact");
+  app.add_option("--head", user.head, "Embedding table and lm_head: int8 (free in quality) or bf16")
+      ->check(CLI::IsMember({"int8", "bf16"}))
+      ->capture_default_str();
+  app.add_option("--alpha", user.alpha, "SmoothQuant: this migration strength in place of a search")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--activations", user.activations,
+                 "int8 activations: dynamic (a scale for each token) or static (one for each "
+                 "layer, w8a8 only)")
+      ->check(CLI::IsMember({"dynamic", "static"}))
+      ->capture_default_str();
+  app.add_flag("--propagate", user.propagate,
+               "Calibrate each layer on what the quantized layers before it put out");
+  add_calibration(app, user.calibration);
+  user.machine.add_to(app);
+  add_json(app, user.json);
+}
+
+QuantScheme scheme_of(const QuantizeOptionsOfUser& user) {
+  const std::string name = !user.scheme.empty()         ? user.scheme
+                           : user.mode == "smoothquant" ? "w8a8"
+                                                        : "w4a16";
+  QuantScheme scheme = QuantScheme::preset(name, user.group_size, user.symmetric);
+  if (user.activations == "static") {
+    if (name != "w8a8")
+      throw Error(ErrorKind::kUnsupported, "--activations static needs --scheme w8a8, not {}",
+                  name);
+    scheme.input_activations->dynamic = false;
+    scheme.input_activations->strategy = QuantStrategy::kTensor;
+  }
+  if (user.alpha && user.mode != "smoothquant")
+    throw Error(ErrorKind::kInvalidArgument,
+                "--alpha is SmoothQuant's; with --mode {} it has no meaning", user.mode);
+  return scheme;
+}
+
+BuildPlan plan_of(const QuantizeOptionsOfUser& user) {
+  BuildPlan plan;
+  plan.model_path = user.model;
+  plan.recipe = {.mode = user.mode,
+                 .scheme = scheme_of(user),
+                 .head = user.head,
+                 .alpha = user.alpha,
+                 .output = user.output};
+  plan.calibration = user.calibration;
+  plan.propagate = user.propagate;
+  return plan;
+}
+
+// Output error of the groups, quantized ÷ rounded to nearest, as a geometric mean would hide a bad
+// group: the sums.
+std::string error_line(const QuantizeSummary& summary) {
+  double rtn = 0, chosen = 0;
+  const GroupReport* worst = nullptr;
+  for (const GroupReport& report : summary.reports) {
+    rtn += report.rtn_error;
+    chosen += report.error;
+    if (worst == nullptr || report.error > worst->error) worst = &report;
+  }
+  if (worst == nullptr || !(rtn > 0)) return "";
+  return fmt::format(
+      "output error {:.2f} x that of plain rounding; largest in {} ({:.2g} of its energy)\n",
+      chosen / rtn, worst->name, worst->error);
+}
+
+int report(const QuantizeSummary& summary, const QuantizeOptionsOfUser& user, double seconds) {
+  for (const std::string& warning : summary.warnings)
+    fmt::print(stderr, "whit: warning: {}\n", warning);
+  if (user.json) {
+    Json json = summary_json(summary);
+    json["seconds"] = seconds;
+    json["peak_memory_bytes"] = peak_memory_bytes();
+    print_json(json);
+    return 0;
+  }
+  fmt::print("{}\n{}, {:.2f} bits per weight; {} s, peak memory {}\n{}", summary.output.string(),
+             format_bytes(static_cast<double>(summary.engine_bytes)), summary.bits_per_weight,
+             fmt::format("{:.1f}", seconds), format_bytes(static_cast<double>(peak_memory_bytes())),
+             error_line(summary));
+  return 0;
+}
+
+int quantize(const QuantizeOptionsOfUser& user) {
+  const auto start = Clock::now();
+  const BuildPlan plan = plan_of(user);
+  Machine machine(user.machine);
+  const Model model = Model::open(user.model);
+  const QuantizeSummary summary = build(model, plan, machine.isa, machine.pool);
+  return report(summary, user, std::chrono::duration<double>(Clock::now() - start).count());
+}
+
+int build_cached(const QuantizeOptionsOfUser& user) {
+  const auto start = Clock::now();
+  BuildPlan plan = plan_of(user);
+  const Model model = Model::open(user.model);
+  if (plan.recipe.output.empty()) plan.recipe.output = cached_engine_path(model, plan);
+  if (!user.rebuild && engine_state(plan.recipe.output, plan.recipe) == EngineState::kValid) {
+    const Model engine = Model::open(plan.recipe.output);
+    if (user.json)
+      print_json({{"output", plan.recipe.output.string()},
+                  {"reused", true},
+                  {"engine_bytes", engine.stored_bytes()},
+                  {"bits_per_weight", engine.bits_per_weight()}});
+    else
+      fmt::print("{}\nis there already and valid ({}, {:.2f} bits per weight)\n",
+                 plan.recipe.output.string(),
+                 format_bytes(static_cast<double>(engine.stored_bytes())),
+                 engine.bits_per_weight());
+    return 0;
+  }
+  Machine machine(user.machine);
+  const QuantizeSummary summary = build(model, plan, machine.isa, machine.pool);
+  return report(summary, user, std::chrono::duration<double>(Clock::now() - start).count());
+}
+
+}  // namespace
+
+Action add_quantize(CLI::App& app) {
+  auto user = std::make_shared<QuantizeOptionsOfUser>();
+  add_options(app, *user);
+  app.add_option("-o,--output", user->output,
+                 "The engine directory to write; an older engine there is replaced")
+      ->required();
+  app.footer(R"(
+The engine directory holds the low-bit weights, the tokenizer and the record of what was done; it runs on any x86-64 CPU.
+It appears when it is whole: an interrupted or failed run leaves nothing.
+
+Examples:
+  whit quantize MODEL --mode awq --scheme w4a16 -o OUT           smallest, for decoding
+  whit quantize MODEL --mode awq --scheme w4a8 -o OUT            as small, faster prompts
+  whit quantize MODEL --mode smoothquant --scheme w8a8 -o OUT    closest to the original
+  whit quantize MODEL --calib my-domain.txt -o OUT               calibrated on your text)");
+  return [user] { return quantize(*user); };
+}
+
+Action add_build(CLI::App& app) {
+  auto user = std::make_shared<QuantizeOptionsOfUser>();
+  add_options(app, *user);
+  app.add_option("-o,--output", user->output, "The engine directory to write [in the cache]");
+  app.add_flag("--rebuild", user->rebuild, "Build although a valid engine is there");
+  app.footer(R"(
+Engines are kept under ${XDG_CACHE_HOME:-~/.cache}/whit/engines, one for each model and settings; one that is there and
+valid is not built again.
+
+Example:
+  whit build MODEL --scheme w4a8)");
+  return [user] { return build_cached(*user); };
+}
+
+}  // namespace whit::cli

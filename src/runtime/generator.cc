@@ -1,0 +1,153 @@
+#include "runtime/generator.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/progress.h"
+#include "runtime/stop_matcher.h"
+
+namespace whit {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double rate(int64_t tokens, double seconds) {
+  return tokens > 0 && seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
+}
+
+}  // namespace
+
+std::string_view name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    default:
+      return "cancelled";
+  }
+}
+
+double Generation::prefill_tokens_per_s() const {
+  return rate(prompt_tokens - reused_tokens, prefill_s);
+}
+double Generation::decode_tokens_per_s() const {
+  return rate(static_cast<int64_t>(token_ids.size()) - 1, decode_s);
+}
+
+Generator::Generator(Executor& executor, const Tokenizer& tokenizer, std::vector<int32_t> stop_ids,
+                     DType kv_dtype)
+    : executor_(executor),
+      tokenizer_(tokenizer),
+      stop_ids_(std::move(stop_ids)),
+      kv_dtype_(kv_dtype) {}
+
+void Generator::prepare_cache(std::span<const int32_t> prompt, int64_t capacity) {
+  if (!cache_ || cache_->page_tokens() < capacity) {
+    // A conversation grows: twice the room, so that its beginning is computed again only now and
+    // then.
+    const int64_t wanted = std::min(2 * capacity, executor_.options().max_context);
+    cache_.reset();
+    cached_.clear();
+    cache_.emplace(executor_.make_cache(1, std::max(wanted, capacity), kv_dtype_));
+  }
+  const auto common =
+      std::mismatch(cached_.begin(), cached_.end(), prompt.begin(), prompt.end()).first;
+  // The last token of a prompt is always computed: its logits are wanted.
+  cached_.resize(std::min<size_t>(common - cached_.begin(), prompt.size() - 1));
+}
+
+void Generator::step(std::span<const int32_t> ids) {
+  const int64_t starts[] = {static_cast<int64_t>(cached_.size())},
+                counts[] = {static_cast<int64_t>(ids.size())};
+  const ContiguousBatch batch(starts, counts, cache_->page_tokens());
+  executor_.step(ids, batch.view(), *cache_);
+  cached_.insert(cached_.end(), ids.begin(), ids.end());
+  const int32_t last = static_cast<int32_t>(ids.size()) - 1;
+  const float* logits = executor_.logits({&last, 1});
+  logits_.assign(logits, logits + executor_.config().vocab_size);
+}
+
+bool Generator::prefill(std::span<const int32_t> prompt, const GenerationCallbacks& callbacks) {
+  while (cached_.size() < prompt.size()) {
+    check_interrupt();
+    if (callbacks.cancelled && callbacks.cancelled()) return false;
+    const auto rest = prompt.subspan(cached_.size());
+    step(rest.first(std::min<size_t>(rest.size(), executor_.options().max_tokens)));
+  }
+  return true;
+}
+
+Generation Generator::generate(std::span<const int32_t> prompt, const GenerationOptions& options,
+                               const GenerationCallbacks& callbacks) {
+  const int64_t context = executor_.options().max_context;
+  const auto prompt_tokens = static_cast<int64_t>(prompt.size());
+  if (prompt.empty())
+    throw Error(ErrorKind::kInvalidArgument,
+                "the prompt has no tokens; give at least one character");
+  if (prompt_tokens >= context)
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        "the prompt has {} tokens, but the context is {}, answer included; shorten the prompt",
+        prompt_tokens, context);
+  if (options.max_tokens < 1)
+    throw Error(ErrorKind::kInvalidArgument,
+                "max_tokens is {}; at least one token must be asked for", options.max_tokens);
+  const int64_t max_tokens = std::min(options.max_tokens, context - prompt_tokens);
+  Sampler sampler(options.sampling, executor_.config().vocab_size);
+  StopMatcher matcher(options.stop);
+  StreamDecoder decoder(tokenizer_, /*skip_special_tokens=*/true);
+
+  Generation result;
+  result.prompt_tokens = prompt_tokens;
+  auto start = Clock::now();
+  prepare_cache(prompt, prompt_tokens + max_tokens);
+  result.reused_tokens = static_cast<int64_t>(cached_.size());
+  bool going = prefill(prompt, callbacks);
+  const auto emit = [&](std::string piece) {
+    if (piece.empty()) return;
+    result.text += piece;
+    if (callbacks.on_text) callbacks.on_text(piece);
+  };
+  while (true) {
+    if (!going) {
+      result.finish_reason = FinishReason::kCancelled;
+      break;
+    }
+    const int32_t id = sampler.sample(logits_, prompt, result.token_ids).token;
+    result.token_ids.push_back(id);
+    if (result.token_ids.size() == 1) {
+      result.prefill_s = seconds_since(start);
+      start = Clock::now();
+    }
+    if (!options.ignore_eos &&
+        std::find(stop_ids_.begin(), stop_ids_.end(), id) != stop_ids_.end()) {
+      result.finish_reason = FinishReason::kStop;
+      break;
+    }
+    emit(matcher.push(decoder.push(id)));
+    if (matcher.stopped()) {
+      result.finish_reason = FinishReason::kStop;
+      break;
+    }
+    if (static_cast<int64_t>(result.token_ids.size()) == max_tokens) break;
+    check_interrupt();
+    going = !(callbacks.cancelled && callbacks.cancelled());
+    if (going) step({&id, 1});
+  }
+  result.decode_s = seconds_since(start);
+  if (!matcher.stopped()) {
+    emit(matcher.push(decoder.flush()));
+    if (matcher.stopped())
+      result.finish_reason = FinishReason::kStop;
+    else
+      emit(matcher.finish());
+  }
+  return result;
+}
+
+}  // namespace whit
