@@ -75,7 +75,7 @@ void require(bool condition, const char* field, double value, const char* allowe
 
 }  // namespace
 
-void SamplingParams::validate(int64_t vocab_size) const {
+void SamplerOptions::validate(int64_t vocab_size) const {
   require(std::isfinite(temperature) && temperature >= 0, "temperature", temperature,
           "a finite number ≥ 0");
   require(top_k >= -1, "top_k", static_cast<double>(top_k), "≥ 1, or 0 or -1 for all tokens");
@@ -96,7 +96,7 @@ void SamplingParams::validate(int64_t vocab_size) const {
   }
 }
 
-Sampler::Sampler(const SamplingParams& params, int64_t vocab_size)
+Sampler::Sampler(const SamplerOptions& params, int64_t vocab_size)
     : params_(params), vocab_size_(vocab_size), random_state_(params.seed) {
   params_.validate(vocab_size);
   if (params_.repetition_penalty != 1 || params_.presence_penalty != 0 ||

@@ -28,7 +28,7 @@
 
 namespace whit {
 
-struct SamplingParams {
+struct SamplerOptions {
   float temperature = 1.0f;         // ≥ 0
   int64_t top_k = 0;                // 0 or −1: off
   float top_p = 1.0f;               // (0, 1]
@@ -59,14 +59,14 @@ struct SampledToken {
 class Sampler {
  public:
   // Validates the parameters.
-  Sampler(const SamplingParams& params, int64_t vocab_size);
+  Sampler(const SamplerOptions& params, int64_t vocab_size);
 
   // logits [vocab_size] are overwritten. Ids in prompt and output that are not in the vocabulary
   // are ignored. Throws kInvalidData when every logit is NaN or −∞.
   SampledToken sample(std::span<float> logits, std::span<const int32_t> prompt,
                       std::span<const int32_t> output);
 
-  const SamplingParams& params() const { return params_; }
+  const SamplerOptions& params() const { return params_; }
 
  private:
   struct Candidate {
@@ -85,7 +85,7 @@ class Sampler {
   void keep_min_p();
   int32_t draw();
 
-  SamplingParams params_;
+  SamplerOptions params_;
   int64_t vocab_size_;
   uint64_t random_state_;
   std::vector<int32_t> counts_;        // of each token in the output; zero between calls

@@ -37,7 +37,7 @@ struct Naive {
   std::vector<double> probabilities;
   double margin = 1;
 };
-Naive naive(const SamplingParams& params, std::vector<double> l, const std::vector<int32_t>& prompt,
+Naive naive(const SamplerOptions& params, std::vector<double> l, const std::vector<int32_t>& prompt,
             const std::vector<int32_t>& output) {
   const auto n = static_cast<int32_t>(l.size());
   std::set<int32_t> seen(prompt.begin(), prompt.end());
@@ -111,7 +111,7 @@ TEST(SamplerTest, draws_exactly_the_tokens_that_a_naive_reference_keeps_at_its_p
   int compared = 0;
   for (int round = 0; round < 300; ++round) {
     const int64_t vocab = 2 + random() % 60;
-    SamplingParams params;
+    SamplerOptions params;
     params.temperature = std::array<float, 3>{0.5f, 1.0f, 1.7f}[random() % 3];
     params.top_k = std::array<int64_t, 5>{0, -1, 1, 5, 20}[random() % 5];
     params.top_p = std::array<float, 4>{1.0f, 0.9f, 0.5f, 0.01f}[random() % 4];
@@ -175,10 +175,10 @@ TEST(SamplerTest, draws_pass_a_chi_square_test_for_each_seed_and_setting) {
   std::mt19937 random(2);
   const std::vector<float> logits = random_logits(random, 300, 1.5f);
   constexpr int kDraws = 20000;
-  for (const SamplingParams& params :
-       {SamplingParams{.seed = 1}, SamplingParams{.temperature = 0.7f, .seed = 2},
-        SamplingParams{.top_k = 50, .seed = 3}, SamplingParams{.top_p = 0.8f, .seed = 4},
-        SamplingParams{.min_p = 0.02f, .seed = 5}}) {
+  for (const SamplerOptions& params :
+       {SamplerOptions{.seed = 1}, SamplerOptions{.temperature = 0.7f, .seed = 2},
+        SamplerOptions{.top_k = 50, .seed = 3}, SamplerOptions{.top_p = 0.8f, .seed = 4},
+        SamplerOptions{.min_p = 0.02f, .seed = 5}}) {
     Sampler sampler(params, 300);
     std::vector<int> counts(300, 0);
     for (int i = 0; i < kDraws; ++i) ++counts[sample_once(sampler, logits)];
@@ -214,12 +214,12 @@ TEST(SamplerTest, the_random_numbers_are_those_of_every_platform) {
 TEST(SamplerTest, large_vocabularies_keep_what_a_full_sort_would_keep) {
   std::mt19937 random(4);
   const int64_t vocab = 49152;
-  for (const SamplingParams& params :
-       {SamplingParams{.top_k = 40}, SamplingParams{.top_p = 0.9f},
-        SamplingParams{.temperature = 3.0f, .top_p = 0.99f},
-        SamplingParams{.top_k = 20000, .top_p = 0.999f},
-        SamplingParams{.temperature = 0.05f, .top_k = 1000},
-        SamplingParams{.top_k = 100, .top_p = 0.7f, .min_p = 0.01f}}) {
+  for (const SamplerOptions& params :
+       {SamplerOptions{.top_k = 40}, SamplerOptions{.top_p = 0.9f},
+        SamplerOptions{.temperature = 3.0f, .top_p = 0.99f},
+        SamplerOptions{.top_k = 20000, .top_p = 0.999f},
+        SamplerOptions{.temperature = 0.05f, .top_k = 1000},
+        SamplerOptions{.top_k = 100, .top_p = 0.7f, .min_p = 0.01f}}) {
     const std::vector<float> logits = random_logits(random, vocab, 3.0f);
     const Naive want = naive(params, {logits.begin(), logits.end()}, {}, {});
     Sampler sampler(params, vocab);
@@ -230,9 +230,9 @@ TEST(SamplerTest, large_vocabularies_keep_what_a_full_sort_would_keep) {
 
 TEST(SamplerTest, nan_and_infinities_are_handled) {
   for (const float temperature : {0.0f, 1.0f})
-    for (const SamplingParams& filter :
-         {SamplingParams{}, SamplingParams{.top_k = 2, .top_p = 0.5f, .min_p = 0.1f}}) {
-      SamplingParams params = filter;
+    for (const SamplerOptions& filter :
+         {SamplerOptions{}, SamplerOptions{.top_k = 2, .top_p = 0.5f, .min_p = 0.1f}}) {
+      SamplerOptions params = filter;
       params.temperature = temperature;
       Sampler sampler(params, 20);
       std::vector<float> logits(20, kNan);
@@ -303,7 +303,7 @@ TEST(SamplerTest, logprobs_are_those_of_the_logits_as_they_came) {
 }
 
 TEST(SamplerTest, parameters_out_of_range_are_refused_by_name) {
-  const auto message = [](const SamplingParams& params) -> std::string {
+  const auto message = [](const SamplerOptions& params) -> std::string {
     try {
       Sampler sampler(params, 10);
     } catch (const Error& error) {
@@ -312,7 +312,7 @@ TEST(SamplerTest, parameters_out_of_range_are_refused_by_name) {
     }
     return "accepted";
   };
-  const auto refused = [&](const char* field, const SamplingParams& params) {
+  const auto refused = [&](const char* field, const SamplerOptions& params) {
     EXPECT_NE(message(params).find(field), std::string::npos) << message(params);
   };
   for (const float bad : {-1.0f, kNan, kInfinity}) refused("temperature", {.temperature = bad});
