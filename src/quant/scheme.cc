@@ -27,7 +27,12 @@ std::optional<QuantArgs> args_from_json(const Json& json, std::string_view key, 
   const auto found = json.find(key);
   if (found == json.end() || found->is_null()) return std::nullopt;
   QuantArgs args;
-  args.num_bits = static_cast<int>(json_get<int64_t>(*found, "num_bits", where));
+  const int64_t num_bits = json_get<int64_t>(*found, "num_bits", where);
+  if (num_bits < 1 || num_bits > 32) throw Error(ErrorKind::kInvalidData, "{}: num_bits is {}", where, num_bits);
+  args.num_bits = static_cast<int>(num_bits);
+  const std::string type = json_get_or<std::string>(*found, "type", "int", where);
+  if (type != "int")
+    throw Error(ErrorKind::kUnsupported, "{}: numbers of type \"{}\" have no kernels; only \"int\" has", where, type);
   args.symmetric = json_get_or<bool>(*found, "symmetric", true, where);
   args.dynamic = json_get_or<bool>(*found, "dynamic", false, where);
   args.group_size = json_get_or<int64_t>(*found, "group_size", 0, where);

@@ -71,7 +71,18 @@ TEST(SchemeTest, json_that_is_no_scheme_is_refused) {
   };
   EXPECT_EQ(kind("[]"), ErrorKind::kInvalidData);
   EXPECT_EQ(kind("null"), ErrorKind::kInvalidData);
-  EXPECT_EQ(kind(R"({"weights": {}})"), ErrorKind::kInvalidData);
+  EXPECT_EQ(kind(R"({"weights": {}})"), ErrorKind::kNotFound);
+  EXPECT_EQ(kind(R"({"weights": {"num_bits": 4}})"), ErrorKind::kNotFound);
+  EXPECT_EQ(kind(R"({"weights": 5})"), ErrorKind::kInvalidData);
+  EXPECT_EQ(kind(R"({"weights": [4]})"), ErrorKind::kInvalidData);
+  for (const char* bits : {"0", "-4", "4294967300", "4.5"})
+    EXPECT_EQ(
+        kind(fmt::format(
+                 R"({{"weights": {{"num_bits": {}, "strategy": "group", "group_size": 128}}}})",
+                 bits)
+                 .c_str()),
+        ErrorKind::kInvalidData)
+        << bits;
   EXPECT_EQ(kind(R"({"weights": {"num_bits": "four", "strategy": "group"}})"),
             ErrorKind::kInvalidData);
   EXPECT_EQ(kind(R"({"weights": {"num_bits": 4, "strategy": "row"}})"), ErrorKind::kInvalidData);
@@ -88,7 +99,7 @@ TEST(SchemeTest, well_formed_schemes_without_kernels_are_refused_as_unsupported)
           R"({"weights": null, "input_activations": {"num_bits": 8, "strategy": "token", "dynamic": true}})",
           R"({"weights": {"num_bits": 8, "strategy": "channel"},
                "input_activations": {"num_bits": 4, "strategy": "token", "dynamic": true}})",
-          R"({"weights": {"num_bits": 4294967300, "strategy": "group", "group_size": 128}})",
+          R"({"weights": {"num_bits": 8, "type": "float", "strategy": "channel"}})",
       })
     EXPECT_EQ(kind_of([&] { scheme_from_json(Json::parse(text), "test"); }),
               ErrorKind::kUnsupported)

@@ -130,16 +130,21 @@ TEST(WeightTest, groups_of_zeros_and_of_one_sign_and_extreme_size_stay_sane) {
           dequantize(rtn(w, WeightFormat::kInt4Group, 1, 32, 32, symmetric).view());
       for (const float b : back) {
         EXPECT_TRUE(std::isfinite(b));
-        if (value == 0) EXPECT_EQ(b, 0);
-        if (std::fabs(value) == 5) EXPECT_NEAR(b, value, 5.0f / 7.5f * 0.51f);
+        if (value == 0) {
+          EXPECT_EQ(b, 0);
+        }
+        if (std::fabs(value) == 5) {
+          EXPECT_NEAR(b, value, 5.0f / 7.5f * 0.51f);
+        }
         EXPECT_GE(b * value, 0) << "a sign was lost";
       }
       const std::vector<float> back8 =
           dequantize(rtn(w, WeightFormat::kInt8Channel, 1, 32, 0, true).view());
       for (const float b : back8) {
-        if (std::fabs(value) >= 1e-8f || value == 0)
-          EXPECT_NEAR(b, value, std::fabs(value) * 1e-6f);
         EXPECT_TRUE(std::isfinite(b));
+        if (std::fabs(value) >= 1e-8f || value == 0) {
+          EXPECT_NEAR(b, value, std::fabs(value) * 1e-6f);
+        }
       }
     }
 }
