@@ -19,11 +19,15 @@ enum class ErrorKind {
   kResource,         // a stated limit (memory, steps, depth, length) would be passed
 };
 
+// Messages quote what files and requests say: control characters, which could cut a message short or steer a terminal,
+// become '?'; line ends and tabs stay.
+std::string printable(std::string text);
+
 class Error : public std::runtime_error {
  public:
   template <typename... Args>
   Error(ErrorKind kind, fmt::format_string<Args...> format, Args&&... args)
-      : std::runtime_error(fmt::format(format, std::forward<Args>(args)...)), kind_(kind) {}
+      : std::runtime_error(printable(fmt::format(format, std::forward<Args>(args)...))), kind_(kind) {}
   ErrorKind kind() const { return kind_; }
 
  private:

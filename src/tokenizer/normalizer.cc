@@ -116,10 +116,14 @@ void normalize_unicode(MarkedText& text, int options) {
     normalized.clear();
     const std::string_view span = std::string_view(source).substr(begin, end - begin);
     normalize_span(span, options, buffer, normalized);
-    if (normalized == span)
+    if (normalized == span) {
       out.copy(begin, end);
-    else
-      out.replace(begin, end, normalized);
+    } else {
+      // The ASCII character before the span is part of it only to be composed with: unchanged, it keeps its own mark.
+      const size_t kept = is_ascii(begin) && !normalized.empty() && normalized[0] == source[begin] ? 1 : 0;
+      out.copy(begin, begin + kept);
+      out.replace(begin + kept, end, std::string_view(normalized).substr(kept));
+    }
     pos = end;
   }
   text = out.take();
