@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kVocab = 49152;
 
-void bench(std::string_view what, const SamplingParams& params) {
+void bench(std::string_view what, const SamplerOptions& params) {
   using Clock = std::chrono::steady_clock;
   Sampler sampler(params, kVocab);
   std::vector<float> fresh(kVocab), logits;

@@ -1,10 +1,9 @@
 // The front door: from a model's directory to answers.
 //
-//   auto engine = whit::LLMEngine::from_pretrained("SmolLM2-135M-Instruct", whit::QuantMode::AWQ,
-//                                                  {.weight_dtype = "int4", .activation_dtype =
-//                                                  "int8"});
-//   auto answer = engine.generate("The capital of France is", {.max_tokens = 16, .temperature =
-//   0});
+//   auto engine = whit::LLMEngine::from_pretrained(
+//       "SmolLM2-135M-Instruct", whit::QuantMode::AWQ,
+//       {.weight_dtype = "int4", .activation_dtype = "int8"});
+//   auto answer = engine.generate("The capital of France is", {.max_tokens = 16});
 //
 // An engine is used by one thread at a time.
 #pragma once

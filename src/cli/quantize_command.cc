@@ -83,8 +83,7 @@ BuildPlan plan_of(const QuantizeOptionsOfUser& user) {
   return plan;
 }
 
-// Output error of the groups, quantized ÷ rounded to nearest, as a geometric mean would hide a bad
-// group: the sums.
+// Sums over all groups of the model: a mean of ratios would hide a bad group.
 std::string error_line(const QuantizeSummary& summary) {
   double rtn = 0, chosen = 0;
   const GroupReport* worst = nullptr;

@@ -1,0 +1,135 @@
+#include "whit/llm_engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "text_model.h"
+#include "whit/quantize.h"
+
+namespace whit {
+namespace {
+
+using ::testing::HasSubstr;
+
+class LLMEngineTest : public ::testing::Test {
+ protected:
+  BuildConfig config(const std::string& engine = "") const {
+    return {.calib_samples = 4,
+            .calib_length = 32,
+            .group_size = 32,
+            .engine_dir = engine.empty() ? "" : files_.folder() / engine,
+            .threads = 1};
+  }
+  template <typename Body>
+  std::string message_of(Body body) const {
+    try {
+      body();
+    } catch (const std::runtime_error& error) {
+      return error.what();
+    }
+    return "no error";
+  }
+
+  TextModel files_;
+};
+
+TEST_F(LLMEngineTest, quantizes_builds_and_answers) {
+  LLMEngine engine =
+      LLMEngine::from_pretrained(files_.path(), QuantMode::AWQ,
+                                 {.weight_dtype = "int4", .activation_dtype = "int8"}, config("e"));
+  EXPECT_EQ(engine.path(), files_.folder() / "e");
+  const std::vector<std::string> prompts = {"Once upon", "x"};
+  const std::vector<RequestOutput> outputs =
+      engine.generate(prompts, {.max_tokens = 6, .temperature = 0, .ignore_eos = true});
+  ASSERT_EQ(outputs.size(), 2u);
+  EXPECT_EQ(outputs[0].prompt, "Once upon");
+  EXPECT_EQ(outputs[0].prompt_token_ids.size(), 9u);
+  EXPECT_EQ(outputs[0].outputs.at(0).token_ids.size(), 6u);
+  EXPECT_EQ(outputs[0].outputs.at(0).finish_reason, "length");
+
+  const ChatMessage message{"user", "Hello"};
+  const RequestOutput answer =
+      engine.chat({&message, 1}, {.max_tokens = 3, .temperature = 0, .ignore_eos = true});
+  EXPECT_EQ(answer.prompt, "<|turn|>user\nHello</s>\n<|turn|>assistant\n");
+  EXPECT_EQ(answer.outputs.at(0).token_ids.size(), 3u);
+  EXPECT_EQ(engine.config().num_hidden_layers, 3);
+}
+
+TEST_F(LLMEngineTest, an_engine_is_built_once_and_again_where_it_is_damaged) {
+  const auto build = [&] {
+    return build_engine(files_.path(), QuantMode::SMOOTHQUANT, {}, config("e"));
+  };
+  EXPECT_FALSE(build().reused);
+  const BuildReport report = build();
+  EXPECT_TRUE(report.reused);
+  EXPECT_GT(report.engine_bytes, 0);
+  write_file(report.engine_dir / "weights.safetensors", "");
+  EXPECT_FALSE(build().reused);
+  EXPECT_TRUE(build().reused);
+}
+
+TEST_F(LLMEngineTest, an_engine_runs_as_it_is_or_as_what_it_is_and_as_nothing_else) {
+  const BuildReport report = build_engine(files_.path(), QuantMode::RTN, {}, config("e"));
+  EXPECT_EQ(LLMEngine::from_pretrained(report.engine_dir).path(), report.engine_dir);
+  EXPECT_NO_THROW(LLMEngine::from_pretrained(report.engine_dir, QuantMode::RTN, {"int8", "fp16"}));
+  EXPECT_THAT(message_of([&] { LLMEngine::from_pretrained(report.engine_dir, QuantMode::AWQ); }),
+              HasSubstr("made with mode rtn and scheme w8a16"));
+}
+
+TEST_F(LLMEngineTest, bad_settings_are_refused_before_any_work) {
+  const auto build = [&](QuantMode mode, const QuantPolicy& policy, const BuildConfig& settings) {
+    return message_of([&] { build_engine(files_.path(), mode, policy, settings); });
+  };
+  EXPECT_THAT(build(QuantMode::NONE, {}, config("e")), HasSubstr("builds no engine"));
+  EXPECT_THAT(build(QuantMode::SMOOTHQUANT, {"int8", "fp16"}, config("e")), HasSubstr("possible"));
+  BuildConfig wrong = config("e");
+  wrong.group_size = 48;
+  EXPECT_THAT(build(QuantMode::AWQ, {}, wrong), HasSubstr("group size 48"));
+  wrong = config("e");
+  wrong.head = "int2";
+  EXPECT_THAT(build(QuantMode::AWQ, {}, wrong), HasSubstr("int2"));
+  wrong = config("e");
+  wrong.calib_samples = 0;
+  EXPECT_THAT(build(QuantMode::AWQ, {}, wrong), HasSubstr("--calib-samples"));
+  wrong = config("e");
+  wrong.calib = (files_.folder() / "nowhere.txt").string();
+  EXPECT_THAT(build(QuantMode::AWQ, {}, wrong), HasSubstr("nowhere.txt does not exist"));
+  wrong = config("e");
+  wrong.isa = "sse";
+  EXPECT_THAT(build(QuantMode::AWQ, {}, wrong), HasSubstr("avx2"));
+  wrong = config("e");
+  wrong.threads = -1;
+  EXPECT_THAT(build(QuantMode::AWQ, {}, wrong), HasSubstr("threads"));
+  EXPECT_FALSE(std::filesystem::exists(files_.folder() / "e"));
+  EXPECT_THAT(message_of([&] {
+                LLMEngine::from_pretrained(files_.path(), QuantMode::NONE, {"int4", "int8"});
+              }),
+              HasSubstr("not possible"));
+}
+
+TEST_F(LLMEngineTest, sampling_parameters_are_checked_request_by_request) {
+  LLMEngine engine = LLMEngine::from_pretrained(files_.path(), QuantMode::NONE, {}, config());
+  EXPECT_THAT(message_of([&] { engine.generate("x", {.temperature = -1}); }),
+              HasSubstr("temperature"));
+  EXPECT_THAT(message_of([&] { engine.generate("x", {.top_p = 0}); }), HasSubstr("top_p"));
+  EXPECT_THAT(message_of([&] { engine.generate("x", {.max_tokens = 0}); }),
+              HasSubstr("max_tokens"));
+  EXPECT_THAT(message_of([&] { engine.generate("x", {.stop = {""}}); }), HasSubstr("stop"));
+  EXPECT_THAT(message_of([&] { engine.generate("", {}); }), HasSubstr("no tokens"));
+  const SamplingParams seeded{.max_tokens = 8, .seed = 3, .ignore_eos = true};
+  EXPECT_EQ(engine.generate("x", seeded).outputs[0].token_ids,
+            engine.generate("x", seeded).outputs[0].token_ids);
+}
+
+TEST_F(LLMEngineTest, the_public_config_is_read_from_config_json) {
+  const PretrainedConfig config = PretrainedConfig::from_json_file(files_.path() / "config.json");
+  EXPECT_EQ(config.architecture, "LlamaForCausalLM");
+  EXPECT_EQ(config.vocab_size, 320);
+  EXPECT_TRUE(config.tie_word_embeddings);
+  EXPECT_THAT(message_of([&] { PretrainedConfig::from_json_file(files_.path() / "nothing.json"); }),
+              HasSubstr("nothing.json"));
+}
+
+}  // namespace
+}  // namespace whit
