@@ -65,34 +65,10 @@ inline void load_group(const std::byte* scales, const uint8_t* zeros, Group& gro
   });
 }
 
-// int16 sums of up to kLinesPerSum lines, widened and added to acc.
+// acc += the int16 sums, widened.
 template <int MR, int kVectors>
-inline __attribute__((always_inline)) void add_packed_lines(const std::byte* line, int64_t count,
-                                                            const int8_t* q, int64_t q_stride,
-                                                            __m256i (&acc)[MR][kVectors]) {
-  __m256i sums[MR][kVectors];
-  const auto add_line = [&](auto first) __attribute__((always_inline)) {
-    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
-    if constexpr (kVectors > 2)
-      _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64, _MM_HINT_T0);
-    repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
-      const __m256i words = load(line + 32 * v);
-      const __m256i low = low_nibbles(words), high = high_nibbles(words);
-      repeat<MR>([&](auto m) __attribute__((always_inline)) {
-        const __m256i a = _mm256_maddubs_epi16(low, broadcast(q + m * q_stride));
-        const __m256i b = _mm256_maddubs_epi16(high, broadcast(q + m * q_stride + 4));
-        if constexpr (first)
-          sums[m][v] = a;
-        else
-          add_int16(sums[m][v], a);
-        add_int16(sums[m][v], b);
-      });
-    });
-    line += kLineBytes;
-    q += 8;
-  };
-  add_line(std::true_type{});
-  for (int64_t i = 1; i < count; ++i) add_line(std::false_type{});
+inline __attribute__((always_inline)) void flush(const __m256i (&sums)[MR][kVectors],
+                                                 __m256i (&acc)[MR][kVectors]) {
   repeat<MR * kVectors>([&](auto i) __attribute__((always_inline)) {
     __m256i& to = acc[i / kVectors][i % kVectors];
     to = _mm256_add_epi32(
@@ -100,34 +76,44 @@ inline __attribute__((always_inline)) void add_packed_lines(const std::byte* lin
   });
 }
 
-// The same from unpacked codes [2 · lines][16].
-template <int MR>
-inline __attribute__((always_inline)) void add_unpacked_lines(const std::byte* codes, int64_t count,
-                                                              const int8_t* q, int64_t q_stride,
-                                                              __m256i (&acc)[MR][kTileVectors]) {
-  __m256i sums[MR][kTileVectors];
-  const auto add_half_line = [&](auto first) __attribute__((always_inline)) {
-    const __m256i w0 = load(codes), w1 = load(codes + 32);
+// One line as it lies in the panel: 8 columns of kVectors registers of rows.
+template <bool first, int MR, int kVectors>
+inline __attribute__((always_inline)) void add_packed_line(const std::byte* line, const int8_t* q,
+                                                           int64_t q_stride,
+                                                           __m256i (&sums)[MR][kVectors]) {
+  _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
+  if constexpr (kVectors > 2)
+    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64, _MM_HINT_T0);
+  repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
+    const __m256i words = load(line + 32 * v);
+    const __m256i low = low_nibbles(words), high = high_nibbles(words);
     repeat<MR>([&](auto m) __attribute__((always_inline)) {
-      const __m256i value = broadcast(q + m * q_stride);
-      const __m256i a = _mm256_maddubs_epi16(w0, value), b = _mm256_maddubs_epi16(w1, value);
-      if constexpr (first) {
-        sums[m][0] = a;
-        sums[m][1] = b;
-      } else {
-        add_int16(sums[m][0], a);
-        add_int16(sums[m][1], b);
-      }
+      const __m256i a = _mm256_maddubs_epi16(low, broadcast(q + m * q_stride));
+      const __m256i b = _mm256_maddubs_epi16(high, broadcast(q + m * q_stride + 4));
+      if constexpr (first)
+        sums[m][v] = a;
+      else
+        add_int16(sums[m][v], a);
+      add_int16(sums[m][v], b);
     });
-    codes += 4 * kTileColumns;
-    q += 4;
-  };
-  add_half_line(std::true_type{});
-  for (int64_t i = 1; i < 2 * count; ++i) add_half_line(std::false_type{});
-  repeat<MR * kTileVectors>([&](auto i) __attribute__((always_inline)) {
-    __m256i& to = acc[i / kTileVectors][i % kTileVectors];
-    to = _mm256_add_epi32(
-        to, _mm256_madd_epi16(sums[i / kTileVectors][i % kTileVectors], _mm256_set1_epi16(1)));
+  });
+}
+
+// Half a line of unpacked codes [16 rows][4 columns].
+template <bool first, int MR>
+inline __attribute__((always_inline)) void add_unpacked_half_line(
+    const std::byte* codes, const int8_t* q, int64_t q_stride, __m256i (&sums)[MR][kTileVectors]) {
+  const __m256i w0 = load(codes), w1 = load(codes + 32);
+  repeat<MR>([&](auto m) __attribute__((always_inline)) {
+    const __m256i value = broadcast(q + m * q_stride);
+    const __m256i a = _mm256_maddubs_epi16(w0, value), b = _mm256_maddubs_epi16(w1, value);
+    if constexpr (first) {
+      sums[m][0] = a;
+      sums[m][1] = b;
+    } else {
+      add_int16(sums[m][0], a);
+      add_int16(sums[m][1], b);
+    }
   });
 }
 
@@ -163,38 +149,45 @@ struct GroupArgs {
 
 template <int MR, int kVectors>
 void multiply_packed(const GroupArgs& args, int first) {
-  __m256i acc[MR][kVectors];
+  __m256i acc[MR][kVectors], sums[MR][kVectors];
   repeat<MR * kVectors>([&](auto i) __attribute__((always_inline)) {
     acc[i / kVectors][i % kVectors] = _mm256_setzero_si256();
   });
   const std::byte* line = args.codes + 32 * first;
   const int8_t* q = args.q;
-  int64_t left = args.lines;
-  for (; left >= kLinesPerSum; left -= kLinesPerSum) {
-    add_packed_lines<MR, kVectors>(line, kLinesPerSum, q, args.q_stride, acc);
-    line += kLinesPerSum * kLineBytes;
-    q += 8 * kLinesPerSum;
+  for (int64_t left = args.lines; left > 0; left -= kLinesPerSum) {
+    add_packed_line<true>(line, q, args.q_stride, sums);
+    line += kLineBytes;
+    q += 8;
+    const int64_t count = left < kLinesPerSum ? left : kLinesPerSum;
+#pragma GCC unroll 1
+    for (int64_t i = 1; i < count; ++i, line += kLineBytes, q += 8)
+      add_packed_line<false>(line, q, args.q_stride, sums);
+    flush(sums, acc);
   }
-  if (left > 0) add_packed_lines<MR, kVectors>(line, left, q, args.q_stride, acc);
   add_group<MR, kVectors>(acc, *args.group, first, args.group_sums, args.group_sums_stride,
                           args.sums);
 }
 
 template <int MR>
 void multiply_unpacked(const GroupArgs& args, int first) {
-  __m256i acc[MR][kTileVectors];
+  constexpr int64_t kHalfLineBytes = 4 * kTileColumns;
+  __m256i acc[MR][kTileVectors], sums[MR][kTileVectors];
   repeat<MR * kTileVectors>([&](auto i) __attribute__((always_inline)) {
     acc[i / kTileVectors][i % kTileVectors] = _mm256_setzero_si256();
   });
-  const std::byte* codes = args.codes + first / kTileVectors * args.lines * (8 * kTileColumns);
+  const std::byte* codes = args.codes + first / kTileVectors * args.lines * (2 * kHalfLineBytes);
   const int8_t* q = args.q;
-  int64_t left = args.lines;
-  for (; left >= kLinesPerSum; left -= kLinesPerSum) {
-    add_unpacked_lines<MR>(codes, kLinesPerSum, q, args.q_stride, acc);
-    codes += kLinesPerSum * 8 * kTileColumns;
-    q += 8 * kLinesPerSum;
+  for (int64_t left = args.lines; left > 0; left -= kLinesPerSum) {
+    add_unpacked_half_line<true>(codes, q, args.q_stride, sums);
+    codes += kHalfLineBytes;
+    q += 4;
+    const int64_t count = left < kLinesPerSum ? left : kLinesPerSum;
+#pragma GCC unroll 1
+    for (int64_t i = 1; i < 2 * count; ++i, codes += kHalfLineBytes, q += 4)
+      add_unpacked_half_line<false>(codes, q, args.q_stride, sums);
+    flush(sums, acc);
   }
-  if (left > 0) add_unpacked_lines<MR>(codes, left, q, args.q_stride, acc);
   add_group<MR, kTileVectors>(acc, *args.group, first, args.group_sums, args.group_sums_stride,
                               args.sums);
 }
