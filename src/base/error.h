@@ -1,4 +1,5 @@
-// The one exception type. A message says what was asked, what is wrong, where, and what to do about it.
+// The one exception type. A message says what was asked, what is wrong, where, and what to do about
+// it.
 #pragma once
 
 #include <fmt/format.h>
@@ -19,23 +20,24 @@ enum class ErrorKind {
   kResource,         // a stated limit (memory, steps, depth, length) would be passed
 };
 
-// Messages quote what files and requests say: control characters, which could cut a message short or steer a terminal,
-// become '?'; line ends and tabs stay.
+// Messages quote what files and requests say: control characters, which could cut a message short
+// or steer a terminal, become '?'; line ends and tabs stay.
 std::string printable(std::string text);
 
 class Error : public std::runtime_error {
  public:
   template <typename... Args>
   Error(ErrorKind kind, fmt::format_string<Args...> format, Args&&... args)
-      : std::runtime_error(printable(fmt::format(format, std::forward<Args>(args)...))), kind_(kind) {}
+      : std::runtime_error(printable(fmt::format(format, std::forward<Args>(args)...))),
+        kind_(kind) {}
   ErrorKind kind() const { return kind_; }
 
  private:
   ErrorKind kind_;
 };
 
-// Process exit code of the command line for an error of this kind: 2 usage, 3 data, 4 I/O, 5 resource,
-// 130 interrupted.
+// Process exit code of the command line for an error of this kind: 2 usage, 3 data, 4 I/O, 5
+// resource, 130 interrupted.
 int exit_code(ErrorKind kind);
 
 }  // namespace whit

@@ -77,8 +77,8 @@ std::string read_file(const fs::path& path, uint64_t limit_bytes) {
   uint64_t size = 0;
   const FileDescriptor file = open_regular(path, &size);
   if (size > limit_bytes)
-    throw Error(ErrorKind::kResource, "{} has {} bytes, more than the limit of {}", path.string(), size,
-                limit_bytes);
+    throw Error(ErrorKind::kResource, "{} has {} bytes, more than the limit of {}", path.string(),
+                size, limit_bytes);
   std::string content(size, '\0');
   size_t done = 0;
   while (done < size) {
@@ -113,9 +113,10 @@ OutputDirectory::OutputDirectory(const fs::path& target,
   if (fs::exists(target_, error)) {
     const bool empty = fs::is_directory(target_, error) && fs::is_empty(target_, error);
     if (!empty && !replaceable(target_))
-      throw Error(ErrorKind::kInvalidArgument,
-                  "{} exists and is not something this command made; choose another output or remove it",
-                  target_.string());
+      throw Error(
+          ErrorKind::kInvalidArgument,
+          "{} exists and is not something this command made; choose another output or remove it",
+          target_.string());
   }
   fs::create_directories(target_.parent_path(), error);
   temporary_ = temporary_beside(target_);

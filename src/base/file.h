@@ -12,7 +12,8 @@
 
 namespace whit {
 
-// A read-only, private mapping of a whole regular file. Movable; the mapping lives as long as the object.
+// A read-only, private mapping of a whole regular file. Movable; the mapping lives as long as the
+// object.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);  // throws kNotFound, kIo
@@ -31,17 +32,21 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-// Reads a whole text file; throws kNotFound, kIo, or kResource where it is larger than `limit_bytes`.
+// Reads a whole text file; throws kNotFound, kIo, or kResource where it is larger than
+// `limit_bytes`.
 std::string read_file(const std::filesystem::path& path, uint64_t limit_bytes = uint64_t{1} << 30);
 
-// Writes `content` to a temporary name beside `path`, syncs, renames. Throws kIo (disk full, …) leaving nothing.
+// Writes `content` to a temporary name beside `path`, syncs, renames. Throws kIo (disk full, …)
+// leaving nothing.
 void write_file(const std::filesystem::path& path, std::string_view content);
 
-// A directory under construction: created under a temporary name beside `target`, renamed to it by commit(), removed by
-// the destructor otherwise. An existing target is replaced only at commit, and only if `replaceable` approves it.
+// A directory under construction: created under a temporary name beside `target`, renamed to it by
+// commit(), removed by the destructor otherwise. An existing target is replaced only at commit, and
+// only if `replaceable` approves it.
 class OutputDirectory {
  public:
-  // `replaceable(target)` is asked when target exists and is not an empty directory; false throws kInvalidArgument.
+  // `replaceable(target)` is asked when target exists and is not an empty directory; false throws
+  // kInvalidArgument.
   OutputDirectory(const std::filesystem::path& target,
                   const std::function<bool(const std::filesystem::path&)>& replaceable);
   ~OutputDirectory();
@@ -56,7 +61,8 @@ class OutputDirectory {
   bool committed_ = false;
 };
 
-// An output file written front to back; throws kIo with the path and the system's reason on any failure.
+// An output file written front to back; throws kIo with the path and the system's reason on any
+// failure.
 class OutputFile {
  public:
   explicit OutputFile(const std::filesystem::path& path);

@@ -30,7 +30,8 @@ int64_t convert<int64_t>(const Json& value, std::string_view key, std::string_vi
   if (value.is_number_integer()) return value.get<int64_t>();
   if (value.is_number_float()) {
     const double number = value.get<double>();
-    if (number == std::floor(number) && std::fabs(number) < 9e15) return static_cast<int64_t>(number);
+    if (number == std::floor(number) && std::fabs(number) < 9e15)
+      return static_cast<int64_t>(number);
   }
   throw_type(value, key, where, "an integer");
 }
@@ -56,7 +57,8 @@ Json parse_json(std::string_view text, std::string_view where) {
     result = Json::parse(text, [&](int depth, Json::parse_event_t, Json&) {
       if (depth > kMaxDepth) {
         too_deep = true;
-        throw Error(ErrorKind::kInvalidData, "{}: JSON nested deeper than {} levels", where, kMaxDepth);
+        throw Error(ErrorKind::kInvalidData, "{}: JSON nested deeper than {} levels", where,
+                    kMaxDepth);
       }
       return true;
     });

@@ -23,8 +23,11 @@ void on_signal(int) {
 }  // namespace
 
 Progress::Progress(std::string title, int64_t total)
-    : title_(std::move(title)), total_(total), enabled_(::isatty(STDERR_FILENO) == 1),
-      start_(std::chrono::steady_clock::now()), last_(start_) {
+    : title_(std::move(title)),
+      total_(total),
+      enabled_(::isatty(STDERR_FILENO) == 1),
+      start_(std::chrono::steady_clock::now()),
+      last_(start_) {
   update(0);
 }
 
@@ -43,8 +46,8 @@ void Progress::update(int64_t done, std::string_view detail) {
   const double elapsed = std::chrono::duration<double>(now - start_).count();
   const double share = total_ > 0 ? static_cast<double>(done) / static_cast<double>(total_) : 0;
   const std::string left = share > 0 ? format_seconds(elapsed / share - elapsed) : "--";
-  fmt::print(stderr, "\r\033[K{} {:3.0f} % {}/{} {} · {} left · {}", title_, 100 * share, done, total_, detail, left,
-             format_bytes(static_cast<double>(current_memory_bytes())));
+  fmt::print(stderr, "\r\033[K{} {:3.0f} % {}/{} {} · {} left · {}", title_, 100 * share, done,
+             total_, detail, left, format_bytes(static_cast<double>(current_memory_bytes())));
   std::fflush(stderr);
 }
 

@@ -8,8 +8,8 @@
 
 namespace whit {
 
-// One line on stderr, rewritten in place with share, rate of the work, time left and resident memory. Silent where stderr
-// is not a terminal.
+// One line on stderr, rewritten in place with share, rate of the work, time left and resident
+// memory. Silent where stderr is not a terminal.
 class Progress {
  public:
   Progress(std::string title, int64_t total);
@@ -17,8 +17,8 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  // `done` of `total` units; `detail` is shown behind them. Also the place where an interruption is noticed: throws
-  // Error(kInterrupted) after request_interrupt().
+  // `done` of `total` units; `detail` is shown behind them. Also the place where an interruption is
+  // noticed: throws Error(kInterrupted) after request_interrupt().
   void update(int64_t done, std::string_view detail = {});
 
  private:
@@ -28,8 +28,8 @@ class Progress {
   std::chrono::steady_clock::time_point start_, last_;
 };
 
-// Ctrl-C. install_interrupt_handler makes the first SIGINT or SIGTERM a request that check_interrupt turns into
-// Error(kInterrupted); a second one ends the process at once.
+// Ctrl-C. install_interrupt_handler makes the first SIGINT or SIGTERM a request that
+// check_interrupt turns into Error(kInterrupted); a second one ends the process at once.
 void install_interrupt_handler();
 void request_interrupt();
 void clear_interrupt();  // for a program that goes on after an interrupted job
@@ -39,7 +39,7 @@ void check_interrupt();
 int64_t peak_memory_bytes();
 int64_t current_memory_bytes();
 
-std::string format_bytes(double bytes);    // "84.8 MB"
+std::string format_bytes(double bytes);      // "84.8 MB"
 std::string format_seconds(double seconds);  // "1:05"
 
 }  // namespace whit

@@ -1,5 +1,5 @@
-// Calibration data flowing through a model layer by layer: one layer's weights and one window of activations are resident,
-// beside the hidden states of all samples ([samples · length, D] f32).
+// Calibration data flowing through a model layer by layer: one layer's weights and one window of
+// activations are resident, beside the hidden states of all samples ([samples · length, D] f32).
 #pragma once
 
 #include <string>
@@ -16,15 +16,15 @@ namespace whit {
 struct CalibrationData {
   std::vector<int32_t> ids;  // [samples, length]
   int64_t samples = 0, length = 0;
-  std::string source;        // "self", or the file's name
+  std::string source;  // "self", or the file's name
   uint64_t seed = 0;
   std::string digest() const;  // of the ids
 };
 
-// `samples` blocks of `length` tokens, evenly spread over the text's whole blocks (all of them where there are fewer).
-// Throws kInvalidArgument where the text gives less than one block.
-CalibrationData calibration_from_text(const Tokenizer& tokenizer, std::string_view text, std::string source,
-                                      int64_t samples, int64_t length);
+// `samples` blocks of `length` tokens, evenly spread over the text's whole blocks (all of them
+// where there are fewer). Throws kInvalidArgument where the text gives less than one block.
+CalibrationData calibration_from_text(const Tokenizer& tokenizer, std::string_view text,
+                                      std::string source, int64_t samples, int64_t length);
 
 class LayerStream {
  public:
@@ -32,8 +32,9 @@ class LayerStream {
   LayerStream(const ModelConfig& config, const Graph& graph, const WeightProvider& original,
               const CalibrationData& data, cpu::Isa isa, ThreadPool& pool);
 
-  // Runs decoder layer `layer` with its original weights over the current hidden states and gathers the statistics of
-  // its linears' inputs. `advance` makes the layer's outputs the hidden states of the next.
+  // Runs decoder layer `layer` with its original weights over the current hidden states and gathers
+  // the statistics of its linears' inputs. `advance` makes the layer's outputs the hidden states of
+  // the next.
   enum class Advance { kNo, kYes };
   std::vector<InputStats> observe(int layer, const WeightProvider& weights, Advance advance);
   // Advances the hidden states through the layer with other weights.
@@ -45,7 +46,9 @@ class LayerStream {
  private:
   void run(int layer, const WeightProvider& weights, Observer* observer, Advance advance);
   int64_t windows() const { return ceil_div(data_.samples, per_window_); }
-  Split split_of(int64_t window) const { return window % 8 == 7 ? Split::kHeldOut : Split::kSearch; }
+  Split split_of(int64_t window) const {
+    return window % 8 == 7 ? Split::kHeldOut : Split::kSearch;
+  }
 
   const Graph& graph_;
   const CalibrationData& data_;

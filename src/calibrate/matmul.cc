@@ -7,8 +7,8 @@ cpu::PackedWeight Matmul::pack(const float* w, int64_t n, int64_t k) {
   return cpu::pack_linear(kernel_, {&view, 1}, pool_);
 }
 
-void Matmul::multiply(const float* x, int64_t x_stride, int64_t m, const cpu::PackedWeight& w, float* y,
-                      int64_t y_stride, Output output) {
+void Matmul::multiply(const float* x, int64_t x_stride, int64_t m, const cpu::PackedWeight& w,
+                      float* y, int64_t y_stride, Output output) {
   const int64_t scratch = kernel_.scratch_bytes(w, m) * pool_.size();
   if (scratch > scratch_.bytes()) scratch_ = Buffer(scratch);
   const cpu::LinearArgs args{.weight = &w,

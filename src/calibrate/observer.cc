@@ -7,14 +7,14 @@
 namespace whit {
 namespace {
 
-// The gram matrix is symmetric: its columns are computed in this many blocks, and of each row block only those right of
-// the diagonal.
+// The gram matrix is symmetric: its columns are computed in this many blocks, and of each row block
+// only those right of the diagonal.
 constexpr int64_t kBlocks = 4;
 
 }  // namespace
 
-Observer::Observer(const Graph& graph, std::span<const ScalingGroup> groups, int64_t expected_search_rows,
-                   int64_t expected_held_out_rows, Matmul& matmul)
+Observer::Observer(const Graph& graph, std::span<const ScalingGroup> groups,
+                   int64_t expected_search_rows, int64_t expected_held_out_rows, Matmul& matmul)
     : matmul_(matmul), expected_{expected_search_rows, expected_held_out_rows} {
   for (const ScalingGroup& group : groups) {
     InputStats stats;
@@ -31,14 +31,16 @@ Observer::Observer(const Graph& graph, std::span<const ScalingGroup> groups, int
   }
 }
 
-void Observer::observe(ValueId value, const float* rows, int64_t count, int64_t stride, Split which) {
+void Observer::observe(ValueId value, const float* rows, int64_t count, int64_t stride,
+                       Split which) {
   const auto found = index_.find(value);
   if (found == index_.end()) return;
   InputStats& stats = stats_[found->second];
   SplitStats& split = which == Split::kSearch ? stats.search : stats.held_out;
   const int64_t k = stats.k;
 
-  // Channels are split over threads, rows summed in order: the result does not depend on the thread count.
+  // Channels are split over threads, rows summed in order: the result does not depend on the thread
+  // count.
   matmul_.pool().parallel_for(k, [&](int64_t begin, int64_t end) {
     float* mean = stats.mean_abs.data<float>();
     float* largest = stats.max_abs.data<float>();
@@ -61,11 +63,13 @@ void Observer::observe(ValueId value, const float* rows, int64_t count, int64_t 
   }
   const int64_t every = std::max<int64_t>(1, expected / (kGramTokensPerChannel * k));
   const int64_t skip = (every - split.tokens % every) % every;
-  if (skip < count) add_gram(rows + skip * stride, ceil_div(count - skip, every), stride * every, k, split);
+  if (skip < count)
+    add_gram(rows + skip * stride, ceil_div(count - skip, every), stride * every, k, split);
   split.tokens += count;
 }
 
-void Observer::add_gram(const float* rows, int64_t count, int64_t stride, int64_t k, SplitStats& split) {
+void Observer::add_gram(const float* rows, int64_t count, int64_t stride, int64_t k,
+                        SplitStats& split) {
   split.gram_tokens += count;
   if (k * count * 4 > transposed_.bytes()) transposed_ = Buffer(k * count * 4);
   auto* transposed = transposed_.as<float>();
@@ -74,14 +78,15 @@ void Observer::add_gram(const float* rows, int64_t count, int64_t stride, int64_
     for (int64_t tile = begin; tile < end; ++tile)
       for (int64_t t0 = 0; t0 < count; t0 += kTile)
         for (int64_t i = tile * kTile; i < std::min(k, (tile + 1) * kTile); ++i)
-          for (int64_t t = t0; t < std::min(count, t0 + kTile); ++t) transposed[i * count + t] = rows[t * stride + i];
+          for (int64_t t = t0; t < std::min(count, t0 + kTile); ++t)
+            transposed[i * count + t] = rows[t * stride + i];
   });
   const int64_t block = round_up(ceil_div(k, kBlocks), 16);
   for (int64_t column = 0; column < k; column += block) {
     const int64_t columns = std::min(block, k - column);
     const cpu::PackedWeight packed = matmul_.pack(transposed + column * count, columns, count);
-    matmul_.multiply(transposed, count, std::min(k, column + block), packed, split.gram.data<float>() + column, k,
-                     Matmul::Output::kAccumulate);
+    matmul_.multiply(transposed, count, std::min(k, column + block), packed,
+                     split.gram.data<float>() + column, k, Matmul::Output::kAccumulate);
   }
 }
 

@@ -1,4 +1,5 @@
-// Statistics of the inputs of linears, taken window by window while calibration data flows through a layer.
+// Statistics of the inputs of linears, taken window by window while calibration data flows through
+// a layer.
 #pragma once
 
 #include <map>
@@ -17,8 +18,9 @@ enum class Split { kSearch, kHeldOut };
 struct SplitStats {
   int64_t tokens = 0;       // observed
   int64_t gram_tokens = 0;  // of these, summed in gram
-  Tensor gram;        // [K, K] mean of x·xᵀ: ‖ΔW·x‖² averaged over tokens is the trace of ΔW·gram·ΔWᵀ
-  Tensor sample;      // [S, K] input rows, evenly strided: for losses that are not quadratic in x (int8 activations)
+  Tensor gram;  // [K, K] mean of x·xᵀ: ‖ΔW·x‖² averaged over tokens is the trace of ΔW·gram·ΔWᵀ
+  Tensor sample;  // [S, K] input rows, evenly strided: for losses that are not quadratic in x (int8
+                  // activations)
   int64_t sample_rows = 0;
 };
 
@@ -26,14 +28,15 @@ struct SplitStats {
 struct InputStats {
   ValueId value = -1;
   int64_t k = 0;
-  Tensor mean_abs;    // [K], search split
-  Tensor max_abs;     // [K], both splits
+  Tensor mean_abs;  // [K], search split
+  Tensor max_abs;   // [K], both splits
   SplitStats search, held_out;
 };
 
 class Observer {
  public:
-  // Watches the given values. `expected_rows`: rows that will come per split, to spread the sample over them.
+  // Watches the given values. `expected_rows`: rows that will come per split, to spread the sample
+  // over them.
   Observer(const Graph& graph, std::span<const ScalingGroup> groups, int64_t expected_search_rows,
            int64_t expected_held_out_rows, Matmul& matmul);
 
@@ -42,8 +45,9 @@ class Observer {
   std::vector<InputStats> finish();
 
   static constexpr int64_t kSampleRows = 512;
-  // Every n-th token goes into the gram matrix, so that at least this many per channel do where there are so many: the
-  // relative error of its entries is then about 1/√(16·K), far below the differences between candidates.
+  // Every n-th token goes into the gram matrix, so that at least this many per channel do where
+  // there are so many: the relative error of its entries is then about 1/√(16·K), far below the
+  // differences between candidates.
   static constexpr int64_t kGramTokensPerChannel = 16;
 
  private:

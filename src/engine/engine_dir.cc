@@ -25,8 +25,10 @@ struct WeightEntries {
   std::optional<SafetensorsWriter::Entry> scales, zeros, input_scale;
 };
 
-// The one place that says which tensors a module of a scheme has; reading and writing both go by it.
-WeightEntries weight_entries(const std::string& module, int64_t n, int64_t k, const QuantScheme& scheme) {
+// The one place that says which tensors a module of a scheme has; reading and writing both go by
+// it.
+WeightEntries weight_entries(const std::string& module, int64_t n, int64_t k,
+                             const QuantScheme& scheme) {
   WeightEntries entries;
   entries.data.name = module + ".weight";
   switch (format_of(scheme)) {
@@ -48,7 +50,8 @@ WeightEntries weight_entries(const std::string& module, int64_t n, int64_t k, co
       entries.data.type = StorageType::kBF16;
       entries.data.shape = {n, k};
   }
-  if (scheme.static_activations()) entries.input_scale = {module + ".input_scale", StorageType::kF32, {1}};
+  if (scheme.static_activations())
+    entries.input_scale = {module + ".input_scale", StorageType::kF32, {1}};
   return entries;
 }
 
@@ -64,30 +67,28 @@ Json to_json(const EngineManifest& manifest) {
     schemes[name] = to_json(scheme);
     linears[module] = name;
   }
-  return {{"format", "whit-engine"},
-          {"format_version", kEngineFormatVersion},
-          {"tool_version", WHIT_VERSION},
-          {"source", manifest.source},
-          {"mode", manifest.mode},
-          {"scheme", to_json(manifest.scheme)},
-          {"head", manifest.head},
-          {"calibration", manifest.calibration},
-          {"quality", manifest.quality},
-          {"schemes", schemes},
-          {"linears", linears},
-          {"report", manifest.report}};
+  return {{"format", "whit-engine"},      {"format_version", kEngineFormatVersion},
+          {"tool_version", WHIT_VERSION}, {"source", manifest.source},
+          {"mode", manifest.mode},        {"scheme", to_json(manifest.scheme)},
+          {"head", manifest.head},        {"calibration", manifest.calibration},
+          {"quality", manifest.quality},  {"schemes", schemes},
+          {"linears", linears},           {"report", manifest.report}};
 }
 
 EngineManifest manifest_from_json(const Json& json, const std::string& where) {
   if (json_get_or<std::string>(json, "format", "", where) != "whit-engine")
-    throw Error(ErrorKind::kInvalidData, "{}: not an engine of this program (\"format\" is missing)", where);
+    throw Error(ErrorKind::kInvalidData,
+                "{}: not an engine of this program (\"format\" is missing)", where);
   const int64_t version = json_get<int64_t>(json, "format_version", where);
   if (version > kEngineFormatVersion)
     throw Error(ErrorKind::kUnsupported,
-                "{}: engine format {} was written by a newer version ({}); this program reads up to format {}: update it, "
+                "{}: engine format {} was written by a newer version ({}); this program reads up "
+                "to format {}: update it, "
                 "or quantize the model again",
-                where, version, json_get_or<std::string>(json, "tool_version", "unknown", where), kEngineFormatVersion);
-  if (version < 1) throw Error(ErrorKind::kInvalidData, "{}: \"format_version\" is {}", where, version);
+                where, version, json_get_or<std::string>(json, "tool_version", "unknown", where),
+                kEngineFormatVersion);
+  if (version < 1)
+    throw Error(ErrorKind::kInvalidData, "{}: \"format_version\" is {}", where, version);
   EngineManifest manifest;
   manifest.mode = json_get<std::string>(json, "mode", where);
   manifest.head = json_get<std::string>(json, "head", where);
@@ -98,12 +99,14 @@ EngineManifest manifest_from_json(const Json& json, const std::string& where) {
   manifest.quality = json.value("quality", Json::object());
   std::map<std::string, QuantScheme> schemes;
   const Json scheme_table = json.value("schemes", Json::object());
-  for (const auto& [name, scheme] : scheme_table.items()) schemes[name] = scheme_from_json(scheme, where);
+  for (const auto& [name, scheme] : scheme_table.items())
+    schemes[name] = scheme_from_json(scheme, where);
   const Json linear_table = json.value("linears", Json::object());
   for (const auto& [module, name] : linear_table.items()) {
     const auto found = name.is_string() ? schemes.find(name.get<std::string>()) : schemes.end();
     if (found == schemes.end())
-      throw Error(ErrorKind::kInvalidData, "{}: {} names a scheme that \"schemes\" does not define", where, module);
+      throw Error(ErrorKind::kInvalidData, "{}: {} names a scheme that \"schemes\" does not define",
+                  where, module);
     manifest.linears[module] = found->second;
   }
   return manifest;
@@ -131,26 +134,31 @@ EngineDirectory::EngineDirectory(const fs::path& path) : path_(path) {
     throw Error(ErrorKind::kInvalidData, "{}: \"files\" does not list {}", where, kWeightsFile);
   for (const auto& [name, entry] : files->items()) {
     if (fs::path(name).filename() != name || name == kManifestFile || name == "..")
-      throw Error(ErrorKind::kInvalidData, "{}: \"files\" names {}, which is not a file of this directory", where, name);
+      throw Error(ErrorKind::kInvalidData,
+                  "{}: \"files\" names {}, which is not a file of this directory", where, name);
     const MappedFile file(path / name);
     const int64_t bytes = json_get<int64_t>(entry, "bytes", where);
     if (static_cast<int64_t>(file.bytes().size()) != bytes ||
         digest(file.bytes()) != json_get<std::string>(entry, "xxh3_128", where))
       throw Error(ErrorKind::kInvalidData,
-                  "{}: the content is not what {} recorded when the engine was built ({} bytes expected, {} found): copy "
+                  "{}: the content is not what {} recorded when the engine was built ({} bytes "
+                  "expected, {} found): copy "
                   "the directory again or rebuild the engine",
                   (path / name).string(), kManifestFile, bytes, file.bytes().size());
   }
   weights_ = std::make_unique<SafetensorsFile>(path / kWeightsFile);
 }
 
-const StoredTensor& EngineDirectory::get(const std::string& name, StorageType type, const Shape& shape) const {
+const StoredTensor& EngineDirectory::get(const std::string& name, StorageType type,
+                                         const Shape& shape) const {
   const StoredTensor* found = weights_->find(name);
   if (found == nullptr)
-    throw Error(ErrorKind::kInvalidData, "{}: tensor {} is missing; rebuild the engine", weights_->where(), name);
+    throw Error(ErrorKind::kInvalidData, "{}: tensor {} is missing; rebuild the engine",
+                weights_->where(), name);
   if (found->type != type || found->shape != shape)
-    throw Error(ErrorKind::kInvalidData, "{}: tensor {} is {} {}, the engine's plan implies {} {}", weights_->where(),
-                name, whit::name(found->type), to_string(found->shape), whit::name(type), to_string(shape));
+    throw Error(ErrorKind::kInvalidData, "{}: tensor {} is {} {}, the engine's plan implies {} {}",
+                weights_->where(), name, whit::name(found->type), to_string(found->shape),
+                whit::name(type), to_string(shape));
   if (reinterpret_cast<uintptr_t>(found->data.data()) % 4 != 0)
     throw Error(ErrorKind::kInvalidData, "{}: tensor {} is not aligned", weights_->where(), name);
   return *found;
@@ -160,7 +168,8 @@ LinearWeight EngineDirectory::linear(const Node& node) const {
   const std::string module = module_of(node);
   const auto planned = manifest_.linears.find(module);
   if (planned == manifest_.linears.end())
-    throw Error(ErrorKind::kInvalidData, "{}: no scheme for {}", (path_ / kManifestFile).string(), module);
+    throw Error(ErrorKind::kInvalidData, "{}: no scheme for {}", (path_ / kManifestFile).string(),
+                module);
   const QuantScheme& scheme = planned->second;
   const WeightEntries entries = weight_entries(module, node.n, node.k, scheme);
   const StoredTensor& data = get(entries.data.name, entries.data.type, entries.data.shape);
@@ -168,15 +177,18 @@ LinearWeight EngineDirectory::linear(const Node& node) const {
   weight.view = {.format = format_of(scheme), .n = node.n, .k = node.k, .data = data.data.data()};
   if (scheme.weights) weight.view.group_size = scheme.weights->group_size;
   if (entries.scales)
-    weight.view.scales = get(entries.scales->name, entries.scales->type, entries.scales->shape).data.data();
+    weight.view.scales =
+        get(entries.scales->name, entries.scales->type, entries.scales->shape).data.data();
   if (entries.zeros)
-    weight.view.zeros = get(entries.zeros->name, entries.zeros->type, entries.zeros->shape).data.data();
+    weight.view.zeros =
+        get(entries.zeros->name, entries.zeros->type, entries.zeros->shape).data.data();
   if (scheme.int8_activations()) weight.activation = cpu::Activation::kInt8;
   if (entries.input_scale) {
-    std::memcpy(&weight.static_scale, get(entries.input_scale->name, StorageType::kF32, {1}).data.data(), 4);
+    std::memcpy(&weight.static_scale,
+                get(entries.input_scale->name, StorageType::kF32, {1}).data.data(), 4);
     if (!(weight.static_scale > 0) || !std::isfinite(weight.static_scale))
-      throw Error(ErrorKind::kInvalidData, "{}: {} is {}", weights_->where(), entries.input_scale->name,
-                  weight.static_scale);
+      throw Error(ErrorKind::kInvalidData, "{}: {} is {}", weights_->where(),
+                  entries.input_scale->name, weight.static_scale);
   }
   // Packed copies replace the mapped pages; embedding rows stay mapped and are read as needed.
   weight.packed = [this, span = data.data] { weights_->file()->drop_pages(span); };
@@ -207,20 +219,23 @@ EngineWriter::EngineWriter(const fs::path& target, const Graph& graph, EngineMan
     const std::string module = module_of(node);
     if (written[module]) continue;  // the tied table
     written[module] = true;
-    const WeightEntries parts = weight_entries(module, node.n, node.k, manifest_.linears.at(module));
+    const WeightEntries parts =
+        weight_entries(module, node.n, node.k, manifest_.linears.at(module));
     entries.push_back(parts.data);
     for (const auto& part : {parts.scales, parts.zeros, parts.input_scale})
       if (part) entries.push_back(*part);
     if (node.bias) entries.push_back({node.name + ".bias", StorageType::kF32, {node.n}});
   }
-  weights_ = std::make_unique<SafetensorsWriter>(output_.path() / kWeightsFile, std::move(entries),
-                                                 std::map<std::string, std::string>{{"format", "whit-engine"}},
-                                                 SafetensorsWriter::Alignment::kEach64);
+  weights_ = std::make_unique<SafetensorsWriter>(
+      output_.path() / kWeightsFile, std::move(entries),
+      std::map<std::string, std::string>{{"format", "whit-engine"}},
+      SafetensorsWriter::Alignment::kEach64);
   files_.push_back(kWeightsFile);
 }
 
 void EngineWriter::write_linear(const Node& node, const WeightView& weight) {
-  const WeightEntries entries = weight_entries(module_of(node), node.n, node.k, manifest_.linears.at(module_of(node)));
+  const WeightEntries entries =
+      weight_entries(module_of(node), node.n, node.k, manifest_.linears.at(module_of(node)));
   const auto put = [&](const std::string& name, const void* data, int64_t bytes) {
     weights_->write(name, {static_cast<const uint8_t*>(data), static_cast<size_t>(bytes)});
   };

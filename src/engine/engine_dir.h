@@ -1,5 +1,6 @@
-// The engine directory: engine.json (what was done, with which evidence), weights.safetensors (canonical low-bit weights,
-// each at a multiple of 64 bytes), config.json, tokenizer and generation config. Portable: nothing in it depends on a CPU.
+// The engine directory: engine.json (what was done, with which evidence), weights.safetensors
+// (canonical low-bit weights, each at a multiple of 64 bytes), config.json, tokenizer and
+// generation config. Portable: nothing in it depends on a CPU.
 //
 // Tensors of a linear <module>, by its scheme (layouts: quant/weight.h):
 //   <module>.weight             U8 [N, ceil(K/2)] int4 · I8 [N, K] int8 · BF16 or F32 [N, K]
@@ -28,9 +29,9 @@ inline constexpr int kEngineFormatVersion = 1;
 
 // engine.json.
 struct EngineManifest {
-  std::string mode;         // "awq", "smoothquant", "rtn"
-  QuantScheme scheme;       // of the decoder's linears
-  std::string head;         // "int8" or "bf16"
+  std::string mode;    // "awq", "smoothquant", "rtn"
+  QuantScheme scheme;  // of the decoder's linears
+  std::string head;    // "int8" or "bf16"
   // Scheme of every linear and of the embedding table by module path: what the loader goes by.
   std::map<std::string, QuantScheme> linears;
   Json calibration = Json::object();  // source, samples, length, seed, digest
@@ -44,13 +45,15 @@ class EngineDirectory {
  public:
   // True where `path` is a directory with an engine.json.
   static bool is_engine(const std::filesystem::path& path);
-  // Throws kUnsupported for a newer format, kInvalidData for anything damaged, naming file and remedy.
+  // Throws kUnsupported for a newer format, kInvalidData for anything damaged, naming file and
+  // remedy.
   explicit EngineDirectory(const std::filesystem::path& path);
 
   const EngineManifest& manifest() const { return manifest_; }
   const std::filesystem::path& path() const { return path_; }
   const SafetensorsFile& weights() const { return *weights_; }
-  // The weight of a linear or embedding node, a view of the mapped file. Checks shape and dtype against the node.
+  // The weight of a linear or embedding node, a view of the mapped file. Checks shape and dtype
+  // against the node.
   LinearWeight linear(const Node& node) const;
   Tensor vector(const std::string& name, int64_t size) const;
   int64_t bytes() const;  // of the whole directory
@@ -63,15 +66,18 @@ class EngineDirectory {
   std::unique_ptr<SafetensorsFile> weights_;
 };
 
-// Written layer by layer in graph order; appears under its final name only when finish() has returned.
+// Written layer by layer in graph order; appears under its final name only when finish() has
+// returned.
 class EngineWriter {
  public:
-  // `manifest.linears` decides every tensor's type. Replaces an existing engine directory, and nothing else.
+  // `manifest.linears` decides every tensor's type. Replaces an existing engine directory, and
+  // nothing else.
   EngineWriter(const std::filesystem::path& target, const Graph& graph, EngineManifest manifest);
 
   void write_linear(const Node& node, const WeightView& weight);  // data, scales, zero points
   void write_static_scale(const Node& node, float scale);
-  void write_vector(const std::string& name, std::span<const float> values);  // norm weights, biases
+  void write_vector(const std::string& name,
+                    std::span<const float> values);  // norm weights, biases
   EngineManifest& manifest() { return manifest_; }
   // Other files of the directory: config.json, tokenizer.json, …
   void write_text(const std::string& file_name, const std::string& content);

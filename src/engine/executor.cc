@@ -19,18 +19,22 @@ Executor::Executor(const ModelConfig& config, const Graph& graph, const WeightPr
       options_(resolved(options, config)),
       pool_(pool),
       rope_(rope_tables(config, options_.max_context)),
-      body_(graph, graph.body(), weights, {.max_tokens = options.max_tokens, .isa = options.isa}, pool),
-      head_(graph, graph.head(), weights, {.max_tokens = options.max_logit_rows, .isa = options.isa}, pool),
+      body_(graph, graph.body(), weights, {.max_tokens = options.max_tokens, .isa = options.isa},
+            pool),
+      head_(graph, graph.head(), weights,
+            {.max_tokens = options.max_logit_rows, .isa = options.isa}, pool),
       head_rows_(options.max_logit_rows * config.hidden_size * 4) {}
 
 const float* Executor::step(std::span<const int32_t> ids, const BatchView& batch, KvCache& cache) {
   for (const int32_t id : ids)
     if (id < 0 || id >= config_.vocab_size)
-      throw Error(ErrorKind::kInvalidArgument, "token id {} is outside the vocabulary of {}", id, config_.vocab_size);
+      throw Error(ErrorKind::kInvalidArgument, "token id {} is outside the vocabulary of {}", id,
+                  config_.vocab_size);
   for (int64_t t = 0; t < batch.t; ++t)
     if (batch.positions[t] >= options_.max_context)
-      throw Error(ErrorKind::kInvalidArgument, "position {} is past the longest context of {} tokens",
-                  batch.positions[t], options_.max_context);
+      throw Error(ErrorKind::kInvalidArgument,
+                  "position {} is past the longest context of {} tokens", batch.positions[t],
+                  options_.max_context);
   hidden_ = body_.run({.ids = ids.data(), .batch = batch, .rope = &rope_, .cache = &cache});
   hidden_rows_ = batch.t;
   return hidden_;

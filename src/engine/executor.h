@@ -1,5 +1,5 @@
-// A whole model ready to run: the body (embedding and decoder layers) and the head (final norm and lm_head), lowered from
-// one provider of weights.
+// A whole model ready to run: the body (embedding and decoder layers) and the head (final norm and
+// lm_head), lowered from one provider of weights.
 #pragma once
 
 #include <optional>
@@ -11,9 +11,10 @@
 namespace whit {
 
 struct ExecutorOptions {
-  int64_t max_tokens = 512;        // rows of one step
-  int64_t max_context = 0;         // positions that RoPE tables cover; 0: the model's max_position_embeddings
-  int64_t max_logit_rows = 128;    // rows of one logits() call
+  int64_t max_tokens = 512;  // rows of one step
+  int64_t max_context =
+      0;  // positions that RoPE tables cover; 0: the model's max_position_embeddings
+  int64_t max_logit_rows = 128;  // rows of one logits() call
   cpu::Isa isa = cpu::Isa::kPortable;
 };
 
@@ -22,12 +23,13 @@ class Executor {
   Executor(const ModelConfig& config, const Graph& graph, const WeightProvider& weights,
            const ExecutorOptions& options, ThreadPool& pool);
 
-  // Runs batch.t ≤ max_tokens new tokens; their keys and values are appended to `cache`. Returns the last layer's output
-  // [T, D], valid until the next step. Throws kInvalidArgument for an id outside the vocabulary or a position outside
-  // max_context.
+  // Runs batch.t ≤ max_tokens new tokens; their keys and values are appended to `cache`. Returns
+  // the last layer's output [T, D], valid until the next step. Throws kInvalidArgument for an id
+  // outside the vocabulary or a position outside max_context.
   const float* step(std::span<const int32_t> ids, const BatchView& batch, KvCache& cache);
 
-  // Logits [rows, V] of the given rows of the last step (at most max_logit_rows), valid until the next call.
+  // Logits [rows, V] of the given rows of the last step (at most max_logit_rows), valid until the
+  // next call.
   const float* logits(std::span<const int32_t> rows);
 
   KvCache make_cache(int64_t sequences, int64_t context, DType dtype) const;

@@ -4,15 +4,16 @@
 
 namespace whit {
 
-KvCache::KvCache(const Graph& graph, NodeRange range, DType dtype, int64_t pages, int64_t page_tokens)
+KvCache::KvCache(const Graph& graph, NodeRange range, DType dtype, int64_t pages,
+                 int64_t page_tokens)
     : dtype_(dtype), page_tokens_(page_tokens) {
   for (NodeId id = range.begin; id < range.end; ++id) {
     const Node& node = graph.node(id);
     if (node.op != Op::kAttention) continue;
     if (layers_.empty()) first_layer_ = node.layer;
     const int64_t width = graph.value(node.inputs[1]).width;
-    const int64_t bytes = static_cast<int64_t>(
-        checked_mul(checked_mul(pages, page_tokens, "KV cache"), width * size_of(dtype), "KV cache"));
+    const int64_t bytes = static_cast<int64_t>(checked_mul(
+        checked_mul(pages, page_tokens, "KV cache"), width * size_of(dtype), "KV cache"));
     layers_.push_back({Buffer(bytes), Buffer(bytes), width / node.head_dim, node.head_dim});
   }
 }

@@ -11,7 +11,8 @@ namespace whit {
 
 class KvCache {
  public:
-  // One K and one V buffer for each attention node in `range`, `pages` pages of `page_tokens` (a multiple of 16).
+  // One K and one V buffer for each attention node in `range`, `pages` pages of `page_tokens` (a
+  // multiple of 16).
   KvCache(const Graph& graph, NodeRange range, DType dtype, int64_t pages, int64_t page_tokens);
   KvCacheView layer(int layer);
   int64_t page_tokens() const { return page_tokens_; }
@@ -28,11 +29,13 @@ class KvCache {
   std::vector<Layer> layers_;
 };
 
-// The metadata of steps over sequences that each own one contiguous page: sequence b lives in page b.
+// The metadata of steps over sequences that each own one contiguous page: sequence b lives in page
+// b.
 class ContiguousBatch {
  public:
   // starts[b] tokens of sequence b are cached already; counts[b] follow in this step.
-  ContiguousBatch(std::span<const int64_t> starts, std::span<const int64_t> counts, int64_t page_tokens);
+  ContiguousBatch(std::span<const int64_t> starts, std::span<const int64_t> counts,
+                  int64_t page_tokens);
   BatchView view() const;
 
  private:

@@ -37,14 +37,16 @@ LinearWeight checkpoint_linear(const Checkpoint& checkpoint, const Node& node) {
     const auto* bits = reinterpret_cast<const uint16_t*>(stored.data.data());
     for (int64_t i = 0; i < node.n * node.k; ++i)
       if ((bits[i] & 0x7f80) == 0x7f80)
-        throw Error(ErrorKind::kInvalidData, "{}: tensor {} holds NaN or infinity at element {}; the file is damaged",
+        throw Error(ErrorKind::kInvalidData,
+                    "{}: tensor {} holds NaN or infinity at element {}; the file is damaged",
                     checkpoint.description(), node.weight_name, i);
     weight.view.format = WeightFormat::kBF16;
     weight.view.data = bits;
     weight.packed = [&checkpoint, &stored] { checkpoint.release(stored); };
     return weight;
   }
-  auto tensor = std::make_shared<Tensor>(checkpoint.load_f32(node.weight_name, {node.n, node.k}, "config.json's sizes"));
+  auto tensor = std::make_shared<Tensor>(
+      checkpoint.load_f32(node.weight_name, {node.n, node.k}, "config.json's sizes"));
   checkpoint.release(stored);
   weight.view.format = WeightFormat::kF32;
   weight.view.data = tensor->data<float>();
@@ -61,14 +63,16 @@ Model Model::open(const fs::path& path) {
   text.where = path.string();
   if (EngineDirectory::is_engine(path)) {
     model.engine_ = std::make_shared<EngineDirectory>(path);
-    model.config_ = std::make_shared<ModelConfig>(ModelConfig::from_json_file(path / "config.json"));
+    model.config_ =
+        std::make_shared<ModelConfig>(ModelConfig::from_json_file(path / "config.json"));
     text.tokenizer_config = read_json_or_empty(path / "tokenizer_config.json");
     text.generation_config = read_json_or_empty(path / "generation_config.json");
   } else {
     std::error_code error;
     if (!fs::exists(path, error))
       throw Error(ErrorKind::kNotFound,
-                  "{} does not exist; MODEL is a Hugging Face directory, a .gguf file or an engine directory",
+                  "{} does not exist; MODEL is a Hugging Face directory, a .gguf file or an engine "
+                  "directory",
                   path.string());
     model.checkpoint_ = std::make_shared<Checkpoint>(Checkpoint::open(path));
     model.config_ = std::make_shared<ModelConfig>(
@@ -81,29 +85,35 @@ Model Model::open(const fs::path& path) {
 
 WeightProvider Model::weights() const {
   if (engine_)
-    return {.linear = [this](const Node& node) { return engine_->linear(node); },
-            .norm = [this](const Node& node) { return engine_->vector(node.weight_name, node.n); },
-            .bias = [this](const Node& node) { return engine_->vector(node.name + ".bias", node.n); }};
+    return {
+        .linear = [this](const Node& node) { return engine_->linear(node); },
+        .norm = [this](const Node& node) { return engine_->vector(node.weight_name, node.n); },
+        .bias = [this](const Node& node) { return engine_->vector(node.name + ".bias", node.n); }};
   return {.linear = [this](const Node& node) { return checkpoint_linear(*checkpoint_, node); },
-          .norm = [this](const Node& node) { return checkpoint_->load_f32(node.weight_name, {node.n}, "hidden_size"); },
-          .bias = [this](const Node& node) {
-            return checkpoint_->load_f32(node.name + ".bias", {node.n}, "config.json's sizes");
-          }};
+          .norm =
+              [this](const Node& node) {
+                return checkpoint_->load_f32(node.weight_name, {node.n}, "hidden_size");
+              },
+          .bias =
+              [this](const Node& node) {
+                return checkpoint_->load_f32(node.name + ".bias", {node.n}, "config.json's sizes");
+              }};
 }
 
 const Tokenizer& Model::tokenizer() const {
   std::call_once(text_->tokenizer_once, [this] {
     if (engine_) {
       const fs::path path = engine_->path() / "tokenizer.json";
-      text_->tokenizer =
-          std::make_unique<Tokenizer>(Tokenizer::from_json(read_file(path, 256 << 20), path.string()));
+      text_->tokenizer = std::make_unique<Tokenizer>(
+          Tokenizer::from_json(read_file(path, 256 << 20), path.string()));
     } else {
-      text_->tokenizer =
-          std::make_unique<Tokenizer>(Tokenizer::from_json(checkpoint_->tokenizer_json(), text_->where));
+      text_->tokenizer = std::make_unique<Tokenizer>(
+          Tokenizer::from_json(checkpoint_->tokenizer_json(), text_->where));
     }
     if (text_->tokenizer->vocab_size() > config_->vocab_size)
       throw Error(ErrorKind::kInvalidData,
-                  "{}: the tokenizer has {} tokens but config.json's vocab_size is {}: tokenizer and weights are not of "
+                  "{}: the tokenizer has {} tokens but config.json's vocab_size is {}: tokenizer "
+                  "and weights are not of "
                   "one model",
                   text_->where, text_->tokenizer->vocab_size(), config_->vocab_size);
   });
@@ -113,8 +123,9 @@ const Tokenizer& Model::tokenizer() const {
 const TokenizerConfig& Model::tokenizer_config() const {
   std::call_once(text_->config_once, [this] {
     const Json& json = checkpoint_ ? checkpoint_->tokenizer_config() : text_->tokenizer_config;
-    text_->config = TokenizerConfig::from_json(json.dump(-1, ' ', false, Json::error_handler_t::replace),
-                                               text_->where + " tokenizer_config.json");
+    text_->config =
+        TokenizerConfig::from_json(json.dump(-1, ' ', false, Json::error_handler_t::replace),
+                                   text_->where + " tokenizer_config.json");
   });
   return text_->config;
 }
@@ -122,7 +133,8 @@ const TokenizerConfig& Model::tokenizer_config() const {
 std::vector<int32_t> Model::stop_ids() const {
   std::set<int32_t> ids;
   const auto add = [&](const Json& value) {
-    if (value.is_number_integer() && value.get<int64_t>() >= 0 && value.get<int64_t>() < config_->vocab_size)
+    if (value.is_number_integer() && value.get<int64_t>() >= 0 &&
+        value.get<int64_t>() < config_->vocab_size)
       ids.insert(static_cast<int32_t>(value.get<int64_t>()));
   };
   const auto found = text_->generation_config.find("eos_token_id");
@@ -139,8 +151,8 @@ std::vector<int32_t> Model::stop_ids() const {
 std::string Model::description() const {
   if (checkpoint_) return checkpoint_->description();
   const EngineManifest& manifest = engine_->manifest();
-  return fmt::format("engine {} ({} {}, head {})", engine_->path().string(), manifest.mode, manifest.scheme.name(),
-                     manifest.head);
+  return fmt::format("engine {} ({} {}, head {})", engine_->path().string(), manifest.mode,
+                     manifest.scheme.name(), manifest.head);
 }
 
 int64_t Model::parameters() const {
@@ -165,7 +177,8 @@ int64_t Model::stored_bytes() const {
 double Model::bits_per_weight() const {
   int64_t bytes = 0;
   if (engine_) {
-    for (const StoredTensor& tensor : engine_->weights().tensors()) bytes += static_cast<int64_t>(tensor.data.size());
+    for (const StoredTensor& tensor : engine_->weights().tensors())
+      bytes += static_cast<int64_t>(tensor.data.size());
   } else {
     bytes = stored_bytes();
   }
@@ -175,7 +188,8 @@ double Model::bits_per_weight() const {
 DType Model::default_kv_dtype() const {
   if (engine_) return DType::kF16;
   for (const Node& node : graph_->nodes())
-    if (node.op == Op::kLinear && checkpoint_->get(node.weight_name).type == StorageType::kBF16) return DType::kF16;
+    if (node.op == Op::kLinear && checkpoint_->get(node.weight_name).type == StorageType::kBF16)
+      return DType::kF16;
   return DType::kF32;
 }
 
@@ -185,12 +199,15 @@ std::vector<std::pair<std::string, std::string>> Model::text_files() const {
   if (engine_) {
     for (const char* name : {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}) {
       std::error_code error;
-      if (fs::exists(engine_->path() / name, error)) files.emplace_back(name, read_file(engine_->path() / name));
+      if (fs::exists(engine_->path() / name, error))
+        files.emplace_back(name, read_file(engine_->path() / name));
     }
     return files;
   }
   files.emplace_back("tokenizer.json", checkpoint_->tokenizer_json());
-  const auto dump = [](const Json& json) { return json.dump(2, ' ', false, Json::error_handler_t::replace); };
+  const auto dump = [](const Json& json) {
+    return json.dump(2, ' ', false, Json::error_handler_t::replace);
+  };
   files.emplace_back("tokenizer_config.json", dump(checkpoint_->tokenizer_config()));
   files.emplace_back("generation_config.json", dump(checkpoint_->generation_config()));
   return files;

@@ -1,4 +1,5 @@
-// A model opened from any MODEL argument: a Hugging Face directory, a GGUF file or an engine directory.
+// A model opened from any MODEL argument: a Hugging Face directory, a GGUF file or an engine
+// directory.
 #pragma once
 
 #include <filesystem>
@@ -22,20 +23,23 @@ class Model {
 
   const ModelConfig& config() const { return *config_; }
   const Graph& graph() const { return *graph_; }
-  // Weights as they are stored: of an engine at its schemes, of a checkpoint in floating point. Every shape is checked
-  // against the graph; NaN and infinity are errors naming the tensor. The model must outlive the provider.
+  // Weights as they are stored: of an engine at its schemes, of a checkpoint in floating point.
+  // Every shape is checked against the graph; NaN and infinity are errors naming the tensor. The
+  // model must outlive the provider.
   WeightProvider weights() const;
 
   const Checkpoint* checkpoint() const { return checkpoint_.get(); }  // null for an engine
   const EngineDirectory* engine() const { return engine_.get(); }     // null for a checkpoint
 
-  const Tokenizer& tokenizer() const;  // loaded at the first call; checked against the vocabulary size
+  const Tokenizer& tokenizer()
+      const;  // loaded at the first call; checked against the vocabulary size
   const TokenizerConfig& tokenizer_config() const;  // special tokens' texts and chat templates
-  std::vector<int32_t> stop_ids() const;  // end-of-sequence ids of generation_config.json and config.json
+  std::vector<int32_t> stop_ids()
+      const;  // end-of-sequence ids of generation_config.json and config.json
 
   std::string description() const;
-  int64_t parameters() const;    // weights and biases by the config
-  int64_t stored_bytes() const;  // on disk: checkpoint tensors, or the engine directory
+  int64_t parameters() const;      // weights and biases by the config
+  int64_t stored_bytes() const;    // on disk: checkpoint tensors, or the engine directory
   double bits_per_weight() const;  // of the stored tensors over parameters()
   DType default_kv_dtype() const;  // f32 for f32 sources, f16 otherwise
 

@@ -9,7 +9,8 @@ namespace {
 
 using cpu::Activation;
 
-// Up to this many rows every thread computes norms and activations for itself: cheaper than a barrier.
+// Up to this many rows every thread computes norms and activations for itself: cheaper than a
+// barrier.
 constexpr int64_t kRedundantRows = 4;
 
 // Where a value lives: columns [column, column + width) of a buffer's rows.
@@ -31,20 +32,30 @@ struct RowBuffer {
   Buffer data, scales, sums;
 };
 
-enum class StepKind { kEmbedding, kNorm, kQuantize, kLinear, kRope, kKvWrite, kAttention, kSiluMul, kAdd };
+enum class StepKind {
+  kEmbedding,
+  kNorm,
+  kQuantize,
+  kLinear,
+  kRope,
+  kKvWrite,
+  kAttention,
+  kSiluMul,
+  kAdd
+};
 
 struct Step {
   StepKind kind;
   const Node* node = nullptr;
   std::string name;
-  ValueId tap = -1;         // after this step the value is complete and is some linear's input
-  int int8 = -1;            // kNorm, kQuantize, kSiluMul: output; kLinear: input. Index of an Int8Place
-  bool float_output = true; // kNorm, kSiluMul
+  ValueId tap = -1;  // after this step the value is complete and is some linear's input
+  int int8 = -1;     // kNorm, kQuantize, kSiluMul: output; kLinear: input. Index of an Int8Place
+  bool float_output = true;  // kNorm, kSiluMul
   ValueId x = -1, y = -1, residual = -1;
-  int weight = -1;          // index of packed weights, vectors
+  int weight = -1;  // index of packed weights, vectors
   int bias = -1;
-  bool redundant = false;   // may be computed by every thread for itself
-  bool barrier = true;      // others read what this step wrote
+  bool redundant = false;  // may be computed by every thread for itself
+  bool barrier = true;     // others read what this step wrote
 };
 
 }  // namespace
@@ -96,7 +107,8 @@ struct Program::Impl {
     std::vector<LinearWeight> parts;
   };
 
-  // Linears of the range by the value they read, those that one kernel can run together in one stack.
+  // Linears of the range by the value they read, those that one kernel can run together in one
+  // stack.
   std::map<NodeId, Stack> make_stacks(const WeightProvider& provider) {
     std::map<NodeId, Stack> by_first;
     for (const ScalingGroup& group : scaling_groups(graph, range)) {
@@ -105,7 +117,8 @@ struct Program::Impl {
         LinearWeight weight = provider.linear(graph.node(id));
         const auto fits = [&](const Stack& stack) {
           const LinearWeight& first = stack.parts.front();
-          return first.view.format == weight.view.format && first.view.group_size == weight.view.group_size &&
+          return first.view.format == weight.view.format &&
+                 first.view.group_size == weight.view.group_size &&
                  first.activation == weight.activation && first.static_scale == weight.static_scale;
         };
         auto found = std::find_if(stacks.begin(), stacks.end(), fits);
@@ -118,13 +131,16 @@ struct Program::Impl {
     return by_first;
   }
 
-  // The int8 copy of `value` that a stack reads; made by the value's producer where that can, by a step of its own else.
+  // The int8 copy of `value` that a stack reads; made by the value's producer where that can, by a
+  // step of its own else.
   int int8_place(ValueId value, const Stack& stack, std::map<ValueId, std::vector<int>>& known) {
     const WeightView& view = stack.parts.front().view;
     const int64_t group_size = view.format == WeightFormat::kInt4Group ? view.group_size : view.k;
     const float static_scale = stack.parts.front().static_scale;
     for (const int index : known[value])
-      if (int8_places[index].group_size == group_size && int8_places[index].static_scale == static_scale) return index;
+      if (int8_places[index].group_size == group_size &&
+          int8_places[index].static_scale == static_scale)
+        return index;
     const int buffer = add_buffer(round_up(view.k, 64), true);
     int8_places.push_back({buffer, view.k, group_size, static_scale});
     known[value].push_back(static_cast<int>(int8_places.size()) - 1);
@@ -136,7 +152,8 @@ struct Program::Impl {
     output_value = graph.range_output(range);
     std::map<NodeId, Stack> stacks = make_stacks(provider);
 
-    // Which int8 copies and whether a float copy each value needs, before its producer's step is made.
+    // Which int8 copies and whether a float copy each value needs, before its producer's step is
+    // made.
     std::map<ValueId, std::vector<int>> int8_of;
     std::map<NodeId, int> int8_of_stack;
     std::map<ValueId, bool> float_needed;
@@ -157,12 +174,17 @@ struct Program::Impl {
         case Op::kEmbedding: {
           tables.push_back(provider.linear(node));
           places[node.output] = {add_buffer(node.k, false), 0};
-          steps.push_back({.kind = StepKind::kEmbedding, .node = &node, .name = node.name, .y = node.output});
+          steps.push_back(
+              {.kind = StepKind::kEmbedding, .node = &node, .name = node.name, .y = node.output});
           steps.back().weight = static_cast<int>(tables.size()) - 1;
           break;
         }
         case Op::kRmsNorm: {
-          Step step{.kind = StepKind::kNorm, .node = &node, .name = node.name, .x = node.inputs[0], .y = node.output};
+          Step step{.kind = StepKind::kNorm,
+                    .node = &node,
+                    .name = node.name,
+                    .x = node.inputs[0],
+                    .y = node.output};
           step.weight = add_vector(provider.norm(node));
           add_activation(std::move(step), int8_of[node.output], float_needed[node.output], node.n);
           break;
@@ -172,12 +194,15 @@ struct Program::Impl {
           break;
         case Op::kRope:
           places[node.output] = places[node.inputs[0]];
-          steps.push_back({.kind = StepKind::kRope, .node = &node, .name = node.name, .x = node.inputs[0]});
+          steps.push_back(
+              {.kind = StepKind::kRope, .node = &node, .name = node.name, .x = node.inputs[0]});
           break;
         case Op::kAttention: {
-          steps.push_back({.kind = StepKind::kKvWrite, .node = &node, .name = node.name + ".kv_write"});
+          steps.push_back(
+              {.kind = StepKind::kKvWrite, .node = &node, .name = node.name + ".kv_write"});
           places[node.output] = {add_buffer(graph.value(node.output).width, false), 0};
-          steps.push_back({.kind = StepKind::kAttention, .node = &node, .name = node.name, .y = node.output});
+          steps.push_back(
+              {.kind = StepKind::kAttention, .node = &node, .name = node.name, .y = node.output});
           steps.back().tap = node.output;
           for (const int index : int8_of[node.output]) add_quantize(node.output, index);
           break;
@@ -192,7 +217,8 @@ struct Program::Impl {
           // Adds that no product absorbed.
           if (!placed(node.output)) {
             places[node.output] = {add_buffer(graph.value(node.output).width, false), 0};
-            steps.push_back({.kind = StepKind::kAdd, .node = &node, .name = node.name, .y = node.output});
+            steps.push_back(
+                {.kind = StepKind::kAdd, .node = &node, .name = node.name, .y = node.output});
           }
           break;
       }
@@ -205,7 +231,8 @@ struct Program::Impl {
                  std::make_move_iterator(quantize_input.end()));
   }
 
-  // A norm or SiLU·mul: one step writes the float result (if anything reads it) and the first int8 copy.
+  // A norm or SiLU·mul: one step writes the float result (if anything reads it) and the first int8
+  // copy.
   void add_activation(Step step, const std::vector<int>& int8, bool float_needed, int64_t width) {
     step.redundant = true;
     step.float_output = float_needed || int8.size() != 1;
@@ -232,7 +259,8 @@ struct Program::Impl {
     Step step{.kind = StepKind::kLinear, .node = &node, .x = node.inputs[0], .y = node.output};
     const LinearWeight& front = stack.parts.front();
     // f16 sources are packed by the exact f32 kernel.
-    const WeightFormat format = front.view.format == WeightFormat::kF16 ? WeightFormat::kF32 : front.view.format;
+    const WeightFormat format =
+        front.view.format == WeightFormat::kF16 ? WeightFormat::kF32 : front.view.format;
     const cpu::LinearKernel& kernel = cpu::linear_kernel(format, front.activation, options.isa);
     std::vector<WeightView> views;
     for (const LinearWeight& part : stack.parts) views.push_back(part.view);
@@ -262,7 +290,8 @@ struct Program::Impl {
     }
     if (any_bias) step.bias = add_vector(std::move(bias));
 
-    // y + residual in one go where the product's only reader is an addition to something already computed.
+    // y + residual in one go where the product's only reader is an addition to something already
+    // computed.
     const auto& consumers = graph.value(node.output).consumers;
     if (stack.nodes.size() == 1 && consumers.size() == 1 && inside(consumers[0]) &&
         graph.node(consumers[0]).op == Op::kAdd) {
@@ -278,7 +307,8 @@ struct Program::Impl {
 
   // ---- memory ----
 
-  // Buffers whose lives do not overlap share memory: after lowering, each is renamed to a physical one.
+  // Buffers whose lives do not overlap share memory: after lowering, each is renamed to a physical
+  // one.
   void allocate() {
     const auto count = static_cast<int>(buffers.size());
     std::vector<int> first_use(count, INT32_MAX), last_use(count, -1);
@@ -292,10 +322,12 @@ struct Program::Impl {
     };
     for (int i = 0; i < static_cast<int>(steps.size()); ++i) {
       const Step& step = steps[i];
-      // Without a barrier after it, a slow thread may still be in this step while others are past it: what it reads stays
-      // until the next barrier.
+      // Without a barrier after it, a slow thread may still be in this step while others are past
+      // it: what it reads stays until the next barrier.
       int end = i;
-      while (end + 1 < static_cast<int>(steps.size()) && (steps[end].redundant || !steps[end].barrier)) ++end;
+      while (end + 1 < static_cast<int>(steps.size()) &&
+             (steps[end].redundant || !steps[end].barrier))
+        ++end;
       for (const int at : {i, end}) {
         touch_value(step.x, at);
         touch_value(step.y, at);
@@ -314,7 +346,8 @@ struct Program::Impl {
     std::vector<bool> physical_int8;
     std::vector<int> order(count);
     for (int i = 0; i < count; ++i) order[i] = i;
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return first_use[a] < first_use[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return first_use[a] < first_use[b]; });
     for (const int i : order) {
       if (last_use[i] < 0) continue;
       for (size_t p = 0; p < physical.size() && rename[i] < 0; ++p)
@@ -348,8 +381,8 @@ struct Program::Impl {
 
     for (const Step& step : steps)
       if (step.kind == StepKind::kLinear)
-        scratch_bytes = std::max(
-            scratch_bytes, weights[step.weight].kernel->scratch_bytes(weights[step.weight], options.max_tokens));
+        scratch_bytes = std::max(scratch_bytes, weights[step.weight].kernel->scratch_bytes(
+                                                    weights[step.weight], options.max_tokens));
   }
 
   // ---- running ----
@@ -513,8 +546,8 @@ struct Program::Impl {
   }
 };
 
-Program::Program(const Graph& graph, NodeRange range, const WeightProvider& weights, const ProgramOptions& options,
-                 ThreadPool& pool)
+Program::Program(const Graph& graph, NodeRange range, const WeightProvider& weights,
+                 const ProgramOptions& options, ThreadPool& pool)
     : impl_(std::make_unique<Impl>(graph, range, options, pool)) {
   impl_->lower(weights);
   impl_->allocate();
@@ -530,8 +563,10 @@ const float* Program::run(const Input& input, const InputTap& tap) {
   int64_t scratch = impl.scratch_bytes;
   for (const Step& step : impl.steps)
     if (step.kind == StepKind::kAttention)
-      scratch = std::max(scratch, impl.ops.attention_scratch_bytes(impl.attention_args(step, Worker{})));
-  if (scratch * impl.pool.size() > impl.scratch.bytes()) impl.scratch = Buffer(scratch * impl.pool.size());
+      scratch =
+          std::max(scratch, impl.ops.attention_scratch_bytes(impl.attention_args(step, Worker{})));
+  if (scratch * impl.pool.size() > impl.scratch.bytes())
+    impl.scratch = Buffer(scratch * impl.pool.size());
 
   // One task for the whole range; with a tap, one up to each tapped value.
   size_t begin = 0;
@@ -542,7 +577,8 @@ const float* Program::run(const Input& input, const InputTap& tap) {
     while (end < impl.steps.size() && !(tap && impl.steps[end].tap >= 0)) ++end;
     if (end < impl.steps.size()) ++end;
     impl.pool.run([&](const Worker& worker) {
-      for (size_t i = begin; i < end; ++i) impl.execute(impl.steps[i], worker, static_cast<bool>(tap));
+      for (size_t i = begin; i < end; ++i)
+        impl.execute(impl.steps[i], worker, static_cast<bool>(tap));
     });
     const ValueId tapped = impl.steps[end - 1].tap;
     if (tap && tapped >= 0)

@@ -1,9 +1,9 @@
-// A range of graph nodes lowered for this CPU: linears stacked where they share an input, packed for the chosen kernels,
-// norms and activations fused with the int8 quantization that their readers want, residual adds folded into the product
-// before them.
+// A range of graph nodes lowered for this CPU: linears stacked where they share an input, packed
+// for the chosen kernels, norms and activations fused with the int8 quantization that their readers
+// want, residual adds folded into the product before them.
 //
-// Weights come from a provider, so the same code runs a whole engine, or one layer with original or quantized weights for
-// calibration. Running never allocates.
+// Weights come from a provider, so the same code runs a whole engine, or one layer with original or
+// quantized weights for calibration. Running never allocates.
 #pragma once
 
 #include <functional>
@@ -29,9 +29,9 @@ struct LinearWeight {
 };
 
 struct WeightProvider {
-  std::function<LinearWeight(const Node&)> linear;        // kLinear and kEmbedding nodes
-  std::function<Tensor(const Node&)> norm;                // f32 [D]
-  std::function<Tensor(const Node&)> bias;                // f32 [N], for linears with a bias
+  std::function<LinearWeight(const Node&)> linear;  // kLinear and kEmbedding nodes
+  std::function<Tensor(const Node&)> norm;          // f32 [D]
+  std::function<Tensor(const Node&)> bias;          // f32 [N], for linears with a bias
 };
 
 struct ProgramOptions {
@@ -39,31 +39,34 @@ struct ProgramOptions {
   cpu::Isa isa = cpu::Isa::kPortable;
 };
 
-// Called with the f32 input rows of every linear group while a program runs, outside of any pool task.
-using InputTap = std::function<void(ValueId value, const float* rows, int64_t count, int64_t stride)>;
+// Called with the f32 input rows of every linear group while a program runs, outside of any pool
+// task.
+using InputTap =
+    std::function<void(ValueId value, const float* rows, int64_t count, int64_t stride)>;
 
 class Program {
  public:
-  Program(const Graph& graph, NodeRange range, const WeightProvider& weights, const ProgramOptions& options,
-          ThreadPool& pool);
+  Program(const Graph& graph, NodeRange range, const WeightProvider& weights,
+          const ProgramOptions& options, ThreadPool& pool);
   ~Program();
   Program(Program&&) noexcept;
 
   struct Input {
-    const int32_t* ids = nullptr;    // where the range begins with an embedding
-    const float* hidden = nullptr;   // [T, width] otherwise
-    BatchView batch;                 // batch.t rows; the rest is needed where the range holds attention
+    const int32_t* ids = nullptr;   // where the range begins with an embedding
+    const float* hidden = nullptr;  // [T, width] otherwise
+    BatchView batch;  // batch.t rows; the rest is needed where the range holds attention
     const RopeTables* rope = nullptr;
     KvCache* cache = nullptr;
   };
-  // Runs the range on batch.t ≤ max_tokens rows; returns the last value, [T, width], valid until the next run.
+  // Runs the range on batch.t ≤ max_tokens rows; returns the last value, [T, width], valid until
+  // the next run.
   const float* run(const Input& input, const InputTap& tap = {});
 
   // Packed bytes that a product with few rows reads, embedding tables not counted.
   int64_t weight_bytes() const;
 
   struct StepInfo {
-    std::string name;    // the nodes' paths
+    std::string name;  // the nodes' paths
     std::string kernel;
     int64_t n = 0, k = 0, bytes = 0;
   };

@@ -30,7 +30,8 @@ BenchRow row_of(std::string test, int64_t batch, double tokens, std::vector<doub
 void prefill(Executor& model, KvCache& cache, std::span<const int32_t> ids) {
   const int64_t chunk = model.options().max_tokens;
   for (int64_t first = 0; first < static_cast<int64_t>(ids.size()); first += chunk) {
-    const auto part = ids.subspan(first, std::min<int64_t>(chunk, static_cast<int64_t>(ids.size()) - first));
+    const auto part =
+        ids.subspan(first, std::min<int64_t>(chunk, static_cast<int64_t>(ids.size()) - first));
     const int64_t starts[] = {first}, counts[] = {static_cast<int64_t>(part.size())};
     const ContiguousBatch batch(starts, counts, cache.page_tokens());
     model.step(part, batch.view(), cache);
@@ -73,19 +74,23 @@ Json to_json(const BenchRow& row) {
           {"percent_of_roofline", row.percent_of_roofline}};
 }
 
-std::vector<BenchRow> bench(Executor& model, const BenchOptions& options, double bandwidth_bytes_per_s) {
+std::vector<BenchRow> bench(Executor& model, const BenchOptions& options,
+                            double bandwidth_bytes_per_s) {
   std::vector<BenchRow> rows;
   Progress progress("benchmarking",
-                    static_cast<int64_t>(options.prompts.size() + options.generations.size() * options.batches.size()));
+                    static_cast<int64_t>(options.prompts.size() +
+                                         options.generations.size() * options.batches.size()));
   for (const int64_t length : options.prompts) {
     KvCache cache = model.make_cache(1, length, options.kv_dtype);
     std::vector<int32_t> ids(length);
-    for (int64_t i = 0; i < length; ++i) ids[i] = static_cast<int32_t>((i * 7919 + 13) % model.config().vocab_size);
+    for (int64_t i = 0; i < length; ++i)
+      ids[i] = static_cast<int32_t>((i * 7919 + 13) % model.config().vocab_size);
     prefill(model, cache, ids);
     std::vector<double> seconds;
     for (int r = 0; r < options.repetitions; ++r)
       seconds.push_back(seconds_of([&] { prefill(model, cache, ids); }));
-    rows.push_back(row_of(fmt::format("pp{}", length), 1, static_cast<double>(length), std::move(seconds)));
+    rows.push_back(
+        row_of(fmt::format("pp{}", length), 1, static_cast<double>(length), std::move(seconds)));
     progress.update(static_cast<int64_t>(rows.size()));
   }
   for (const int64_t length : options.generations)
@@ -95,8 +100,10 @@ std::vector<BenchRow> bench(Executor& model, const BenchOptions& options, double
       std::vector<double> seconds;
       for (int r = 0; r < options.repetitions; ++r)
         seconds.push_back(seconds_of([&] { decode(model, cache, batch, length); }));
-      BenchRow row = row_of(fmt::format("tg{}", length), batch, static_cast<double>(batch * length), std::move(seconds));
-      const double bytes = static_cast<double>(model.weight_bytes()) + kv_bytes(cache, batch, batch, length);
+      BenchRow row = row_of(fmt::format("tg{}", length), batch, static_cast<double>(batch * length),
+                            std::move(seconds));
+      const double bytes =
+          static_cast<double>(model.weight_bytes()) + kv_bytes(cache, batch, batch, length);
       row.percent_of_roofline =
           100 * row.tokens_per_s / static_cast<double>(batch) * bytes / bandwidth_bytes_per_s;
       rows.push_back(row);

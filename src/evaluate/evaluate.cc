@@ -21,7 +21,9 @@ class Mean {
   }
   double mean() const { return mean_; }
   double standard_error() const {
-    return count_ < 2 ? 0 : std::sqrt(squares_ / static_cast<double>(count_ - 1) / static_cast<double>(count_));
+    return count_ < 2 ? 0
+                      : std::sqrt(squares_ / static_cast<double>(count_ - 1) /
+                                  static_cast<double>(count_));
   }
   int64_t count() const { return count_; }
 
@@ -64,19 +66,22 @@ Json to_json(const EvalResult& result) {
   return json;
 }
 
-EvalResult evaluate(Executor& model, Executor* reference, std::span<const int32_t> ids, const EvalOptions& options) {
+EvalResult evaluate(Executor& model, Executor* reference, std::span<const int32_t> ids,
+                    const EvalOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const int64_t vocab = model.config().vocab_size;
   if (reference != nullptr && reference->config().vocab_size != vocab)
-    throw Error(ErrorKind::kInvalidArgument, "the reference has a vocabulary of {}, the model of {}: not comparable",
+    throw Error(ErrorKind::kInvalidArgument,
+                "the reference has a vocabulary of {}, the model of {}: not comparable",
                 reference->config().vocab_size, vocab);
   if (ids.size() < 2)
-    throw Error(ErrorKind::kInvalidArgument, "the text has {} tokens; at least 2 are needed to score one", ids.size());
+    throw Error(ErrorKind::kInvalidArgument,
+                "the text has {} tokens; at least 2 are needed to score one", ids.size());
   const int64_t window = std::min<int64_t>(options.ctx_size, static_cast<int64_t>(ids.size()));
   for (const Executor* executor : std::initializer_list<const Executor*>{&model, reference})
     if (executor != nullptr && (window < 2 || window > executor->options().max_context))
-      throw Error(ErrorKind::kInvalidArgument, "--ctx-size {} is outside 2 … {} of the model", window,
-                  executor->options().max_context);
+      throw Error(ErrorKind::kInvalidArgument, "--ctx-size {} is outside 2 … {} of the model",
+                  window, executor->options().max_context);
   int64_t windows = static_cast<int64_t>(ids.size()) / window;
   if (options.max_windows > 0) windows = std::min(windows, options.max_windows);
 
@@ -103,14 +108,16 @@ EvalResult evaluate(Executor& model, Executor* reference, std::span<const int32_
     for (int64_t first = 0; first < window; first += chunk) {
       const int64_t count = std::min(chunk, window - first);
       const auto part = ids.subspan(w * window + first, count);
-      // The last token of a window is input to nothing that is scored, but stepping over it keeps the code one path.
+      // The last token of a window is input to nothing that is scored, but stepping over it keeps
+      // the code one path.
       runner.step(part, first);
       if (reference_runner) reference_runner->step(part, first);
       const int64_t scored = first + count == window ? count - 1 : count;
       if (scored > 0) {
         const std::span<const int32_t> scored_rows(rows.data(), scored);
         const float* logits = runner.logits(scored_rows);
-        const float* reference_logits = reference_runner ? reference_runner->logits(scored_rows) : nullptr;
+        const float* reference_logits =
+            reference_runner ? reference_runner->logits(scored_rows) : nullptr;
         model.pool().parallel_for(scored, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) {
             const float* x = logits + i * vocab;

@@ -1,8 +1,8 @@
 // Quality: perplexity, and divergence from a reference model, on a text.
 //
-// The text's tokens are cut into windows of ctx_size, each scored on its own from an empty cache; every token of a window
-// but the first is scored; a last partial window is dropped (a text shorter than one window is one window). This is
-// how the published figures in the README were taken.
+// The text's tokens are cut into windows of ctx_size, each scored on its own from an empty cache;
+// every token of a window but the first is scored; a last partial window is dropped (a text shorter
+// than one window is one window). This is how the published figures in the README were taken.
 #pragma once
 
 #include <optional>
@@ -26,12 +26,15 @@ struct EvalResult {
   double ppl_stderr = 0;  // standard error of the mean negative log likelihood, carried to PPL
   int64_t tokens = 0;     // scored
   double seconds = 0;
-  // With a reference: over the scored positions, KL(reference ‖ model) in nats and the share with the same argmax.
+  // With a reference: over the scored positions, KL(reference ‖ model) in nats and the share with
+  // the same argmax.
   std::optional<double> reference_ppl, ppl_ratio, kld, kld_stderr, top1_agreement;
 };
 Json to_json(const EvalResult& result);
 
-// Throws kInvalidArgument where the text has fewer than two tokens or ctx_size exceeds the model's context.
-EvalResult evaluate(Executor& model, Executor* reference, std::span<const int32_t> ids, const EvalOptions& options);
+// Throws kInvalidArgument where the text has fewer than two tokens or ctx_size exceeds the model's
+// context.
+EvalResult evaluate(Executor& model, Executor* reference, std::span<const int32_t> ids,
+                    const EvalOptions& options);
 
 }  // namespace whit

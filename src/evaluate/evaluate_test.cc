@@ -18,7 +18,11 @@ using testing::with_tokenizer;
 
 Executor make_executor(const Model& model, ThreadPool& pool, int64_t max_tokens) {
   return Executor(model.config(), model.graph(), model.weights(),
-                  {.max_tokens = max_tokens, .max_context = 64, .max_logit_rows = 7, .isa = cpu::detected_isa()}, pool);
+                  {.max_tokens = max_tokens,
+                   .max_context = 64,
+                   .max_logit_rows = 7,
+                   .isa = cpu::detected_isa()},
+                  pool);
 }
 
 TEST(EvaluateTest, perplexity_and_divergence_equal_their_definitions) {
@@ -28,7 +32,9 @@ TEST(EvaluateTest, perplexity_and_divergence_equal_their_definitions) {
   ThreadPool pool(2);
   {
     const Model source = Model::open(with_tokenizer(scratch, "llama_untied"));
-    const Recipe recipe{.mode = "rtn", .scheme = QuantScheme::preset("w4a8", 32), .output = scratch.path() / "engine"};
+    const Recipe recipe{.mode = "rtn",
+                        .scheme = QuantScheme::preset("w4a8", 32),
+                        .output = scratch.path() / "engine"};
     quantize_model(source, {&recipe, 1}, nullptr, {.isa = cpu::detected_isa()}, pool);
   }
   const Model b = Model::open(scratch.path() / "engine");
@@ -50,14 +56,16 @@ TEST(EvaluateTest, perplexity_and_divergence_equal_their_definitions) {
     return result_row;
   };
   for (int w = 0; w < 2; ++w) {
-    KvCache cache = plain.make_cache(1, 20, DType::kF32), reference_cache = plain.make_cache(1, 20, DType::kF32);
+    KvCache cache = plain.make_cache(1, 20, DType::kF32),
+            reference_cache = plain.make_cache(1, 20, DType::kF32);
     const int64_t starts[] = {0}, counts[] = {20};
     const ContiguousBatch batch(starts, counts, cache.page_tokens());
     const std::span<const int32_t> window(ids.data() + w * 20, 20);
     plain.step(window, batch.view(), cache);
     plain_reference.step(window, batch.view(), reference_cache);
     for (int32_t i = 0; i < 19; ++i) {
-      const std::vector<double> p = log_softmax(plain.logits({&i, 1})), q = log_softmax(plain_reference.logits({&i, 1}));
+      const std::vector<double> p = log_softmax(plain.logits({&i, 1})),
+                                q = log_softmax(plain_reference.logits({&i, 1}));
       nll -= p[window[i + 1]];
       int64_t best_p = 0, best_q = 0;
       for (int64_t v = 0; v < vocab; ++v) {
@@ -80,7 +88,8 @@ TEST(EvaluateTest, a_model_against_itself_diverges_by_nothing) {
   const Model a = Model::open(golden_model("mistral"));
   ThreadPool pool(2);
   Executor model = make_executor(a, pool, 16), reference = make_executor(a, pool, 16);
-  const EvalResult result = evaluate(model, &reference, random_tokens(a, 1, 30, 4).ids, {.ctx_size = 30});
+  const EvalResult result =
+      evaluate(model, &reference, random_tokens(a, 1, 30, 4).ids, {.ctx_size = 30});
   EXPECT_EQ(*result.kld, 0);
   EXPECT_EQ(*result.top1_agreement, 1);
   EXPECT_EQ(*result.ppl_ratio, 1);

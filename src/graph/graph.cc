@@ -44,11 +44,13 @@ void Graph::verify() const {
       throw Error(ErrorKind::kInvalidData, "graph: two nodes are named {}", node.name);
     for (const ValueId input : node.inputs)
       if (input < 0 || input >= node.output)
-        throw Error(ErrorKind::kInvalidData, "graph: {} reads a value that is made after it", node.name);
+        throw Error(ErrorKind::kInvalidData, "graph: {} reads a value that is made after it",
+                    node.name);
     if (node.op == Op::kLinear &&
         (values_[node.inputs[0]].width != node.k || values_[node.output].width != node.n))
-      throw Error(ErrorKind::kInvalidData, "graph: {} maps {} values to {}, its weight is [{}, {}]", node.name,
-                  values_[node.inputs[0]].width, values_[node.output].width, node.n, node.k);
+      throw Error(ErrorKind::kInvalidData, "graph: {} maps {} values to {}, its weight is [{}, {}]",
+                  node.name, values_[node.inputs[0]].width, values_[node.output].width, node.n,
+                  node.k);
   }
 }
 
@@ -58,8 +60,8 @@ std::vector<ScalingGroup> scaling_groups(const Graph& graph, NodeRange range) {
     const Node& node = graph.node(id);
     if (node.op != Op::kLinear) continue;
     const ValueId input = node.inputs[0];
-    const auto known =
-        std::find_if(groups.begin(), groups.end(), [&](const ScalingGroup& g) { return g.input == input; });
+    const auto known = std::find_if(groups.begin(), groups.end(),
+                                    [&](const ScalingGroup& g) { return g.input == input; });
     if (known != groups.end()) {
       known->linears.push_back(id);
       continue;
@@ -70,8 +72,9 @@ std::vector<ScalingGroup> scaling_groups(const Graph& graph, NodeRange range) {
       const Node& made_by = graph.node(producer);
       // A factor may be folded only where every reader of the value is one of this group's linears.
       const auto& consumers = graph.value(input).consumers;
-      const bool linears_only = std::all_of(consumers.begin(), consumers.end(),
-                                            [&](NodeId c) { return graph.node(c).op == Op::kLinear; });
+      const bool linears_only = std::all_of(consumers.begin(), consumers.end(), [&](NodeId c) {
+        return graph.node(c).op == Op::kLinear;
+      });
       if (linears_only && made_by.op == Op::kRmsNorm) group.producer = producer;
       if (linears_only && made_by.op == Op::kSiluMul) {
         const NodeId up = graph.value(made_by.inputs[1]).producer;
@@ -96,7 +99,8 @@ std::vector<LinearDecision> analyse_linears(const Graph& graph) {
   for (NodeId id = 0; id < graph.all().end; ++id) {
     const Node& node = graph.node(id);
     if (node.op == Op::kEmbedding)
-      decisions.push_back({id, false, "a table of rows to look up, not a product; it follows --head where tied"});
+      decisions.push_back(
+          {id, false, "a table of rows to look up, not a product; it follows --head where tied"});
     if (node.op != Op::kLinear) continue;
     if (node.layer < 0)
       decisions.push_back({id, false, "the output head follows --head (int8 per row, or bf16)"});

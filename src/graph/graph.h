@@ -1,7 +1,8 @@
 // A model's computation as a flat, topologically ordered list of block-level operations.
 //
-// A node's name is its Hugging Face module path ("model.layers.3.mlp.down_proj"); its parameters are <name>.weight and
-// <name>.bias. Which linears share an input, and what produces that input, is read from here and nowhere else.
+// A node's name is its Hugging Face module path ("model.layers.3.mlp.down_proj"); its parameters
+// are <name>.weight and <name>.bias. Which linears share an input, and what produces that input, is
+// read from here and nowhere else.
 #pragma once
 
 #include <cstdint>
@@ -35,14 +36,14 @@ struct Node {
   bool bias = false;
   int64_t heads = 0, head_dim = 0;
   int64_t sliding_window = 0;
-  double eps = 0;  // kRmsNorm
+  double eps = 0;           // kRmsNorm
   std::string weight_name;  // the checkpoint's tensor: <name>.weight, or the tied table's
 };
 
 struct Value {
   std::string name;
-  int64_t width = 0;         // values per token
-  NodeId producer = -1;      // −1: the graph's input
+  int64_t width = 0;     // values per token
+  NodeId producer = -1;  // −1: the graph's input
   std::vector<NodeId> consumers;
 };
 
@@ -71,7 +72,8 @@ class Graph {
   ValueId range_input(NodeRange range) const;
   ValueId range_output(NodeRange range) const;
 
-  // Checks that inputs precede uses, widths agree and names are distinct; throws kInvalidData otherwise.
+  // Checks that inputs precede uses, widths agree and names are distinct; throws kInvalidData
+  // otherwise.
   void verify() const;
 
  private:
@@ -84,12 +86,15 @@ class Graph {
 struct ScalingGroup {
   ValueId input = -1;
   std::vector<NodeId> linears;
-  // The node into which a per-channel factor of `input` can be folded without changing the function, or −1:
+  // The node into which a per-channel factor of `input` can be folded without changing the
+  // function, or −1:
   //   kRmsNorm   its weight;
-  //   kLinear    its output rows (up_proj through SiLU·mul; v_proj through attention, repeated for the query heads that
+  //   kLinear    its output rows (up_proj through SiLU·mul; v_proj through attention, repeated for
+  //   the query heads that
   //              share a key/value head).
   NodeId producer = -1;
-  // Channels of `input` per independent factor: query head h reads factors of kv head h / repeats. 1: no sharing.
+  // Channels of `input` per independent factor: query head h reads factors of kv head h / repeats.
+  // 1: no sharing.
   int64_t repeats = 1;
   int64_t head_dim = 0;  // of the sharing, where repeats > 1
 };

@@ -12,18 +12,21 @@ std::vector<float> inverse_frequencies(const ModelConfig& config) {
   std::vector<float> frequencies(half);
   for (int64_t i = 0; i < half; ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(config.head_dim);
-    float frequency = 1.0f / static_cast<float>(std::pow(rope.theta, static_cast<double>(exponent)));
+    float frequency =
+        1.0f / static_cast<float>(std::pow(rope.theta, static_cast<double>(exponent)));
     if (rope.scaling == RopeScaling::kLinear) frequency /= static_cast<float>(rope.factor);
     if (rope.scaling == RopeScaling::kLlama3) {
-      // Long wavelengths are divided by the factor, short ones kept, those between interpolated (Llama 3.1).
+      // Long wavelengths are divided by the factor, short ones kept, those between interpolated
+      // (Llama 3.1).
       const double length = static_cast<double>(rope.original_max_position_embeddings);
       const double wavelength = 2.0 * std::numbers::pi / frequency;
       if (wavelength > length / rope.low_freq_factor) {
         frequency /= static_cast<float>(rope.factor);
       } else if (wavelength >= length / rope.high_freq_factor) {
-        const double smooth =
-            (length / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
-        frequency = static_cast<float>((1.0 - smooth) * frequency / rope.factor + smooth * frequency);
+        const double smooth = (length / wavelength - rope.low_freq_factor) /
+                              (rope.high_freq_factor - rope.low_freq_factor);
+        frequency =
+            static_cast<float>((1.0 - smooth) * frequency / rope.factor + smooth * frequency);
       }
     }
     frequencies[i] = frequency;
@@ -52,14 +55,17 @@ class Builder {
                 .inputs = {normed},
                 .n = config_.vocab_size,
                 .k = config_.hidden_size,
-                .weight_name = config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight"},
+                .weight_name =
+                    config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight"},
                config_.vocab_size);
     graph_.verify();
     return std::move(graph_);
   }
 
  private:
-  std::string path(std::string_view module) const { return fmt::format("model.layers.{}.{}", layer_, module); }
+  std::string path(std::string_view module) const {
+    return fmt::format("model.layers.{}.{}", layer_, module);
+  }
 
   ValueId norm(std::string name, ValueId x) {
     std::string weight = name + ".weight";
@@ -110,15 +116,16 @@ class Builder {
     const ValueId v = linear("self_attn.v_proj", x, kv_heads * dim, config_.qkv_bias);
     const ValueId rotated_q = rope("self_attn.q_rope", q, heads);
     const ValueId rotated_k = rope("self_attn.k_rope", k, kv_heads);
-    const ValueId mixed = graph_.add(
-        {.op = Op::kAttention,
-         .name = path("self_attn"),
-         .layer = layer_,
-         .inputs = {rotated_q, rotated_k, v},
-         .heads = heads,
-         .head_dim = dim,
-         .sliding_window = layer_ >= config_.sliding_window_first_layer ? config_.sliding_window : 0},
-        heads * dim);
+    const ValueId mixed =
+        graph_.add({.op = Op::kAttention,
+                    .name = path("self_attn"),
+                    .layer = layer_,
+                    .inputs = {rotated_q, rotated_k, v},
+                    .heads = heads,
+                    .head_dim = dim,
+                    .sliding_window =
+                        layer_ >= config_.sliding_window_first_layer ? config_.sliding_window : 0},
+                   heads * dim);
     return add("self_attn.residual", hidden,
                linear("self_attn.o_proj", mixed, config_.hidden_size, config_.o_bias));
   }
@@ -127,9 +134,11 @@ class Builder {
     const ValueId x = norm(path("post_attention_layernorm"), hidden);
     const ValueId gate = linear("mlp.gate_proj", x, config_.intermediate_size, config_.mlp_bias);
     const ValueId up = linear("mlp.up_proj", x, config_.intermediate_size, config_.mlp_bias);
-    const ValueId product = graph_.add(
-        {.op = Op::kSiluMul, .name = path("mlp"), .layer = layer_, .inputs = {gate, up}}, config_.intermediate_size);
-    return add("mlp.residual", hidden, linear("mlp.down_proj", product, config_.hidden_size, config_.mlp_bias));
+    const ValueId product =
+        graph_.add({.op = Op::kSiluMul, .name = path("mlp"), .layer = layer_, .inputs = {gate, up}},
+                   config_.intermediate_size);
+    return add("mlp.residual", hidden,
+               linear("mlp.down_proj", product, config_.hidden_size, config_.mlp_bias));
   }
 
   const ModelConfig& config_;

@@ -12,8 +12,8 @@ namespace whit {
 //   logits = head(norm(h))
 Graph build_graph(const ModelConfig& config);
 
-// cos and sin of every position's rotation, [positions, head_dim/2] each, computed as transformers does (frequencies and
-// angles in f32), with the config's RoPE scaling applied to the frequencies.
+// cos and sin of every position's rotation, [positions, head_dim/2] each, computed as transformers
+// does (frequencies and angles in f32), with the config's RoPE scaling applied to the frequencies.
 struct RopeTables {
   std::vector<float> cos, sin;
 };

@@ -6,7 +6,8 @@ namespace whit {
 void configure_mistral(const Json& json, std::string_view where, ModelConfig& config) {
   config.sliding_window = json_get_or<int64_t>(json, "sliding_window", 0, where);
   if (config.sliding_window < 0)
-    throw Error(ErrorKind::kInvalidData, "{}: \"sliding_window\" is {}", where, config.sliding_window);
+    throw Error(ErrorKind::kInvalidData, "{}: \"sliding_window\" is {}", where,
+                config.sliding_window);
 }
 
 }  // namespace whit

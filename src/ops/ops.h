@@ -1,12 +1,15 @@
-// Argument structs of every operation the graph uses. Kernels receive these and a Worker; they never allocate.
+// Argument structs of every operation the graph uses. Kernels receive these and a Worker; they
+// never allocate.
 //
-// Dimensions: T tokens this step · B sequences · D hidden · F ffn · V vocab · H, Hkv, Dh query heads, key/value heads, head
-// size · M, N, K of y[M,N] = x[M,K]·w[N,K]ᵀ · G quant groups · P page tokens.  Everything is row-major; a `stride` counts
-// elements between rows. Activations are f32. All threads of the pool call the same kernel with the same arguments; a
-// kernel does its worker's share and does not synchronise: the caller puts barriers between operations.
+// Dimensions: T tokens this step · B sequences · D hidden · F ffn · V vocab · H, Hkv, Dh query
+// heads, key/value heads, head size · M, N, K of y[M,N] = x[M,K]·w[N,K]ᵀ · G quant groups · P page
+// tokens.  Everything is row-major; a `stride` counts elements between rows. Activations are f32.
+// All threads of the pool call the same kernel with the same arguments; a kernel does its worker's
+// share and does not synchronise: the caller puts barriers between operations.
 //
-// The result of an operation for one row (token) does not depend on how many other rows there are, nor on the number of
-// threads: each kernel's contract fixes the order of its floating-point sums (ops/reference states it).
+// The result of an operation for one row (token) does not depend on how many other rows there are,
+// nor on the number of threads: each kernel's contract fixes the order of its floating-point sums
+// (ops/reference states it).
 #pragma once
 
 #include <cstdint>
@@ -18,27 +21,29 @@
 namespace whit {
 
 // Rows of activations quantized to int8, symmetric: x ≈ q · scale.
-//   scale = absmax/127 per row, or the given static one;  q = clamp(rne(x · (1 / scale)), −127, 127), each step rounded to
-//   f32: every kernel gives the same codes (ops/reference/quantize.h has the edge cases).
+//   scale = absmax/127 per row, or the given static one;  q = clamp(rne(x · (1 / scale)), −127,
+//   127), each step rounded to f32: every kernel gives the same codes (ops/reference/quantize.h has
+//   the edge cases).
 struct Int8Rows {
-  int8_t* q = nullptr;          // [M, stride]; columns K…stride−1 are zero, stride a multiple of 64
+  int8_t* q = nullptr;  // [M, stride]; columns K…stride−1 are zero, stride a multiple of 64
   int64_t stride = 0;
-  float* scale = nullptr;       // [M]
-  int32_t* group_sums = nullptr;  // [M, G] sum of q over each group of `group_size` columns (the last may be short), or null
-  int64_t group_size = 0;       // of group_sums; K means one group. A multiple of 32, or K.
-  float static_scale = 0;       // > 0: per-tensor static quantization with this scale
+  float* scale = nullptr;         // [M]
+  int32_t* group_sums = nullptr;  // [M, G] sum of q over each group of `group_size` columns (the
+                                  // last may be short), or null
+  int64_t group_size = 0;         // of group_sums; K means one group. A multiple of 32, or K.
+  float static_scale = 0;         // > 0: per-tensor static quantization with this scale
 };
 
 // y = x · rsqrt(mean(x²) + eps) · weight, per row.  At least one of y and q is given.
 struct RmsNormArgs {
-  const float* x;       // [M, D]
+  const float* x;  // [M, D]
   int64_t x_stride;
   const float* weight;  // [D]
   float eps;
   int64_t m, d;
-  float* y;             // [M, D] or null
+  float* y;  // [M, D] or null
   int64_t y_stride;
-  Int8Rows q;           // q.q null: no int8 output
+  Int8Rows q;  // q.q null: no int8 output
 };
 
 // q = int8(x).
@@ -53,10 +58,10 @@ struct QuantizeArgs {
 struct SiluMulArgs {
   const float* gate;  // [M, F]
   int64_t gate_stride;
-  const float* up;    // [M, F]
+  const float* up;  // [M, F]
   int64_t up_stride;
   int64_t m, f;
-  float* y;           // [M, F] or null; may alias gate
+  float* y;  // [M, F] or null; may alias gate
   int64_t y_stride;
   Int8Rows q;
 };
@@ -69,7 +74,8 @@ struct AddArgs {
   int64_t count;
 };
 
-// Rotates pairs (i, i + rotary_dims/2) of each head's first rotary_dims values in place, HF's half-split convention:
+// Rotates pairs (i, i + rotary_dims/2) of each head's first rotary_dims values in place, HF's
+// half-split convention:
 //   (a, b) → (a·cos − b·sin, b·cos + a·sin), cos/sin taken at row positions[t].
 struct RopeArgs {
   float* x;  // [T, heads · Dh]
@@ -80,9 +86,10 @@ struct RopeArgs {
   const float* sin;
 };
 
-// Keys and values of one layer in pages of P tokens (P a multiple of 16). A contiguous cache is one page.
-//   k  [pages, Hkv, P/16, Dh, 16]   16 tokens side by side: a lane is a token, so that scores need no horizontal sums
-//   v  [pages, Hkv, P, Dh]
+// Keys and values of one layer in pages of P tokens (P a multiple of 16). A contiguous cache is one
+// page.
+//   k  [pages, Hkv, P/16, Dh, 16]   16 tokens side by side: a lane is a token, so that scores need
+//   no horizontal sums v  [pages, Hkv, P, Dh]
 struct KvCacheView {
   DType dtype = DType::kF16;  // kF32 or kF16
   void* k = nullptr;
@@ -92,8 +99,8 @@ struct KvCacheView {
   int64_t page_tokens = 0, kv_heads = 0, head_dim = 0;
 };
 
-// One step's ragged batch. Sequence b owns rows query_start[b] … query_start[b+1]−1; after the step its context has
-// context_len[b] tokens, the last of which are those rows.
+// One step's ragged batch. Sequence b owns rows query_start[b] … query_start[b+1]−1; after the step
+// its context has context_len[b] tokens, the last of which are those rows.
 struct BatchView {
   int64_t t = 0, b = 0;
   const int32_t* positions = nullptr;    // [T]
@@ -101,7 +108,8 @@ struct BatchView {
   const int32_t* context_len = nullptr;  // [B]
   const int32_t* block_table = nullptr;  // [B, max_blocks] page numbers
   int64_t max_blocks = 0;
-  const int32_t* slots = nullptr;        // [T] page · P + offset where the token's key and value go, distinct
+  const int32_t* slots =
+      nullptr;  // [T] page · P + offset where the token's key and value go, distinct
 };
 
 struct KvWriteArgs {
@@ -113,8 +121,9 @@ struct KvWriteArgs {
   KvCacheView cache;
 };
 
-// out = softmax(q·kᵀ · scale) · v, causal, grouped-query (query head h reads kv head h / (H / Hkv)). Keys are taken in
-// ascending order in blocks of 64 tokens with a running maximum, so a query's result depends on its own context alone.
+// out = softmax(q·kᵀ · scale) · v, causal, grouped-query (query head h reads kv head h / (H /
+// Hkv)). Keys are taken in ascending order in blocks of 64 tokens with a running maximum, so a
+// query's result depends on its own context alone.
 struct AttentionArgs {
   const float* q;  // [T, H · Dh]
   int64_t q_stride;

@@ -23,16 +23,19 @@ Json args_to_json(const std::optional<QuantArgs>& args) {
   return json;
 }
 
-std::optional<QuantArgs> args_from_json(const Json& json, std::string_view key, std::string_view where) {
+std::optional<QuantArgs> args_from_json(const Json& json, std::string_view key,
+                                        std::string_view where) {
   const auto found = json.find(key);
   if (found == json.end() || found->is_null()) return std::nullopt;
   QuantArgs args;
   const int64_t num_bits = json_get<int64_t>(*found, "num_bits", where);
-  if (num_bits < 1 || num_bits > 32) throw Error(ErrorKind::kInvalidData, "{}: num_bits is {}", where, num_bits);
+  if (num_bits < 1 || num_bits > 32)
+    throw Error(ErrorKind::kInvalidData, "{}: num_bits is {}", where, num_bits);
   args.num_bits = static_cast<int>(num_bits);
   const std::string type = json_get_or<std::string>(*found, "type", "int", where);
   if (type != "int")
-    throw Error(ErrorKind::kUnsupported, "{}: numbers of type \"{}\" have no kernels; only \"int\" has", where, type);
+    throw Error(ErrorKind::kUnsupported,
+                "{}: numbers of type \"{}\" have no kernels; only \"int\" has", where, type);
   args.symmetric = json_get_or<bool>(*found, "symmetric", true, where);
   args.dynamic = json_get_or<bool>(*found, "dynamic", false, where);
   args.group_size = json_get_or<int64_t>(*found, "group_size", 0, where);
@@ -54,7 +57,8 @@ QuantScheme QuantScheme::preset(std::string_view name, int64_t group_size, bool 
   if (name == "bf16") return scheme;
   if (name == "w4a16" || name == "w4a8") {
     if (group_size != 32 && group_size != 64 && group_size != 128)
-      throw Error(ErrorKind::kUnsupported, "group size {} is not supported; choose 32, 64 or 128", group_size);
+      throw Error(ErrorKind::kUnsupported, "group size {} is not supported; choose 32, 64 or 128",
+                  group_size);
     scheme.weights = QuantArgs{.num_bits = 4,
                                .symmetric = symmetric,
                                .strategy = QuantStrategy::kGroup,
@@ -62,8 +66,8 @@ QuantScheme QuantScheme::preset(std::string_view name, int64_t group_size, bool 
   } else if (name == "w8a8" || name == "w8a16") {
     scheme.weights = QuantArgs{.num_bits = 8, .strategy = QuantStrategy::kChannel};
   } else {
-    throw Error(ErrorKind::kInvalidArgument, "unknown scheme \"{}\"; choose one of w4a16, w4a8, w8a8, w8a16, bf16",
-                name);
+    throw Error(ErrorKind::kInvalidArgument,
+                "unknown scheme \"{}\"; choose one of w4a16, w4a8, w8a8, w8a16, bf16", name);
   }
   if (name == "w4a8" || name == "w8a8") scheme.input_activations = int8_per_token();
   return scheme;
@@ -71,7 +75,8 @@ QuantScheme QuantScheme::preset(std::string_view name, int64_t group_size, bool 
 
 std::string QuantScheme::name() const {
   if (!weights) return "bf16";
-  return fmt::format("w{}a{}", weights->num_bits, input_activations ? input_activations->num_bits : 16);
+  return fmt::format("w{}a{}", weights->num_bits,
+                     input_activations ? input_activations->num_bits : 16);
 }
 
 Json to_json(const QuantScheme& scheme) {
@@ -80,21 +85,26 @@ Json to_json(const QuantScheme& scheme) {
 }
 
 QuantScheme scheme_from_json(const Json& json, std::string_view where) {
-  if (!json.is_object()) throw Error(ErrorKind::kInvalidData, "{}: a scheme must be an object", where);
-  QuantScheme scheme{args_from_json(json, "weights", where), args_from_json(json, "input_activations", where)};
-  // Only what a preset can express has kernels: anything else is refused here, by name, and not at run time.
+  if (!json.is_object())
+    throw Error(ErrorKind::kInvalidData, "{}: a scheme must be an object", where);
+  QuantScheme scheme{args_from_json(json, "weights", where),
+                     args_from_json(json, "input_activations", where)};
+  // Only what a preset can express has kernels: anything else is refused here, by name, and not at
+  // run time.
   for (const std::string_view name : kSchemeNames) {
     const int64_t group_size = scheme.weights ? scheme.weights->group_size : 0;
     const bool four_bit = name == "w4a16" || name == "w4a8";
     if (four_bit && group_size != 32 && group_size != 64 && group_size != 128) continue;
-    QuantScheme known = QuantScheme::preset(name, group_size, scheme.weights && scheme.weights->symmetric);
+    QuantScheme known =
+        QuantScheme::preset(name, group_size, scheme.weights && scheme.weights->symmetric);
     if (known.input_activations && scheme.static_activations()) {
       known.input_activations->dynamic = false;
       known.input_activations->strategy = QuantStrategy::kTensor;
     }
     if (known == scheme) return scheme;
   }
-  throw Error(ErrorKind::kUnsupported, "{}: no kernels for the quantization scheme {}", where, json.dump());
+  throw Error(ErrorKind::kUnsupported, "{}: no kernels for the quantization scheme {}", where,
+              json.dump());
 }
 
 }  // namespace whit

@@ -18,8 +18,9 @@ struct QuantArgs {
   int num_bits = 8;
   bool symmetric = true;
   QuantStrategy strategy = QuantStrategy::kChannel;
-  int64_t group_size = 0;  // kGroup only: weights per scale along K; the last group of a row may be short
-  bool dynamic = false;    // activations only: scale computed at run time
+  int64_t group_size =
+      0;  // kGroup only: weights per scale along K; the last group of a row may be short
+  bool dynamic = false;  // activations only: scale computed at run time
 
   bool operator==(const QuantArgs&) const = default;
 };
@@ -33,9 +34,11 @@ struct QuantScheme {
   bool int8_activations() const { return input_activations.has_value(); }
   bool static_activations() const { return input_activations && !input_activations->dynamic; }
 
-  // "w4a16", "w4a8", "w8a8", "w8a16" or "bf16" (nothing quantized). group_size and symmetric matter to 4-bit weights
-  // only. Throws kInvalidArgument listing the possible names, or kUnsupported for a group size other than 32, 64, 128.
-  static QuantScheme preset(std::string_view name, int64_t group_size = 128, bool symmetric = false);
+  // "w4a16", "w4a8", "w8a8", "w8a16" or "bf16" (nothing quantized). group_size and symmetric matter
+  // to 4-bit weights only. Throws kInvalidArgument listing the possible names, or kUnsupported for
+  // a group size other than 32, 64, 128.
+  static QuantScheme preset(std::string_view name, int64_t group_size = 128,
+                            bool symmetric = false);
   std::string name() const;
 };
 

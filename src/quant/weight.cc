@@ -27,12 +27,16 @@ int64_t WeightView::data_row_bytes() const {
 }
 
 int64_t WeightView::scale_row_bytes() const {
-  return format == WeightFormat::kInt4Group ? 2 * groups() : format == WeightFormat::kInt8Channel ? 4 : 0;
+  return format == WeightFormat::kInt4Group     ? 2 * groups()
+         : format == WeightFormat::kInt8Channel ? 4
+                                                : 0;
 }
 
 int64_t WeightView::zero_row_bytes() const { return zeros == nullptr ? 0 : ceil_div(groups(), 2); }
 
-int64_t WeightView::bytes() const { return n * (data_row_bytes() + scale_row_bytes() + zero_row_bytes()); }
+int64_t WeightView::bytes() const {
+  return n * (data_row_bytes() + scale_row_bytes() + zero_row_bytes());
+}
 
 WeightView QuantizedTensor::view() const {
   return {.format = format,
@@ -87,7 +91,8 @@ void dequantize_rows(const WeightView& w, int64_t row_begin, int64_t row_end, fl
   }
 }
 
-QuantizedTensor make_quantized(WeightFormat format, int64_t n, int64_t k, int64_t group_size, bool symmetric) {
+QuantizedTensor make_quantized(WeightFormat format, int64_t n, int64_t k, int64_t group_size,
+                               bool symmetric) {
   QuantizedTensor result;
   result.format = format;
   result.n = n;
@@ -108,7 +113,8 @@ QuantizedTensor make_quantized(WeightFormat format, int64_t n, int64_t k, int64_
 }
 
 Int4Params int4_params(float min, float max, bool symmetric) {
-  // Scales stay within what f16 holds; a group of zeros gets the smallest, and codes equal to its zero point.
+  // Scales stay within what f16 holds; a group of zeros gets the smallest, and codes equal to its
+  // zero point.
   constexpr float kSmallest = 0x1p-24f, kLargest = 65504.0f;
   const auto stored = [&](float scale) {
     return f16_to_f32(f32_to_f16(std::clamp(scale, kSmallest, kLargest)));
@@ -140,9 +146,11 @@ void quantize_row_int4(const float* w, const float* clip, int64_t row, Quantized
     const Int4Params params = int4_params(min, max, symmetric);
     const float inverse = 1.0f / params.scale;
     scales[g] = f32_to_f16(params.scale);
-    if (!symmetric) zeros[g / 2] |= static_cast<uint8_t>(static_cast<int>(params.zero) << (4 * (g & 1)));
+    if (!symmetric)
+      zeros[g / 2] |= static_cast<uint8_t>(static_cast<int>(params.zero) << (4 * (g & 1)));
     for (int64_t k = begin; k < end; ++k) {
-      // Codes saturate at the clipped range's ends, so clamping the weights themselves would change nothing.
+      // Codes saturate at the clipped range's ends, so clamping the weights themselves would change
+      // nothing.
       const float code = std::clamp(round_nearest(w[k] * inverse) + params.zero, 0.0f, 15.0f);
       codes[k / 2] |= static_cast<uint8_t>(static_cast<int>(code) << (4 * (k & 1)));
     }
@@ -161,7 +169,8 @@ void quantize_row_int8(const float* w, int64_t row, QuantizedTensor& out) {
 
 }  // namespace
 
-void quantize_rows_rtn(const float* w, int64_t row_begin, int64_t row_end, const float* clip, QuantizedTensor& out) {
+void quantize_rows_rtn(const float* w, int64_t row_begin, int64_t row_end, const float* clip,
+                       QuantizedTensor& out) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     const float* from = w + (row - row_begin) * out.k;
     if (out.format == WeightFormat::kInt4Group)

@@ -12,10 +12,10 @@ std::string needs_quantized_weights(const QuantScheme& scheme) {
 
 std::string needs_int8_activations(const QuantScheme& scheme) {
   if (!scheme.weights) return "the scheme quantizes nothing";
-  return scheme.int8_activations()
-             ? ""
-             : "SmoothQuant moves activation outliers into the weights, so it needs int8 activations: choose w8a8 or w4a8, "
-               "or --mode awq";
+  return scheme.int8_activations() ? ""
+                                   : "SmoothQuant moves activation outliers into the weights, so "
+                                     "it needs int8 activations: choose w8a8 or w4a8, "
+                                     "or --mode awq";
 }
 
 std::string refuses_nothing(const QuantScheme&) { return ""; }
@@ -33,7 +33,8 @@ std::span<const Algorithm> algorithms() { return kAlgorithms; }
 const Algorithm& find_algorithm(std::string_view name) {
   for (const Algorithm& algorithm : kAlgorithms)
     if (algorithm.name == name) return algorithm;
-  throw Error(ErrorKind::kInvalidArgument, "unknown mode \"{}\"; choose one of awq, smoothquant, rtn", name);
+  throw Error(ErrorKind::kInvalidArgument,
+              "unknown mode \"{}\"; choose one of awq, smoothquant, rtn", name);
 }
 
 std::string group_name(const Graph& graph, const ScalingGroup& group) {
@@ -44,7 +45,8 @@ std::string group_name(const Graph& graph, const ScalingGroup& group) {
 
 void share_factors(const ScalingGroup& group, std::vector<float>& factors) {
   if (group.repeats <= 1) return;
-  const auto dim = static_cast<size_t>(group.head_dim), repeats = static_cast<size_t>(group.repeats);
+  const auto dim = static_cast<size_t>(group.head_dim),
+             repeats = static_cast<size_t>(group.repeats);
   for (size_t head = 0; head < factors.size(); head += dim * repeats)
     for (size_t i = 0; i < dim; ++i) {
       double log_sum = 0;
@@ -55,8 +57,8 @@ void share_factors(const ScalingGroup& group, std::vector<float>& factors) {
 }
 
 GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, GroupTrial& trial,
-                            std::span<const Candidate> candidates, std::string_view algorithm, LayerWeights& weights,
-                            LayerDecision& decision) {
+                            std::span<const Candidate> candidates, std::string_view algorithm,
+                            LayerWeights& weights, LayerDecision& decision) {
   GroupReport report{.name = group_name(task.graph, group), .algorithm = std::string(algorithm)};
   double best = trial.error(Split::kSearch, nullptr);
   const Candidate* chosen = nullptr;
@@ -84,12 +86,14 @@ GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, Gr
   return report;
 }
 
-QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights, const LayerDecision& decision) {
+QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights,
+                           const LayerDecision& decision) {
   QuantizedLayer layer;
   const WeightFormat format = weight_format(task.scheme);
   for (auto& [id, w] : weights.linears) {
     const int64_t n = w.dim(0), k = w.dim(1);
-    const int64_t group_size = format == WeightFormat::kInt4Group ? task.scheme.weights->group_size : 0;
+    const int64_t group_size =
+        format == WeightFormat::kInt4Group ? task.scheme.weights->group_size : 0;
     QuantizedTensor quantized =
         make_quantized(format, n, k, group_size, task.scheme.weights->symmetric);
     const auto clip = decision.clips.find(id);
@@ -106,8 +110,9 @@ QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights, const La
       const auto applied = decision.applied.find(group.input);
       float largest = 1e-9f;
       for (int64_t i = 0; i < stats.k; ++i)
-        largest = std::max(largest, stats.max_abs.data<float>()[i] /
-                                        (applied == decision.applied.end() ? 1.0f : applied->second[i]));
+        largest =
+            std::max(largest, stats.max_abs.data<float>()[i] /
+                                  (applied == decision.applied.end() ? 1.0f : applied->second[i]));
       for (const NodeId id : group.linears) layer.static_scales[id] = largest / 127.0f;
     }
   layer.folded = std::move(weights);

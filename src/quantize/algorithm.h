@@ -1,4 +1,5 @@
-// The table of quantization algorithms: each decides factors (folded into the layer) and ranges; rounding is common.
+// The table of quantization algorithms: each decides factors (folded into the layer) and ranges;
+// rounding is common.
 #pragma once
 
 #include <span>
@@ -10,7 +11,7 @@
 namespace whit {
 
 struct LayerDecision {
-  std::map<NodeId, Tensor> clips;              // [N, G] by linear, where a range was shrunk
+  std::map<NodeId, Tensor> clips;                 // [N, G] by linear, where a range was shrunk
   std::map<ValueId, std::vector<float>> applied;  // factors folded into the readers of a value
   std::vector<GroupReport> reports;
 };
@@ -25,26 +26,30 @@ struct Algorithm {
 };
 
 std::span<const Algorithm> algorithms();
-const Algorithm& find_algorithm(std::string_view name);  // throws kInvalidArgument with the possible names
+const Algorithm& find_algorithm(
+    std::string_view name);  // throws kInvalidArgument with the possible names
 
 // quantize/rtn.cc, awq.cc, smoothquant.cc
 LayerDecision decide_rtn(const LayerTask& task, LayerWeights& weights);
 LayerDecision decide_awq(const LayerTask& task, LayerWeights& weights);
 LayerDecision decide_smoothquant(const LayerTask& task, LayerWeights& weights);
 
-// Rounds the folded weights to the scheme with the decision's ranges, and takes static activation scales.
-QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights, const LayerDecision& decision);
+// Rounds the folded weights to the scheme with the decision's ranges, and takes static activation
+// scales.
+QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights,
+                           const LayerDecision& decision);
 
 // A candidate of a factor search.
 struct Candidate {
   double exponent;
   std::vector<float> factors;  // [K]
 };
-// Tries every candidate on the search split, keeps the best if held-out tokens agree that it beats plain rounding, folds
-// it, and reports. Candidates must leave shared factors (GQA) equal; `share_factors` makes them so.
+// Tries every candidate on the search split, keeps the best if held-out tokens agree that it beats
+// plain rounding, folds it, and reports. Candidates must leave shared factors (GQA) equal;
+// `share_factors` makes them so.
 GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, GroupTrial& trial,
-                            std::span<const Candidate> candidates, std::string_view algorithm, LayerWeights& weights,
-                            LayerDecision& decision);
+                            std::span<const Candidate> candidates, std::string_view algorithm,
+                            LayerWeights& weights, LayerDecision& decision);
 void share_factors(const ScalingGroup& group, std::vector<float>& factors);
 std::string group_name(const Graph& graph, const ScalingGroup& group);
 

@@ -1,11 +1,12 @@
 // AWQ, activation-aware weight quantization (Lin et al., MLSys 2024).
-//   Scale search (§3.2 there): s = mean|x|^r, r ∈ {0, 1/20 … 1}, normalised by √(max s · min s); the r is kept that minimises
-//   E‖Q(W·s)·(x/s) − W·x‖², with x/s in int8 where the scheme says so. r = 0 is plain rounding and always a candidate.
-//   Clipping search: per row and group, the range is shrunk to the share of its largest magnitude that minimises the
-//   group's own output error d·E[x_g·x_gᵀ]·dᵀ; a linear keeps its clipping only where its whole output error on held-out
+//   Scale search (§3.2 there): s = mean|x|^r, r ∈ {0, 1/20 … 1}, normalised by √(max s · min s);
+//   the r is kept that minimises E‖Q(W·s)·(x/s) − W·x‖², with x/s in int8 where the scheme says so.
+//   r = 0 is plain rounding and always a candidate. Clipping search: per row and group, the range
+//   is shrunk to the share of its largest magnitude that minimises the group's own output error
+//   d·E[x_g·x_gᵀ]·dᵀ; a linear keeps its clipping only where its whole output error on held-out
 //   tokens falls.
-// Scaling groups are the graph's: norm→q/k/v, v→o (factors shared by the query heads of a kv head), norm→gate/up, up→down.
-// Cost per layer and group: 21 products [N, K]·[K, K], then 10 of width G.
+// Scaling groups are the graph's: norm→q/k/v, v→o (factors shared by the query heads of a kv head),
+// norm→gate/up, up→down. Cost per layer and group: 21 products [N, K]·[K, K], then 10 of width G.
 #include <algorithm>
 #include <cmath>
 
@@ -15,10 +16,11 @@ namespace whit {
 namespace {
 
 constexpr int kGrid = 20;
-constexpr int kClipSteps = 10;        // ranges 1.00, 0.95 … 0.55 of the largest magnitude
-constexpr float kSmallest = 1e-4f;    // of a channel's factor before normalisation
+constexpr int kClipSteps = 10;      // ranges 1.00, 0.95 … 0.55 of the largest magnitude
+constexpr float kSmallest = 1e-4f;  // of a channel's factor before normalisation
 
-std::vector<Candidate> scale_candidates(const std::vector<float>& mean_abs, const ScalingGroup& group) {
+std::vector<Candidate> scale_candidates(const std::vector<float>& mean_abs,
+                                        const ScalingGroup& group) {
   std::vector<Candidate> candidates;
   for (int step = 1; step <= kGrid; ++step) {
     const double r = static_cast<double>(step) / kGrid;
@@ -35,22 +37,26 @@ std::vector<Candidate> scale_candidates(const std::vector<float>& mean_abs, cons
 }
 
 // Bounds [N, G] of |w| that minimise each (row, group)'s own output error under `gram`.
-Tensor search_clip(const Tensor& w, const Tensor& gram, const QuantArgs& args, Matmul& matmul, int64_t& shrunk) {
+Tensor search_clip(const Tensor& w, const Tensor& gram, const QuantArgs& args, Matmul& matmul,
+                   int64_t& shrunk) {
   const int64_t n = w.dim(0), k = w.dim(1), size = args.group_size, groups = ceil_div(k, size);
   Tensor bounds(DType::kF32, {n, groups});
-  Tensor delta(DType::kF32, {n, size}), product(DType::kF32, {n, size}), block(DType::kF32, {size, size});
+  Tensor delta(DType::kF32, {n, size}), product(DType::kF32, {n, size}),
+      block(DType::kF32, {size, size});
   std::vector<double> best(n);
   std::vector<int64_t> shrunk_rows(n, 0);
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * size, width = std::min(size, k - first);
     for (int64_t i = 0; i < width; ++i)
-      std::copy_n(gram.data<float>() + (first + i) * k + first, width, block.data<float>() + i * width);
+      std::copy_n(gram.data<float>() + (first + i) * k + first, width,
+                  block.data<float>() + i * width);
     const cpu::PackedWeight packed = matmul.pack(block.data<float>(), width, width);
     for (int step = 0; step < kClipSteps; ++step) {
       const float share = 1.0f - 0.05f * static_cast<float>(step);
       const auto largest_of = [&](int64_t row) {
         float largest = 0;
-        for (int64_t i = 0; i < width; ++i) largest = std::max(largest, std::fabs(w.data<float>()[row * k + first + i]));
+        for (int64_t i = 0; i < width; ++i)
+          largest = std::max(largest, std::fabs(w.data<float>()[row * k + first + i]));
         return largest;
       };
       matmul.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
@@ -59,9 +65,11 @@ Tensor search_clip(const Tensor& w, const Tensor& gram, const QuantArgs& args, M
           float* d = delta.data<float>() + row * width;
           const auto [low, high] = std::minmax_element(from, from + width);
           const float bound = largest_of(row) * share;
-          const Int4Params params = int4_params(std::max(*low, -bound), std::min(*high, bound), args.symmetric);
+          const Int4Params params =
+              int4_params(std::max(*low, -bound), std::min(*high, bound), args.symmetric);
           const float inverse = 1.0f / params.scale;
-          for (int64_t i = 0; i < width; ++i) d[i] = int4_round_trip(from[i], params, inverse) - from[i];
+          for (int64_t i = 0; i < width; ++i)
+            d[i] = int4_round_trip(from[i], params, inverse) - from[i];
         }
       });
       matmul.multiply(delta.data<float>(), width, n, packed, product.data<float>(), width);
@@ -69,10 +77,12 @@ Tensor search_clip(const Tensor& w, const Tensor& gram, const QuantArgs& args, M
         for (int64_t row = begin; row < end; ++row) {
           double error = 0;
           for (int64_t i = 0; i < width; ++i)
-            error += static_cast<double>(delta.data<float>()[row * width + i]) * product.data<float>()[row * width + i];
+            error += static_cast<double>(delta.data<float>()[row * width + i]) *
+                     product.data<float>()[row * width + i];
           if (step == 0 || error < best[row]) {
             if (step == 1) ++shrunk_rows[row];
-            if (step > 1 && bounds.data<float>()[row * groups + g] >= largest_of(row)) ++shrunk_rows[row];
+            if (step > 1 && bounds.data<float>()[row * groups + g] >= largest_of(row))
+              ++shrunk_rows[row];
             best[row] = error;
             bounds.data<float>()[row * groups + g] = largest_of(row) * share;
           }
@@ -85,10 +95,11 @@ Tensor search_clip(const Tensor& w, const Tensor& gram, const QuantArgs& args, M
   return bounds;
 }
 
-void clip_group(const LayerTask& task, const ScalingGroup& group, const LayerWeights& weights, LayerDecision& decision,
-                GroupReport& report) {
+void clip_group(const LayerTask& task, const ScalingGroup& group, const LayerWeights& weights,
+                LayerDecision& decision, GroupReport& report) {
   const auto applied = decision.applied.find(group.input);
-  GroupTrial trial(task, group, weights, applied == decision.applied.end() ? nullptr : applied->second.data());
+  GroupTrial trial(task, group, weights,
+                   applied == decision.applied.end() ? nullptr : applied->second.data());
   int64_t shrunk_total = 0, groups_total = 0;
   for (const NodeId id : group.linears) {
     const Tensor& w = weights.linears.at(id);
@@ -115,11 +126,14 @@ LayerDecision decide_awq(const LayerTask& task, LayerWeights& weights) {
     std::vector<Candidate> candidates;
     if (group.producer >= 0) {
       const float* mean_abs = task.stats_of(group.input).mean_abs.data<float>();
-      candidates = scale_candidates({mean_abs, mean_abs + task.graph.value(group.input).width}, group);
+      candidates =
+          scale_candidates({mean_abs, mean_abs + task.graph.value(group.input).width}, group);
     }
     GroupTrial trial(task, group, weights, nullptr);
-    decision.reports.push_back(choose_and_fold(task, group, trial, candidates, "awq", weights, decision));
-    if (group.producer < 0) decision.reports.back().note = "nothing before it can absorb the factors";
+    decision.reports.push_back(
+        choose_and_fold(task, group, trial, candidates, "awq", weights, decision));
+    if (group.producer < 0)
+      decision.reports.back().note = "nothing before it can absorb the factors";
   }
   // Ranges are taken of the weights as all folds left them.
   if (task.scheme.weights->num_bits == 4)

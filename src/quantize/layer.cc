@@ -15,7 +15,8 @@ Json to_json(const GroupReport& report) {
   return json;
 }
 
-LayerWeights LayerWeights::load(const Graph& graph, NodeRange range, const WeightProvider& provider) {
+LayerWeights LayerWeights::load(const Graph& graph, NodeRange range,
+                                const WeightProvider& provider) {
   LayerWeights weights;
   for (NodeId id = range.begin; id < range.end; ++id) {
     const Node& node = graph.node(id);
@@ -60,9 +61,11 @@ void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWe
   Tensor& w = weights.linears.at(group.producer);
   const bool bias = weights.biases.contains(group.producer);
   for (int64_t row = 0; row < producer.n; ++row) {
-    // Row `row` of v_proj is head row / Dh; its first query head reads it at column head · repeats · Dh.
+    // Row `row` of v_proj is head row / Dh; its first query head reads it at column head · repeats
+    // · Dh.
     int64_t channel = row;
-    if (group.repeats > 1) channel = row / group.head_dim * group.repeats * group.head_dim + row % group.head_dim;
+    if (group.repeats > 1)
+      channel = row / group.head_dim * group.repeats * group.head_dim + row % group.head_dim;
     for (int64_t i = 0; i < producer.k; ++i) w.data<float>()[row * producer.k + i] /= s[channel];
     if (bias) weights.biases.at(group.producer).data<float>()[row] /= s[channel];
   }

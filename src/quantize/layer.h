@@ -1,4 +1,5 @@
-// One decoder layer being quantized: working copies of its weights, the statistics of its inputs, and what was chosen.
+// One decoder layer being quantized: working copies of its weights, the statistics of its inputs,
+// and what was chosen.
 #pragma once
 
 #include <map>
@@ -14,13 +15,15 @@ namespace whit {
 
 // What was chosen for one scaling group, with the evidence.
 struct GroupReport {
-  std::string name;        // its linears
-  std::string algorithm;   // "awq", "smoothquant", "rtn"
-  std::optional<double> exponent;  // AWQ: of the activation magnitude; SmoothQuant: the migration strength α
-  double clipped = 0;      // share of weight groups whose range was shrunk
-  // Squared output error over the output's energy on held-out tokens, under the numerics that will run.
+  std::string name;       // its linears
+  std::string algorithm;  // "awq", "smoothquant", "rtn"
+  std::optional<double>
+      exponent;        // AWQ: of the activation magnitude; SmoothQuant: the migration strength α
+  double clipped = 0;  // share of weight groups whose range was shrunk
+  // Squared output error over the output's energy on held-out tokens, under the numerics that will
+  // run.
   double rtn_error = 0, error = 0;
-  std::string note;        // why something was left undone, or a warning
+  std::string note;  // why something was left undone, or a warning
 };
 Json to_json(const GroupReport& report);
 
@@ -54,8 +57,9 @@ struct LayerTask {
   ThreadPool& pool() const { return matmul.pool(); }
 };
 
-// Divides what `group.producer` puts out by s [K] and multiplies its linears' columns by it: the layer's function is
-// unchanged (up to rounding of f32). Where query heads share a producer's row, their factors must be equal.
+// Divides what `group.producer` puts out by s [K] and multiplies its linears' columns by it: the
+// layer's function is unchanged (up to rounding of f32). Where query heads share a producer's row,
+// their factors must be equal.
 void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWeights& weights);
 
 // Σ a·b in f32 within blocks of 512 and f64 across them.

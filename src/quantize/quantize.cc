@@ -13,12 +13,14 @@ std::string module_of(const Node& node) {
   return node.weight_name.substr(0, node.weight_name.size() - std::string_view(".weight").size());
 }
 
-EngineManifest make_manifest(const Recipe& recipe, const Model& source, const CalibrationData* data) {
+EngineManifest make_manifest(const Recipe& recipe, const Model& source,
+                             const CalibrationData* data) {
   EngineManifest manifest;
   manifest.mode = recipe.mode;
   manifest.scheme = recipe.scheme;
   manifest.head = recipe.head;
-  manifest.source = fmt::format("{} (xxh3 {})", source.description(), source.checkpoint()->digest());
+  manifest.source =
+      fmt::format("{} (xxh3 {})", source.description(), source.checkpoint()->digest());
   for (const LinearDecision& decision : analyse_linears(source.graph())) {
     const Node& node = source.graph().node(decision.node);
     manifest.linears[module_of(node)] =
@@ -26,14 +28,17 @@ EngineManifest make_manifest(const Recipe& recipe, const Model& source, const Ca
                           : QuantScheme::preset(recipe.head == "int8" ? "w8a16" : "bf16");
   }
   if (data != nullptr)
-    manifest.calibration = {{"source", data->source},   {"samples", data->samples}, {"length", data->length},
-                            {"seed", data->seed},       {"digest", data->digest()}};
+    manifest.calibration = {{"source", data->source},
+                            {"samples", data->samples},
+                            {"length", data->length},
+                            {"seed", data->seed},
+                            {"digest", data->digest()}};
   return manifest;
 }
 
 // Rows of a floating-point weight in the format that the plan wants.
-void write_plain(EngineWriter& writer, const Node& node, const WeightView& source, const QuantScheme& scheme,
-                 ThreadPool& pool) {
+void write_plain(EngineWriter& writer, const Node& node, const WeightView& source,
+                 const QuantScheme& scheme, ThreadPool& pool) {
   if (scheme.weights) {
     QuantizedTensor quantized = make_quantized(WeightFormat::kInt8Channel, node.n, node.k, 0, true);
     pool.parallel_for(node.n, [&](int64_t begin, int64_t end) {
@@ -51,15 +56,20 @@ void write_plain(EngineWriter& writer, const Node& node, const WeightView& sourc
     std::vector<float> row(node.k);
     for (int64_t r = begin; r < end; ++r) {
       dequantize_rows(source, r, r + 1, row.data());
-      for (int64_t i = 0; i < node.k; ++i) bf16.data<uint16_t>()[r * node.k + i] = f32_to_bf16(row[i]);
+      for (int64_t i = 0; i < node.k; ++i)
+        bf16.data<uint16_t>()[r * node.k + i] = f32_to_bf16(row[i]);
     }
   });
-  writer.write_linear(node, {.format = WeightFormat::kBF16, .n = node.n, .k = node.k, .data = bf16.data<void>()});
+  writer.write_linear(
+      node, {.format = WeightFormat::kBF16, .n = node.n, .k = node.k, .data = bf16.data<void>()});
 }
 
 // The working copy as an executor's weights; `task` memory must outlive the program.
-WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph, const QuantScheme& scheme) {
-  const auto id_of = [&graph](const Node& node) { return static_cast<NodeId>(&node - graph.nodes().data()); };
+WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph,
+                           const QuantScheme& scheme) {
+  const auto id_of = [&graph](const Node& node) {
+    return static_cast<NodeId>(&node - graph.nodes().data());
+  };
   return {.linear =
               [&layer, &scheme, id_of](const Node& node) {
                 LinearWeight weight;
@@ -69,8 +79,10 @@ WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph, cons
                 if (fixed != layer.static_scales.end()) weight.static_scale = fixed->second;
                 return weight;
               },
-          .norm = [&layer, id_of](const Node& node) { return layer.folded.norms.at(id_of(node)).clone(); },
-          .bias = [&layer, id_of](const Node& node) { return layer.folded.biases.at(id_of(node)).clone(); }};
+          .norm = [&layer,
+                   id_of](const Node& node) { return layer.folded.norms.at(id_of(node)).clone(); },
+          .bias = [&layer, id_of](
+                      const Node& node) { return layer.folded.biases.at(id_of(node)).clone(); }};
 }
 
 struct Job {
@@ -83,7 +95,8 @@ struct Job {
 void write_layer(Job& job, const Graph& graph, NodeRange range, const QuantizedLayer& layer) {
   for (NodeId id = range.begin; id < range.end; ++id) {
     const Node& node = graph.node(id);
-    if (node.op == Op::kRmsNorm) job.writer.write_vector(node.weight_name, layer.folded.norms.at(id).f32());
+    if (node.op == Op::kRmsNorm)
+      job.writer.write_vector(node.weight_name, layer.folded.norms.at(id).f32());
     if (node.op != Op::kLinear) continue;
     job.writer.write_linear(node, layer.linears.at(id).view());
     const auto fixed = layer.static_scales.find(id);
@@ -93,10 +106,12 @@ void write_layer(Job& job, const Graph& graph, NodeRange range, const QuantizedL
 }
 
 // An unquantized layer (scheme bf16) as it is.
-void write_layer_plain(Job& job, const Graph& graph, NodeRange range, const WeightProvider& weights, ThreadPool& pool) {
+void write_layer_plain(Job& job, const Graph& graph, NodeRange range, const WeightProvider& weights,
+                       ThreadPool& pool) {
   for (NodeId id = range.begin; id < range.end; ++id) {
     const Node& node = graph.node(id);
-    if (node.op == Op::kRmsNorm) job.writer.write_vector(node.weight_name, weights.norm(node).f32());
+    if (node.op == Op::kRmsNorm)
+      job.writer.write_vector(node.weight_name, weights.norm(node).f32());
     if (node.op != Op::kLinear) continue;
     write_plain(job.writer, node, weights.linear(node).view, job.recipe.scheme, pool);
     if (node.bias) job.writer.write_vector(node.name + ".bias", weights.bias(node).f32());
@@ -107,15 +122,17 @@ bool needs_stats(const Job& job) {
   return job.algorithm.needs_calibration || job.recipe.scheme.static_activations();
 }
 
-// Static activations lose what one scale cannot hold: named where the loss is out of all proportion.
+// Static activations lose what one scale cannot hold: named where the loss is out of all
+// proportion.
 constexpr double kBrokenError = 0.1;
 void add_warnings(Job& job) {
   if (!job.recipe.scheme.static_activations()) return;
   for (const GroupReport& report : job.summary.reports)
     if (report.error > kBrokenError)
-      job.summary.warnings.push_back(fmt::format(
-          "{}: per-tensor static int8 activations lose {:.0f} % of the output's energy here; use dynamic activations",
-          report.name, 100 * report.error));
+      job.summary.warnings.push_back(
+          fmt::format("{}: per-tensor static int8 activations lose {:.0f} % of the output's energy "
+                      "here; use dynamic activations",
+                      report.name, 100 * report.error));
 }
 
 }  // namespace
@@ -124,59 +141,74 @@ void check_recipe(const Recipe& recipe, const Model& source) {
   const Algorithm& algorithm = find_algorithm(recipe.mode);
   const std::string refusal = algorithm.refuses(recipe.scheme);
   if (!refusal.empty())
-    throw Error(ErrorKind::kUnsupported, "--mode {} with --scheme {}: {}", recipe.mode, recipe.scheme.name(), refusal);
+    throw Error(ErrorKind::kUnsupported, "--mode {} with --scheme {}: {}", recipe.mode,
+                recipe.scheme.name(), refusal);
   if (recipe.head != "int8" && recipe.head != "bf16")
-    throw Error(ErrorKind::kInvalidArgument, "--head {} is not known; choose int8 or bf16", recipe.head);
+    throw Error(ErrorKind::kInvalidArgument, "--head {} is not known; choose int8 or bf16",
+                recipe.head);
   if (recipe.alpha && !(*recipe.alpha >= 0 && *recipe.alpha <= 1))
     throw Error(ErrorKind::kInvalidArgument, "--alpha {} is outside 0 … 1", *recipe.alpha);
   if (source.checkpoint() == nullptr)
     throw Error(ErrorKind::kUnsupported,
-                "{} is quantized already; quantize the Hugging Face directory or GGUF file it was made from",
+                "{} is quantized already; quantize the Hugging Face directory or GGUF file it was "
+                "made from",
                 source.description());
   if (recipe.scheme.weights && recipe.scheme.weights->num_bits == 4)
     for (const Node& node : source.graph().nodes())
       if (node.op == Op::kLinear && node.layer >= 0 && node.k < 32)
-        throw Error(ErrorKind::kUnsupported, "{}: {} inputs are fewer than the smallest group of 32; choose w8a8 or w8a16",
+        throw Error(ErrorKind::kUnsupported,
+                    "{}: {} inputs are fewer than the smallest group of 32; choose w8a8 or w8a16",
                     node.name, node.k);
-  if (recipe.output.empty()) throw Error(ErrorKind::kInvalidArgument, "no output directory was given (-o OUT)");
+  if (recipe.output.empty())
+    throw Error(ErrorKind::kInvalidArgument, "no output directory was given (-o OUT)");
   std::error_code error;
   if (std::filesystem::exists(recipe.output, error) && !EngineDirectory::is_engine(recipe.output) &&
-      !(std::filesystem::is_directory(recipe.output, error) && std::filesystem::is_empty(recipe.output, error)))
-    throw Error(ErrorKind::kInvalidArgument, "{} exists and is no engine; choose another output or remove it",
+      !(std::filesystem::is_directory(recipe.output, error) &&
+        std::filesystem::is_empty(recipe.output, error)))
+    throw Error(ErrorKind::kInvalidArgument,
+                "{} exists and is no engine; choose another output or remove it",
                 recipe.output.string());
 }
 
 std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const Recipe> recipes,
-                                            const CalibrationData* data, const QuantizeOptions& options,
-                                            ThreadPool& pool) {
+                                            const CalibrationData* data,
+                                            const QuantizeOptions& options, ThreadPool& pool) {
   const Graph& graph = source.graph();
   bool calibrate = false;
   for (const Recipe& recipe : recipes) {
     check_recipe(recipe, source);
-    calibrate |= find_algorithm(recipe.mode).needs_calibration || recipe.scheme.static_activations();
+    calibrate |=
+        find_algorithm(recipe.mode).needs_calibration || recipe.scheme.static_activations();
   }
   if (calibrate && data == nullptr)
     throw Error(ErrorKind::kInvalidArgument, "calibration data is needed (--calib FILE or self)");
   if (options.propagate && recipes.size() != 1)
-    throw Error(ErrorKind::kInvalidArgument, "--propagate calibrates on one recipe's own outputs: give one recipe");
+    throw Error(ErrorKind::kInvalidArgument,
+                "--propagate calibrates on one recipe's own outputs: give one recipe");
 
   const WeightProvider weights = source.weights();
-  const auto text_files = source.text_files();  // before any work: a model without a tokenizer makes no engine
+  const auto text_files =
+      source.text_files();  // before any work: a model without a tokenizer makes no engine
   std::vector<std::unique_ptr<Job>> jobs;
   for (const Recipe& recipe : recipes) {
     const Algorithm& algorithm = find_algorithm(recipe.mode);
     const CalibrationData* used = algorithm.needs_calibration ? data : nullptr;
-    jobs.push_back(std::unique_ptr<Job>(new Job{
-        recipe, algorithm, EngineWriter(recipe.output, graph, make_manifest(recipe, source, used)), {}}));
+    jobs.push_back(std::unique_ptr<Job>(
+        new Job{recipe,
+                algorithm,
+                EngineWriter(recipe.output, graph, make_manifest(recipe, source, used)),
+                {}}));
     jobs.back()->summary.output = recipe.output;
   }
 
-  Progress progress(calibrate ? "calibrating and quantizing layer" : "quantizing layer", graph.layers() + 1);
+  Progress progress(calibrate ? "calibrating and quantizing layer" : "quantizing layer",
+                    graph.layers() + 1);
   const Node& table = graph.node(graph.body().begin);
   {
     const LinearWeight embedding = weights.linear(table);
     for (const auto& job : jobs)
-      write_plain(job->writer, table, embedding.view, job->writer.manifest().linears.at(module_of(table)), pool);
+      write_plain(job->writer, table, embedding.view,
+                  job->writer.manifest().linears.at(module_of(table)), pool);
   }
   std::optional<LayerStream> stream;
   if (calibrate) stream.emplace(source.config(), graph, weights, *data, options.isa, pool);
@@ -187,8 +219,9 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
     const NodeRange range = graph.layer(index);
     std::vector<InputStats> stats;
     if (stream)
-      stats = stream->observe(index, weights,
-                              options.propagate ? LayerStream::Advance::kNo : LayerStream::Advance::kYes);
+      stats = stream->observe(
+          index, weights,
+          options.propagate ? LayerStream::Advance::kNo : LayerStream::Advance::kYes);
     const LayerWeights original = LayerWeights::load(graph, range, weights);
     for (const auto& job : jobs) {
       check_interrupt();
@@ -207,7 +240,8 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
       LayerDecision decision = job->algorithm.decide(task, working);
       const QuantizedLayer layer = round_layer(task, std::move(working), decision);
       write_layer(*job, graph, range, layer);
-      for (GroupReport& report : decision.reports) job->summary.reports.push_back(std::move(report));
+      for (GroupReport& report : decision.reports)
+        job->summary.reports.push_back(std::move(report));
       if (options.propagate && stream)
         stream->advance(index, provider_of(layer, graph, job->recipe.scheme));
     }
@@ -218,14 +252,16 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
     const NodeRange head = graph.head();
     for (NodeId id = head.begin; id < head.end; ++id) {
       const Node& node = graph.node(id);
-      if (node.op == Op::kRmsNorm) job->writer.write_vector(node.weight_name, weights.norm(node).f32());
+      if (node.op == Op::kRmsNorm)
+        job->writer.write_vector(node.weight_name, weights.norm(node).f32());
       if (node.op == Op::kLinear && module_of(node) != module_of(table))
-        write_plain(job->writer, node, weights.linear(node).view, job->writer.manifest().linears.at(module_of(node)),
-                    pool);
+        write_plain(job->writer, node, weights.linear(node).view,
+                    job->writer.manifest().linears.at(module_of(node)), pool);
     }
     for (const auto& [name, content] : text_files) job->writer.write_text(name, content);
     add_warnings(*job);
-    for (const GroupReport& report : job->summary.reports) job->writer.manifest().report.push_back(to_json(report));
+    for (const GroupReport& report : job->summary.reports)
+      job->writer.manifest().report.push_back(to_json(report));
     check_interrupt();
   }
   std::vector<QuantizeSummary> summaries;

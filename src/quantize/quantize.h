@@ -1,4 +1,5 @@
-// From a floating-point model to engine directories: one pass over the layers, any number of recipes from one calibration.
+// From a floating-point model to engine directories: one pass over the layers, any number of
+// recipes from one calibration.
 #pragma once
 
 #include <filesystem>
@@ -14,16 +15,17 @@
 namespace whit {
 
 struct Recipe {
-  std::string mode = "awq";  // a row of quantize/algorithm.h's table
-  QuantScheme scheme;        // preset(…); a static_activations scheme is allowed with w8a8
-  std::string head = "int8";  // embedding table and lm_head: "int8" per row, or "bf16"
+  std::string mode = "awq";     // a row of quantize/algorithm.h's table
+  QuantScheme scheme;           // preset(…); a static_activations scheme is allowed with w8a8
+  std::string head = "int8";    // embedding table and lm_head: "int8" per row, or "bf16"
   std::optional<double> alpha;  // SmoothQuant: this migration strength instead of a search
   std::filesystem::path output;
 };
 
 struct QuantizeOptions {
   cpu::Isa isa = cpu::Isa::kPortable;
-  // Later layers are calibrated on what the quantized layers before them put out; only with a single recipe.
+  // Later layers are calibrated on what the quantized layers before them put out; only with a
+  // single recipe.
   bool propagate = false;
 };
 
@@ -36,14 +38,15 @@ struct QuantizeSummary {
   double bits_per_weight = 0;
 };
 
-// Throws where the recipe cannot be applied to the model, or its output is taken by something that is no engine: before
-// minutes are spent on calibration data.
+// Throws where the recipe cannot be applied to the model, or its output is taken by something that
+// is no engine: before minutes are spent on calibration data.
 void check_recipe(const Recipe& recipe, const Model& source);
 
-// Checks every recipe against the model (throws before any work), then calibrates, quantizes and writes all engines. With
-// nothing finished or interrupted nothing is left behind. `data` may be null where no recipe needs calibration.
+// Checks every recipe against the model (throws before any work), then calibrates, quantizes and
+// writes all engines. With nothing finished or interrupted nothing is left behind. `data` may be
+// null where no recipe needs calibration.
 std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const Recipe> recipes,
-                                            const CalibrationData* data, const QuantizeOptions& options,
-                                            ThreadPool& pool);
+                                            const CalibrationData* data,
+                                            const QuantizeOptions& options, ThreadPool& pool);
 
 }  // namespace whit

@@ -13,8 +13,8 @@
 namespace whit {
 namespace {
 
-using ::testing::HasSubstr;
 using testing::golden_model;
+using ::testing::HasSubstr;
 using testing::random_tokens;
 using testing::ScratchDirectory;
 using testing::with_tokenizer;
@@ -38,7 +38,9 @@ struct LayerFixture {
   // The layer's output on fixed input rows with the given f32 weights.
   std::vector<float> run(const LayerWeights& w) {
     const Graph& graph = model.graph();
-    const auto id_of = [&](const Node& node) { return static_cast<NodeId>(&node - graph.nodes().data()); };
+    const auto id_of = [&](const Node& node) {
+      return static_cast<NodeId>(&node - graph.nodes().data());
+    };
     const WeightProvider provider{
         .linear =
             [&](const Node& node) {
@@ -51,7 +53,8 @@ struct LayerFixture {
             },
         .norm = [&](const Node& node) { return w.norms.at(id_of(node)).clone(); },
         .bias = [&](const Node& node) { return w.biases.at(id_of(node)).clone(); }};
-    Program program(graph, task.range, provider, {.max_tokens = 8, .isa = cpu::detected_isa()}, pool);
+    Program program(graph, task.range, provider, {.max_tokens = 8, .isa = cpu::detected_isa()},
+                    pool);
     KvCache cache(graph, task.range, DType::kF32, 1, 16);
     const RopeTables rope = rope_tables(model.config(), 16);
     std::mt19937 random(11);
@@ -94,7 +97,8 @@ TEST(ObserverTest, gram_and_magnitudes_equal_a_plain_computation_on_all_tokens) 
     const float* row = table.data<float>() + layer.data.ids[t] * k;
     double squares = 0;
     for (int64_t i = 0; i < k; ++i) squares += static_cast<double>(row[i]) * row[i];
-    const double scale = 1 / std::sqrt(squares / static_cast<double>(k) + layer.model.config().rms_norm_eps);
+    const double scale =
+        1 / std::sqrt(squares / static_cast<double>(k) + layer.model.config().rms_norm_eps);
     std::vector<double> x(k);
     for (int64_t i = 0; i < k; ++i) {
       x[i] = row[i] * scale * norm.data<float>()[i];
@@ -109,12 +113,14 @@ TEST(ObserverTest, gram_and_magnitudes_equal_a_plain_computation_on_all_tokens) 
   ASSERT_EQ(stats.search.tokens, tokens);
   ASSERT_EQ(stats.search.gram_tokens, tokens);
   double energy = 0;
-  for (int64_t i = 0; i < k; ++i) energy = std::max(energy, gram[i * k + i] / static_cast<double>(tokens));
+  for (int64_t i = 0; i < k; ++i)
+    energy = std::max(energy, gram[i * k + i] / static_cast<double>(tokens));
   for (int64_t i = 0; i < k; ++i) {
     EXPECT_NEAR(stats.max_abs.data<float>()[i], largest[i], 1e-5 * largest[i]);
     // A sum of `tokens` products of f32 values, each with a few roundings.
     for (int64_t j = 0; j < k; ++j)
-      EXPECT_NEAR(stats.search.gram.data<float>()[i * k + j], gram[i * k + j] / static_cast<double>(tokens),
+      EXPECT_NEAR(stats.search.gram.data<float>()[i * k + j],
+                  gram[i * k + j] / static_cast<double>(tokens),
                   static_cast<double>(tokens + 8) * 6e-8 * energy);
   }
 }
@@ -139,7 +145,8 @@ TEST(FoldTest, folding_factors_into_every_producer_preserves_the_layer) {
     float largest = 0;
     for (const float value : before) largest = std::max(largest, std::fabs(value));
     // f32 sums of the hidden and intermediate widths, each term rounded twice more by the factors.
-    const auto bound = static_cast<float>(4 * layer.model.config().intermediate_size) * 6e-8f * largest;
+    const auto bound =
+        static_cast<float>(4 * layer.model.config().intermediate_size) * 6e-8f * largest;
     for (size_t i = 0; i < before.size(); ++i) EXPECT_NEAR(after[i], before[i], bound) << name;
   }
 }
@@ -170,7 +177,8 @@ TEST(TrialTest, loss_equals_the_measured_output_error_of_the_rounded_linear) {
       error += delta * delta;
       energy += y * y;
     }
-  EXPECT_NEAR(trial.linear_error(Split::kSearch, id, nullptr, nullptr), error / energy, 1e-3 * error / energy);
+  EXPECT_NEAR(trial.linear_error(Split::kSearch, id, nullptr, nullptr), error / energy,
+              1e-3 * error / energy);
 }
 
 class AlgorithmTest : public ::testing::TestWithParam<std::pair<const char*, const char*>> {};
@@ -188,12 +196,13 @@ TEST_P(AlgorithmTest, no_group_is_worse_than_rounding_on_held_out_tokens) {
 
 INSTANTIATE_TEST_SUITE_P(Modes, AlgorithmTest,
                          ::testing::Values(std::pair("awq", "w4a16"), std::pair("awq", "w4a8"),
-                                           std::pair("awq", "w8a16"), std::pair("smoothquant", "w8a8"),
+                                           std::pair("awq", "w8a16"),
+                                           std::pair("smoothquant", "w8a8"),
                                            std::pair("rtn", "w4a16")));
 
 TEST(SmoothQuantTest, recovers_channels_that_plain_int8_loses) {
-  // Four input channels of the norm are 100 times too large and their columns as much too small: the function is the same,
-  // the int8 activations of all other channels drown.
+  // Four input channels of the norm are 100 times too large and their columns as much too small:
+  // the function is the same, the int8 activations of all other channels drown.
   LayerFixture layer("llama_untied", QuantScheme::preset("w8a8"));
   const ScalingGroup group = scaling_groups(layer.model.graph(), layer.task.range)[0];
   std::vector<float> s(layer.model.graph().value(group.input).width, 1.0f);
@@ -203,7 +212,8 @@ TEST(SmoothQuantTest, recovers_channels_that_plain_int8_loses) {
     if (stats.value != group.input) continue;
     for (SplitStats* split : {&stats.search, &stats.held_out}) {
       for (int64_t i = 0; i < stats.k; ++i)
-        for (int64_t j = 0; j < stats.k; ++j) split->gram.data<float>()[i * stats.k + j] /= s[i] * s[j];
+        for (int64_t j = 0; j < stats.k; ++j)
+          split->gram.data<float>()[i * stats.k + j] /= s[i] * s[j];
       for (int64_t t = 0; t < split->sample_rows; ++t)
         for (int64_t i = 0; i < stats.k; ++i) split->sample.data<float>()[t * stats.k + i] /= s[i];
     }
@@ -245,13 +255,22 @@ TEST(QuantizeTest, impossible_recipes_are_refused_before_any_work_with_what_is_p
     }
     return "no error";
   };
-  EXPECT_THAT(message({.mode = "smoothquant", .scheme = QuantScheme::preset("w4a16"), .output = scratch.path() / "a"}),
+  EXPECT_THAT(message({.mode = "smoothquant",
+                       .scheme = QuantScheme::preset("w4a16"),
+                       .output = scratch.path() / "a"}),
               HasSubstr("w8a8"));
-  EXPECT_THAT(message({.mode = "gguf", .scheme = QuantScheme::preset("w4a16"), .output = scratch.path() / "a"}),
-              HasSubstr("awq, smoothquant, rtn"));
-  EXPECT_THAT(message({.mode = "awq", .scheme = QuantScheme::preset("w4a16"), .output = scratch.path() / "a"}),
-              HasSubstr("--calib"));
-  EXPECT_THAT(message({.mode = "rtn", .scheme = QuantScheme::preset("w8a8"), .head = "int3", .output = scratch.path() / "a"}),
+  EXPECT_THAT(
+      message(
+          {.mode = "gguf", .scheme = QuantScheme::preset("w4a16"), .output = scratch.path() / "a"}),
+      HasSubstr("awq, smoothquant, rtn"));
+  EXPECT_THAT(
+      message(
+          {.mode = "awq", .scheme = QuantScheme::preset("w4a16"), .output = scratch.path() / "a"}),
+      HasSubstr("--calib"));
+  EXPECT_THAT(message({.mode = "rtn",
+                       .scheme = QuantScheme::preset("w8a8"),
+                       .head = "int3",
+                       .output = scratch.path() / "a"}),
               HasSubstr("int8 or bf16"));
   EXPECT_TRUE(std::filesystem::is_empty(scratch.path()));
   try {
@@ -266,7 +285,8 @@ TEST(QuantizeTest, an_interruption_leaves_nothing_behind) {
   ScratchDirectory model_scratch, scratch;
   const Model source = Model::open(with_tokenizer(model_scratch, "llama_untied"));
   ThreadPool pool(1);
-  const Recipe recipe{.mode = "rtn", .scheme = QuantScheme::preset("w8a8"), .output = scratch.path() / "engine"};
+  const Recipe recipe{
+      .mode = "rtn", .scheme = QuantScheme::preset("w8a8"), .output = scratch.path() / "engine"};
   request_interrupt();
   EXPECT_THROW(quantize_model(source, {&recipe, 1}, nullptr, {}, pool), Error);
   clear_interrupt();

@@ -1,9 +1,10 @@
-// SmoothQuant (Xiao et al., ICML 2023): activation outliers are divided out of the inputs and multiplied into the weights.
+// SmoothQuant (Xiao et al., ICML 2023): activation outliers are divided out of the inputs and
+// multiplied into the weights.
 //   s_j = max|X_j|^α / max|W_j|^(1−α)    (eq. 4 there)
-// W's maximum is taken over all linears that read the input. α is chosen per scaling group by the output error under int8
-// weights and int8 activations, on held-out tokens; every producer that can absorb 1/s takes part: norms, up_proj through
-// SiLU·mul, v_proj through attention.
-// Cost: 8 forwards of 512 sampled rows and 8 products with the gram matrix per group.
+// W's maximum is taken over all linears that read the input. α is chosen per scaling group by the
+// output error under int8 weights and int8 activations, on held-out tokens; every producer that can
+// absorb 1/s takes part: norms, up_proj through SiLU·mul, v_proj through attention. Cost: 8
+// forwards of 512 sampled rows and 8 products with the gram matrix per group.
 #include <algorithm>
 #include <cmath>
 
@@ -14,11 +15,13 @@ namespace {
 
 constexpr float kSmallest = 1e-5f;  // both maxima are clamped to this, as in the authors' code
 
-std::vector<float> smoothing_factors(const std::vector<float>& x, const std::vector<float>& w, double alpha) {
+std::vector<float> smoothing_factors(const std::vector<float>& x, const std::vector<float>& w,
+                                     double alpha) {
   std::vector<float> s(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
     const double magnitude = std::max(x[i], kSmallest), weight = std::max(w[i], kSmallest);
-    s[i] = std::max(static_cast<float>(std::pow(magnitude, alpha) / std::pow(weight, 1.0 - alpha)), kSmallest);
+    s[i] = std::max(static_cast<float>(std::pow(magnitude, alpha) / std::pow(weight, 1.0 - alpha)),
+                    kSmallest);
   }
   return s;
 }
@@ -41,7 +44,8 @@ LayerDecision decide_smoothquant(const LayerTask& task, LayerWeights& weights) {
       else
         for (int step = 3; step <= 9; ++step) add(step * 0.1);
     }
-    GroupReport report = choose_and_fold(task, group, trial, candidates, "smoothquant", weights, decision);
+    GroupReport report =
+        choose_and_fold(task, group, trial, candidates, "smoothquant", weights, decision);
     if (group.producer < 0) report.note = "nothing before it can absorb the factors";
     decision.reports.push_back(std::move(report));
   }

@@ -12,8 +12,8 @@ WeightFormat weight_format(const QuantScheme& scheme) {
   return scheme.weights->num_bits == 4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel;
 }
 
-void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args, ThreadPool& pool,
-                         Tensor& out) {
+void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args,
+                         ThreadPool& pool, Tensor& out) {
   const int64_t n = w.dim(0), k = w.dim(1);
   const int64_t group = args.num_bits == 4 ? args.group_size : k, groups = ceil_div(k, group);
   pool.parallel_for(n, [&](int64_t begin, int64_t end) {
@@ -47,8 +47,8 @@ void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, co
   });
 }
 
-GroupTrial::GroupTrial(const LayerTask& task, const ScalingGroup& group, const LayerWeights& weights,
-                       const float* applied)
+GroupTrial::GroupTrial(const LayerTask& task, const ScalingGroup& group,
+                       const LayerWeights& weights, const float* applied)
     : task_(task), group_(group), weights_(weights), k_(task.graph.value(group.input).width) {
   const InputStats& stats = task.stats_of(group.input);
   std::vector<float> inverse(k_, 1.0f);
@@ -75,7 +75,8 @@ GroupTrial::GroupTrial(const LayerTask& task, const ScalingGroup& group, const L
     split.packed_gram = task.matmul.pack(gram, k_, k_);
     for (const NodeId id : group.linears) {
       double energy = 0;
-      for (const double row : row_errors(weights.linears.at(id), split.packed_gram, task.matmul)) energy += row;
+      for (const double row : row_errors(weights.linears.at(id), split.packed_gram, task.matmul))
+        energy += row;
       split.energy[id] = std::max(energy, 1e-30);
     }
   }
@@ -87,7 +88,8 @@ std::vector<float> GroupTrial::max_abs_weight() const {
     const Tensor& w = weights_.linears.at(id);
     task_.pool().parallel_for(k_, [&](int64_t begin, int64_t end) {
       for (int64_t row = 0; row < w.dim(0); ++row)
-        for (int64_t i = begin; i < end; ++i) largest[i] = std::max(largest[i], std::fabs(w.data<float>()[row * k_ + i]));
+        for (int64_t i = begin; i < end; ++i)
+          largest[i] = std::max(largest[i], std::fabs(w.data<float>()[row * k_ + i]));
     });
   }
   return largest;
@@ -95,7 +97,8 @@ std::vector<float> GroupTrial::max_abs_weight() const {
 
 float GroupTrial::static_scale(const float* s) const {
   float largest = 1e-9f;
-  for (int64_t i = 0; i < k_; ++i) largest = std::max(largest, s == nullptr ? max_abs_[i] : max_abs_[i] / s[i]);
+  for (int64_t i = 0; i < k_; ++i)
+    largest = std::max(largest, s == nullptr ? max_abs_[i] : max_abs_[i] / s[i]);
   return largest / 127.0f;
 }
 
@@ -108,7 +111,8 @@ void GroupTrial::round_trip(NodeId linear, const float* s, const Tensor* clip, T
 double GroupTrial::activation_error(SplitData& split, const Tensor& rounded, const float* s) {
   const int64_t rows = split.sample_rows, n = rounded.dim(0);
   if (rows == 0) return 0;
-  if (activation_delta_.empty()) activation_delta_ = Tensor(DType::kF32, {Observer::kSampleRows, k_});
+  if (activation_delta_.empty())
+    activation_delta_ = Tensor(DType::kF32, {Observer::kSampleRows, k_});
   const float fixed = task_.scheme.static_activations() ? static_scale(s) : 0;
   task_.pool().parallel_for(rows, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -128,7 +132,8 @@ double GroupTrial::activation_error(SplitData& split, const Tensor& rounded, con
   });
   if (product_.empty() || product_.size() < rows * n) product_ = Tensor(DType::kF32, {rows, n});
   const cpu::PackedWeight packed = task_.matmul.pack(rounded.data<float>(), n, k_);
-  task_.matmul.multiply(activation_delta_.data<float>(), k_, rows, packed, product_.data<float>(), n);
+  task_.matmul.multiply(activation_delta_.data<float>(), k_, rows, packed, product_.data<float>(),
+                        n);
   std::vector<double> squares(rows);
   task_.pool().parallel_for(rows, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

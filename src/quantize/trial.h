@@ -3,8 +3,9 @@
 // For a linear y = W·x with candidate factors s, rounding Q and activations x̂:
 //   weights       E‖(Q(W·s)/s − W)·x‖² over all tokens, exactly: tr(ΔW·E[x·xᵀ]·ΔWᵀ)
 //   activations   E‖Q(W·s)·(Q8(x/s) − x/s)‖² over a sample of tokens, where activations are int8
-// The two roundings are independent, so their squared errors add. A group's loss is the sum over its linears, divided by
-// the sum of their outputs' energies tr(W·E[x·xᵀ]·Wᵀ): a linear counts as much as its output is large.
+// The two roundings are independent, so their squared errors add. A group's loss is the sum over
+// its linears, divided by the sum of their outputs' energies tr(W·E[x·xᵀ]·Wᵀ): a linear counts as
+// much as its output is large.
 #pragma once
 
 #include "quantize/layer.h"
@@ -13,9 +14,10 @@ namespace whit {
 
 class GroupTrial {
  public:
-  // `weights` as they would be rounded without further scaling; `applied` [K], optional: factors that have been folded
-  // into them already, by which the statistics' inputs are divided.
-  GroupTrial(const LayerTask& task, const ScalingGroup& group, const LayerWeights& weights, const float* applied);
+  // `weights` as they would be rounded without further scaling; `applied` [K], optional: factors
+  // that have been folded into them already, by which the statistics' inputs are divided.
+  GroupTrial(const LayerTask& task, const ScalingGroup& group, const LayerWeights& weights,
+             const float* applied);
 
   // s [K] or null for ones. `clips` by linear, [N, G] bounds of |w|, or empty.
   double error(Split split, const float* s, const std::map<NodeId, Tensor>* clips = nullptr);
@@ -56,8 +58,8 @@ class GroupTrial {
 };
 
 // W·s rounded to the scheme's weight format and back, [N, K]: row-parallel.
-void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args, ThreadPool& pool,
-                         Tensor& out);
+void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args,
+                         ThreadPool& pool, Tensor& out);
 WeightFormat weight_format(const QuantScheme& scheme);
 
 }  // namespace whit

@@ -27,11 +27,13 @@ uint16_t f32_to_f16(float value) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return sign | 0x7e00;
   if (magnitude >= 0x477ff000u) return sign | 0x7c00;  // rounds to 65536 or more
-  if (magnitude < 0x38800000u) {                       // subnormal: 0.5 has the ulp that binary16's subnormals have << 24
+  if (magnitude <
+      0x38800000u) {  // subnormal: 0.5 has the ulp that binary16's subnormals have << 24
     const float shifted = std::bit_cast<float>(magnitude) * 0x1p24f;
     const auto whole = static_cast<uint32_t>(shifted);
     const float rest = shifted - static_cast<float>(whole);
-    return static_cast<uint16_t>(sign | (whole + (rest > 0.5f || (rest == 0.5f && (whole & 1)) ? 1 : 0)));
+    return static_cast<uint16_t>(sign |
+                                 (whole + (rest > 0.5f || (rest == 0.5f && (whole & 1)) ? 1 : 0)));
   }
   const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1);
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));

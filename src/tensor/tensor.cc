@@ -20,7 +20,8 @@ Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
   const int64_t alignment = bytes >= kHugePage ? kHugePage : 64;
   const int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
   void* pointer = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
-  if (pointer == nullptr) throw Error(ErrorKind::kResource, "out of memory: {} bytes wanted", bytes);
+  if (pointer == nullptr)
+    throw Error(ErrorKind::kResource, "out of memory: {} bytes wanted", bytes);
   if (bytes >= kHugePage) ::madvise(pointer, rounded, MADV_HUGEPAGE);
   data_.reset(static_cast<std::byte*>(pointer));
 }

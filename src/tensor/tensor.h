@@ -1,4 +1,5 @@
-// Dense, contiguous, row-major arrays. Packed bits never pretend to be one of these (see quant/quantized_tensor.h).
+// Dense, contiguous, row-major arrays. Packed bits never pretend to be one of these (see
+// quant/quantized_tensor.h).
 #pragma once
 
 #include <cstddef>

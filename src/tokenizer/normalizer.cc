@@ -119,8 +119,10 @@ void normalize_unicode(MarkedText& text, int options) {
     if (normalized == span) {
       out.copy(begin, end);
     } else {
-      // The ASCII character before the span is part of it only to be composed with: unchanged, it keeps its own mark.
-      const size_t kept = is_ascii(begin) && !normalized.empty() && normalized[0] == source[begin] ? 1 : 0;
+      // The ASCII character before the span is part of it only to be composed with: unchanged, it
+      // keeps its own mark.
+      const size_t kept =
+          is_ascii(begin) && !normalized.empty() && normalized[0] == source[begin] ? 1 : 0;
       out.copy(begin, begin + kept);
       out.replace(begin + kept, end, std::string_view(normalized).substr(kept));
     }

@@ -1,8 +1,10 @@
-// The CPU backend's table of kernels: one row per linear kernel, one row of small operations per ISA.
+// The CPU backend's table of kernels: one row per linear kernel, one row of small operations per
+// ISA.
 //
-// A row names the ISA its code needs; `linear_kernel` picks the best one that this CPU (or a forced, lower level) has.
-// Kernels of one (format, activation) pair give the same sums in the same order whatever M is; across ISAs results differ
-// within the tolerance that kernels/cpu/linear_test.cc computes.
+// A row names the ISA its code needs; `linear_kernel` picks the best one that this CPU (or a
+// forced, lower level) has. Kernels of one (format, activation) pair give the same sums in the same
+// order whatever M is; across ISAs results differ within the tolerance that
+// kernels/cpu/linear_test.cc computes.
 #pragma once
 
 #include <span>
@@ -14,29 +16,32 @@ namespace whit::cpu {
 
 enum class Isa : uint8_t { kPortable, kAvx2, kAvx512 };  // kAvx512: F, BW, DQ, VL, VNNI and BF16
 
-std::string_view name(Isa isa);          // "portable", "avx2", "avx512"
-Isa parse_isa(std::string_view name);    // throws kInvalidArgument with the possible names
-Isa detected_isa();                      // the best level that this CPU and OS support
+std::string_view name(Isa isa);        // "portable", "avx2", "avx512"
+Isa parse_isa(std::string_view name);  // throws kInvalidArgument with the possible names
+Isa detected_isa();                    // the best level that this CPU and OS support
 
 enum class Activation : uint8_t { kFloat, kInt8 };
 
 struct LinearKernel;
 
-// One or several weights with the same K, format and group size, stacked along N and packed for one kernel.
+// One or several weights with the same K, format and group size, stacked along N and packed for one
+// kernel.
 struct PackedWeight {
   const LinearKernel* kernel = nullptr;
   int64_t n = 0, k = 0, group_size = 0;
-  int64_t payload_bytes = 0;  // bytes that a product with few rows must read: what the roofline counts
-  Buffer data;                // layout is the kernel's own
+  int64_t payload_bytes =
+      0;        // bytes that a product with few rows must read: what the roofline counts
+  Buffer data;  // layout is the kernel's own
 };
 
 // y[M, N] = x[M, K] · wᵀ (+ bias) (+ residual)
 struct LinearArgs {
   const PackedWeight* weight;
   int64_t m;
-  const float* x;      // Activation::kFloat: [M, K]
+  const float* x;  // Activation::kFloat: [M, K]
   int64_t x_stride;
-  Int8Rows q;          // Activation::kInt8: q.group_size must equal the weight's group size (K for int8 weights)
+  Int8Rows
+      q;  // Activation::kInt8: q.group_size must equal the weight's group size (K for int8 weights)
   const float* bias;      // [N] or null
   const float* residual;  // [M, N] or null; may alias y
   int64_t residual_stride;
@@ -47,12 +52,14 @@ struct LinearArgs {
 
 struct LinearKernel {
   std::string_view name;  // its file's path: "avx2/linear_int4", …
-  WeightFormat format;    // kF32, kF16 and kBF16 sources are packed by kernels of format kF32 (exact) or kBF16
+  WeightFormat
+      format;  // kF32, kF16 and kBF16 sources are packed by kernels of format kF32 (exact) or kBF16
   Activation activation;
   Isa isa;
   // Bytes of PackedWeight::data for a stack of n rows.
   int64_t (*packed_bytes)(int64_t n, int64_t k, int64_t group_size);
-  // Packs this worker's share of the panels. `parts` are stacked in order; packed.data is allocated.
+  // Packs this worker's share of the panels. `parts` are stacked in order; packed.data is
+  // allocated.
   void (*pack)(std::span<const WeightView> parts, PackedWeight& packed, const Worker& worker);
   // Scratch of one worker for any m.
   int64_t (*scratch_bytes)(const PackedWeight& packed, int64_t m);
@@ -65,7 +72,8 @@ std::span<const LinearKernel> linear_kernels();  // all rows, best ISA first
 const LinearKernel& linear_kernel(WeightFormat format, Activation activation, Isa isa);
 
 // Allocates, packs with all threads of the pool and returns.
-PackedWeight pack_linear(const LinearKernel& kernel, std::span<const WeightView> parts, ThreadPool& pool);
+PackedWeight pack_linear(const LinearKernel& kernel, std::span<const WeightView> parts,
+                         ThreadPool& pool);
 
 struct SmallOps {
   std::string_view name;
@@ -83,7 +91,8 @@ struct SmallOps {
   int64_t (*argmax)(const float* x, int64_t n);
   // log Σ e^x, computed as max + log Σ e^(x − max).
   float (*log_sum_exp)(const float* x, int64_t n);
-  // p = softmax over x with the given log-sum-exp, Σ p·(x − lse − (y − lse_y)): KL(softmax(x) ‖ softmax(y)).
+  // p = softmax over x with the given log-sum-exp, Σ p·(x − lse − (y − lse_y)): KL(softmax(x) ‖
+  // softmax(y)).
   double (*kl_divergence)(const float* x, float lse_x, const float* y, float lse_y, int64_t n);
 };
 

@@ -1,5 +1,5 @@
-// Whole models of tests/golden: what must not change a token's result (batch, chunking, threads, the one-row path), and
-// what must (an ISA's rounding is covered by the kernels' own tests).
+// Whole models of tests/golden: what must not change a token's result (batch, chunking, threads,
+// the one-row path), and what must (an ISA's rounding is covered by the kernels' own tests).
 #include "engine/program.h"
 
 #include <gtest/gtest.h>
@@ -24,8 +24,10 @@ using testing::with_tokenizer;
 std::vector<float> run_in_chunks(const Model& model, int threads, std::span<const int32_t> ids,
                                  std::span<const int64_t> chunks) {
   ThreadPool pool(threads);
-  Executor executor(model.config(), model.graph(), model.weights(),
-                    {.max_tokens = 64, .max_context = 64, .max_logit_rows = 64, .isa = cpu::detected_isa()}, pool);
+  Executor executor(
+      model.config(), model.graph(), model.weights(),
+      {.max_tokens = 64, .max_context = 64, .max_logit_rows = 64, .isa = cpu::detected_isa()},
+      pool);
   KvCache cache = executor.make_cache(1, 64, DType::kF16);
   std::vector<float> logits;
   int64_t start = 0;
@@ -50,7 +52,9 @@ class InvarianceTest : public ::testing::TestWithParam<const char*> {
     const std::filesystem::path source = with_tokenizer(scratch_, "llama_untied");
     if (scheme == "f32") return Model::open(source);
     const Model original = Model::open(source);
-    const Recipe recipe{.mode = "rtn", .scheme = QuantScheme::preset(scheme, 32), .output = scratch_.path() / scheme};
+    const Recipe recipe{.mode = "rtn",
+                        .scheme = QuantScheme::preset(scheme, 32),
+                        .output = scratch_.path() / scheme};
     ThreadPool pool(2);
     quantize_model(original, {&recipe, 1}, nullptr, {.isa = cpu::detected_isa()}, pool);
     return Model::open(recipe.output);
@@ -77,8 +81,10 @@ TEST_P(InvarianceTest, a_sequence_alone_equals_the_same_sequence_in_a_batch) {
   const Model model = open();
   ThreadPool pool(2);
   const CalibrationData data = random_tokens(model, 3, 11, 9);
-  Executor executor(model.config(), model.graph(), model.weights(),
-                    {.max_tokens = 64, .max_context = 32, .max_logit_rows = 64, .isa = cpu::detected_isa()}, pool);
+  Executor executor(
+      model.config(), model.graph(), model.weights(),
+      {.max_tokens = 64, .max_context = 32, .max_logit_rows = 64, .isa = cpu::detected_isa()},
+      pool);
   KvCache cache = executor.make_cache(3, 32, DType::kF16);
   // Lengths 11, 4 and 7 in one ragged step.
   const std::vector<int64_t> lengths = {11, 4, 7};
@@ -93,19 +99,24 @@ TEST_P(InvarianceTest, a_sequence_alone_equals_the_same_sequence_in_a_batch) {
   const std::vector<float> copy(together, together + 3 * vocab);
   for (int64_t b = 0; b < 3; ++b) {
     const std::vector<float> alone =
-        run_in_chunks(model, 2, std::span(data.ids).subspan(b * 11, lengths[b]), std::vector<int64_t>{lengths[b]});
-    EXPECT_EQ(std::memcmp(alone.data() + (lengths[b] - 1) * vocab, copy.data() + b * vocab, vocab * 4), 0) << b;
+        run_in_chunks(model, 2, std::span(data.ids).subspan(b * 11, lengths[b]),
+                      std::vector<int64_t>{lengths[b]});
+    EXPECT_EQ(
+        std::memcmp(alone.data() + (lengths[b] - 1) * vocab, copy.data() + b * vocab, vocab * 4), 0)
+        << b;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Schemes, InvarianceTest, ::testing::Values("f32", "w4a16", "w4a8", "w8a8", "w8a16", "bf16"));
+INSTANTIATE_TEST_SUITE_P(Schemes, InvarianceTest,
+                         ::testing::Values("f32", "w4a16", "w4a8", "w8a8", "w8a16", "bf16"));
 
 TEST(ProgramTest, tap_sees_the_inputs_of_every_linear_group) {
   const Model model = Model::open(golden_model("qwen2"));
   ThreadPool pool(2);
   const Graph& graph = model.graph();
   const NodeRange range = graph.layer(0);
-  Program program(graph, range, model.weights(), {.max_tokens = 8, .isa = cpu::detected_isa()}, pool);
+  Program program(graph, range, model.weights(), {.max_tokens = 8, .isa = cpu::detected_isa()},
+                  pool);
   KvCache cache(graph, range, DType::kF32, 1, 16);
   const RopeTables rope = rope_tables(model.config(), 16);
   std::vector<float> hidden(8 * model.config().hidden_size, 0.25f);
@@ -120,7 +131,8 @@ TEST(ProgramTest, tap_sees_the_inputs_of_every_linear_group) {
   program.run(input, [&](ValueId value, const float* rows, int64_t count, int64_t stride) {
     EXPECT_EQ(count, 8);
     EXPECT_GE(stride, graph.value(value).width);
-    for (int64_t i = 0; i < graph.value(value).width; ++i) EXPECT_TRUE(std::isfinite(rows[7 * stride + i]));
+    for (int64_t i = 0; i < graph.value(value).width; ++i)
+      EXPECT_TRUE(std::isfinite(rows[7 * stride + i]));
     ++seen[value];
   });
   for (const ScalingGroup& group : scaling_groups(graph, range)) EXPECT_EQ(seen[group.input], 1);

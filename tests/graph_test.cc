@@ -37,7 +37,8 @@ TEST(GraphTest, scaling_groups_are_the_linears_that_share_an_input_with_what_can
             (std::vector<std::string>{layer + "self_attn.q_proj", layer + "self_attn.k_proj",
                                       layer + "self_attn.v_proj"}));
   EXPECT_EQ(graph.node(groups[0].producer).name, layer + "input_layernorm");
-  EXPECT_EQ(names(graph, groups[1].linears), (std::vector<std::string>{layer + "self_attn.o_proj"}));
+  EXPECT_EQ(names(graph, groups[1].linears),
+            (std::vector<std::string>{layer + "self_attn.o_proj"}));
   EXPECT_EQ(graph.node(groups[1].producer).name, layer + "self_attn.v_proj");
   EXPECT_EQ(groups[1].repeats, 3);
   EXPECT_EQ(groups[1].head_dim, 8);

@@ -13,8 +13,8 @@
 namespace whit {
 namespace {
 
-using ::testing::HasSubstr;
 using testing::golden_model;
+using ::testing::HasSubstr;
 using testing::ScratchDirectory;
 using testing::with_tokenizer;
 
@@ -22,7 +22,9 @@ class EngineDirTest : public ::testing::Test {
  protected:
   std::filesystem::path make(const std::string& scheme) {
     const Model source = Model::open(with_tokenizer(scratch_, "qwen2"));
-    const Recipe recipe{.mode = "rtn", .scheme = QuantScheme::preset(scheme, 32), .output = scratch_.path() / scheme};
+    const Recipe recipe{.mode = "rtn",
+                        .scheme = QuantScheme::preset(scheme, 32),
+                        .output = scratch_.path() / scheme};
     quantize_model(source, {&recipe, 1}, nullptr, {.isa = cpu::detected_isa()}, pool_);
     return recipe.output;
   }
@@ -30,13 +32,15 @@ class EngineDirTest : public ::testing::Test {
     try {
       const Model model = Model::open(path);
       ThreadPool pool(1);
-      const Executor executor(model.config(), model.graph(), model.weights(), {.max_context = 16}, pool);
+      const Executor executor(model.config(), model.graph(), model.weights(), {.max_context = 16},
+                              pool);
     } catch (const Error& error) {
       return error.what();
     }
     return "no error";
   }
-  static void edit_manifest(const std::filesystem::path& path, const std::function<void(Json&)>& edit) {
+  static void edit_manifest(const std::filesystem::path& path,
+                            const std::function<void(Json&)>& edit) {
     Json json = parse_json(read_file(path / "engine.json"), "engine.json");
     edit(json);
     write_file(path / "engine.json", json.dump());
@@ -54,8 +58,8 @@ TEST_F(EngineDirTest, stored_weights_are_the_rounded_ones_bit_for_bit) {
       const Tensor w = source.checkpoint()->load_f32(node.weight_name);
       const QuantScheme preset = QuantScheme::preset(scheme, 32);
       QuantizedTensor expected =
-          make_quantized(scheme == "w4a16" ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel, node.n, node.k,
-                         preset.weights->group_size, preset.weights->symmetric);
+          make_quantized(scheme == "w4a16" ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel,
+                         node.n, node.k, preset.weights->group_size, preset.weights->symmetric);
       quantize_rows_rtn(w.data<float>(), 0, node.n, nullptr, expected);
       std::vector<float> stored(node.n * node.k), wanted(node.n * node.k);
       dequantize_rows(engine.engine()->linear(node).view, 0, node.n, stored.data());
@@ -99,7 +103,9 @@ TEST_F(EngineDirTest, a_plan_that_contradicts_the_weights_is_refused) {
   EXPECT_THAT(message_of(path), HasSubstr("model.layers.0.mlp.up_proj"));
   edit_manifest(path, [](Json& json) { json["linears"]["model.layers.0.mlp.up_proj"] = "w8a16"; });
   EXPECT_THAT(message_of(path), HasSubstr("model.layers.0.mlp.up_proj.weight"));
-  edit_manifest(path, [](Json& json) { json["files"]["../../etc/passwd"] = {{"bytes", 1}, {"xxh3_128", ""}}; });
+  edit_manifest(path, [](Json& json) {
+    json["files"]["../../etc/passwd"] = {{"bytes", 1}, {"xxh3_128", ""}};
+  });
   EXPECT_THAT(message_of(path), HasSubstr("not a file of this directory"));
   edit_manifest(path, [](Json& json) { json["schemes"] = 7; });
   EXPECT_THAT(message_of(path), ::testing::Not("no error"));
@@ -131,7 +137,8 @@ TEST_F(EngineDirTest, a_directory_that_is_no_engine_is_never_replaced) {
   std::filesystem::create_directories(scratch_.path() / "precious");
   write_file(scratch_.path() / "precious/thesis.txt", "words");
   const Model source = Model::open(with_tokenizer(scratch_, "qwen2"));
-  const Recipe recipe{.mode = "rtn", .scheme = QuantScheme::preset("w8a8"), .output = scratch_.path() / "precious"};
+  const Recipe recipe{
+      .mode = "rtn", .scheme = QuantScheme::preset("w8a8"), .output = scratch_.path() / "precious"};
   EXPECT_THROW(quantize_model(source, {&recipe, 1}, nullptr, {}, pool_), Error);
   EXPECT_EQ(read_file(scratch_.path() / "precious/thesis.txt"), "words");
 }
