@@ -1,3 +1,5 @@
+// SafetensorsWriter (checkpoint/safetensors.h): the header is laid out first, the tensors follow as
+// they come.
 #include <set>
 
 #include "base/checked.h"

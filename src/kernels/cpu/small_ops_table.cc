@@ -1,3 +1,4 @@
+// The table of small operations, best instruction set first.
 #include <array>
 
 #include "kernels/cpu/small_ops.h"

@@ -1,3 +1,5 @@
+// The AVX-512 row of small operations: the shared templates of small_ops, compiled with this
+// folder's flags.
 #include "kernels/cpu/small_ops.h"
 
 #include "kernels/cpu/avx512/attention.h"
