@@ -64,7 +64,7 @@ struct Avx2 {
 
 }  // namespace
 
-const LinearKernel kAvx2LinearFloat[4] = {
+constinit const LinearKernel kAvx2LinearFloat[4] = {
     FloatLinear<Avx2, WeightFormat::kF32>::row("avx2/linear_f32", Isa::kAvx2),
     FloatLinear<Avx2, WeightFormat::kBF16>::row("avx2/linear_bf16", Isa::kAvx2),
     FloatLinear<Avx2, WeightFormat::kInt4Group>::row("avx2/linear_w4a16", Isa::kAvx2),

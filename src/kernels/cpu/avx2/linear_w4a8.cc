@@ -304,7 +304,7 @@ void run(const LinearArgs& args, const Worker& worker) {
 
 }  // namespace
 
-const LinearKernel kAvx2LinearW4A8 = {.name = "avx2/linear_w4a8",
+constinit const LinearKernel kAvx2LinearW4A8 = {.name = "avx2/linear_w4a8",
                                       .format = kFormat,
                                       .activation = Activation::kInt8,
                                       .isa = Isa::kAvx2,

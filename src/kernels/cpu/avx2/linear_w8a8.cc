@@ -221,7 +221,7 @@ void run(const LinearArgs& args, const Worker& worker) {
 
 }  // namespace
 
-const LinearKernel kAvx2LinearW8A8 = {.name = "avx2/linear_w8a8",
+constinit const LinearKernel kAvx2LinearW8A8 = {.name = "avx2/linear_w8a8",
                                       .format = kFormat,
                                       .activation = Activation::kInt8,
                                       .isa = Isa::kAvx2,

@@ -62,7 +62,7 @@ struct Avx512 {
 
 }  // namespace
 
-const LinearKernel kAvx512LinearFloat[4] = {
+constinit const LinearKernel kAvx512LinearFloat[4] = {
     FloatLinear<Avx512, WeightFormat::kF32>::row("avx512/linear_f32", Isa::kAvx512),
     FloatLinear<Avx512, WeightFormat::kBF16>::row("avx512/linear_bf16", Isa::kAvx512),
     FloatLinear<Avx512, WeightFormat::kInt4Group>::row("avx512/linear_w4a16", Isa::kAvx512),

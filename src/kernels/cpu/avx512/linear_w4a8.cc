@@ -218,7 +218,7 @@ void run(const LinearArgs& args, const Worker& worker) {
 
 }  // namespace
 
-const LinearKernel kAvx512LinearW4A8 = {.name = "avx512/linear_w4a8",
+constinit const LinearKernel kAvx512LinearW4A8 = {.name = "avx512/linear_w4a8",
                                         .format = kFormat,
                                         .activation = Activation::kInt8,
                                         .isa = Isa::kAvx512,
