@@ -305,12 +305,12 @@ void run(const LinearArgs& args, const Worker& worker) {
 }  // namespace
 
 constinit const LinearKernel kAvx2LinearW4A8 = {.name = "avx2/linear_w4a8",
-                                      .format = kFormat,
-                                      .activation = Activation::kInt8,
-                                      .isa = Isa::kAvx2,
-                                      .packed_bytes = packed_bytes<kFormat>,
-                                      .pack = pack_panels<kFormat>,
-                                      .scratch_bytes = scratch_bytes,
-                                      .run = run};
+                                                .format = kFormat,
+                                                .activation = Activation::kInt8,
+                                                .isa = Isa::kAvx2,
+                                                .packed_bytes = packed_bytes<kFormat>,
+                                                .pack = pack_panels<kFormat>,
+                                                .scratch_bytes = scratch_bytes,
+                                                .run = run};
 
 }  // namespace whit::cpu

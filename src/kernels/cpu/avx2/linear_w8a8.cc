@@ -222,12 +222,12 @@ void run(const LinearArgs& args, const Worker& worker) {
 }  // namespace
 
 constinit const LinearKernel kAvx2LinearW8A8 = {.name = "avx2/linear_w8a8",
-                                      .format = kFormat,
-                                      .activation = Activation::kInt8,
-                                      .isa = Isa::kAvx2,
-                                      .packed_bytes = packed_bytes<kFormat>,
-                                      .pack = pack_panels<kFormat>,
-                                      .scratch_bytes = scratch_bytes,
-                                      .run = run};
+                                                .format = kFormat,
+                                                .activation = Activation::kInt8,
+                                                .isa = Isa::kAvx2,
+                                                .packed_bytes = packed_bytes<kFormat>,
+                                                .pack = pack_panels<kFormat>,
+                                                .scratch_bytes = scratch_bytes,
+                                                .run = run};
 
 }  // namespace whit::cpu

@@ -145,12 +145,12 @@ void run(const LinearArgs& args, const Worker& worker) {
 }  // namespace
 
 constinit const LinearKernel kAvx512LinearW8A8 = {.name = "avx512/linear_w8a8",
-                                        .format = kFormat,
-                                        .activation = Activation::kInt8,
-                                        .isa = Isa::kAvx512,
-                                        .packed_bytes = packed_bytes<kFormat>,
-                                        .pack = pack_panels<kFormat>,
-                                        .scratch_bytes = scratch_bytes,
-                                        .run = run};
+                                                  .format = kFormat,
+                                                  .activation = Activation::kInt8,
+                                                  .isa = Isa::kAvx512,
+                                                  .packed_bytes = packed_bytes<kFormat>,
+                                                  .pack = pack_panels<kFormat>,
+                                                  .scratch_bytes = scratch_bytes,
+                                                  .run = run};
 
 }  // namespace whit::cpu
