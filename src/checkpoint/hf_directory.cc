@@ -82,10 +82,9 @@ std::vector<std::pair<std::string, std::string>> read_index(const fs::path& path
                   path.string(), name);
     const auto& file = shard.get_ref<const std::string&>();
     if (!is_plain_name(file))
-      throw Error(
-          ErrorKind::kInvalidData,
-          "{}: tensor {}: \"{}\" is not a plain file name; shards must lie beside the index",
-          path.string(), name, file);
+      throw Error(ErrorKind::kInvalidData,
+                  "{}: tensor {}: {} is not a plain file name; shards must lie beside the index",
+                  path.string(), name, Json(file).dump());
     result.emplace_back(name, file);
   }
   return result;
