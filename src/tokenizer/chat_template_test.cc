@@ -183,6 +183,12 @@ TEST(ChatTemplateLimits, endless_work_ends_as_a_resource_error) {
   EXPECT_EQ(kind_of("{{ 'a' * 999999999999 }}"), ErrorKind::kResource);
   EXPECT_EQ(kind_of("{{ [1] * 999999999999 }}"), ErrorKind::kResource);
   EXPECT_EQ(kind_of("{{ range(99999999) }}"), ErrorKind::kResource);
+  for (const char* work :
+       {"split('a')", "split()", "splitlines()", "replace('a', 'a' * 999)", "rsplit('a')"})
+    EXPECT_EQ(kind_of("{{ ('a\\n ' * 100000)." + std::string(work) + " | length }}", {},
+                      {.value_bytes = 1'000'000}),
+              ErrorKind::kResource)
+        << work;
   EXPECT_EQ(kind_of("{{ 'a'.center(999999999999) }}"), ErrorKind::kResource);
   EXPECT_EQ(kind_of("{% for i in range(9999) %}{{ 'abcdefgh' * 100 }}{% endfor %}", {},
                     {.output_bytes = 10'000}),

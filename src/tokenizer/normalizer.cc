@@ -96,6 +96,17 @@ void normalize_span(std::string_view text, int options, std::vector<utf8proc_int
     append_utf8(static_cast<char32_t>(buffer[static_cast<size_t>(i)]), out);
 }
 
+// Whether the decomposition of the character at `pos` begins with a mark, which may compose with
+// what precedes.
+bool begins_with_mark(std::string_view text, size_t pos, int options) {
+  utf8proc_int32_t decomposed[32];
+  int boundary = UTF8PROC_BOUNDCLASS_START;
+  const utf8proc_ssize_t count =
+      utf8proc_decompose_char(static_cast<utf8proc_int32_t>(code_point_at(text, pos).value),
+                              decomposed, 32, static_cast<utf8proc_option_t>(options), &boundary);
+  return count > 0 && utf8proc_get_property(decomposed[0])->combining_class != 0;
+}
+
 // An ASCII character never composes with what precedes it, so text may be cut before each one.
 void normalize_unicode(MarkedText& text, int options) {
   const std::string& source = text.text;
@@ -110,7 +121,7 @@ void normalize_unicode(MarkedText& text, int options) {
       out.copy(pos, end);
       break;
     }
-    const size_t begin = end > pos ? end - 1 : end;
+    const size_t begin = end > pos && begins_with_mark(source, end, options) ? end - 1 : end;
     out.copy(pos, begin);
     while (end < source.size() && !is_ascii(end)) ++end;
     normalized.clear();

@@ -241,8 +241,10 @@ Value nested_attribute(Run& run, Value value, Value path) {
 // What sort, unique, min, max compare: the attribute, in lower case where case does not matter.
 Value sort_key(Run& run, Value value, const Value* attribute, bool case_sensitive) {
   if (attribute && !attribute->is_none()) value = nested_attribute(run, value, *attribute);
-  if (!case_sensitive && value.is_string())
+  if (!case_sensitive && value.is_string()) {
+    run.scanned(value.text->size());
     value = run.make(change_case(*value.text, Case::kLower));
+  }
   return value;
 }
 

@@ -32,6 +32,12 @@ void Interpreter::charge(size_t bytes) {
          fmt::format("rendering makes more than {} bytes of values (limit)", limits_.value_bytes));
 }
 
+void Interpreter::reserve(size_t bytes) const {
+  if (bytes > static_cast<size_t>(limits_.value_bytes - value_bytes_))
+    fail(ErrorKind::kResource,
+         fmt::format("rendering needs more than {} bytes of values (limit)", limits_.value_bytes));
+}
+
 Interpreter::Depth::Depth(Interpreter& owner) : interpreter(owner) {
   if (interpreter.depth_ >= interpreter.limits_.depth)
     interpreter.fail(

@@ -46,6 +46,8 @@ class Interpreter {
   void step(size_t cost = 1);
   void scanned(size_t bytes) { step(1 + bytes / 64); }
   void charge(size_t bytes);
+  // Checks that temporary memory of this size is within the limit, without counting it.
+  void reserve(size_t bytes) const;
 
   // One level of nested evaluation.
   struct Depth {

@@ -35,17 +35,21 @@ Value str_split(Interpreter& run, Value self, const Arguments& arguments) {
   const Value* separator = arguments.find(0, "sep");
   const int64_t limit = run.integer_argument(arguments, 1, "maxsplit", -1);
   run.scanned(self.text->size());
-  if (!separator || separator->is_none())
+  if (!separator || separator->is_none()) {
+    run.reserve(count_space_parts(*self.text) * sizeof(Text));
     return make_texts(
         run, from_right ? split_spaces_right(*self.text, limit) : split_spaces(*self.text, limit));
+  }
   const Text& text = run.text_argument(arguments, 0, "sep");
   if (text.bytes.empty()) run.fail("split: the separator is empty");
+  run.reserve((count_occurrences(*self.text, text.bytes) + 1) * sizeof(Text));
   return make_texts(run, from_right ? split_right(*self.text, text.bytes, limit)
                                     : split(*self.text, text.bytes, limit));
 }
 
 Value str_splitlines(Interpreter& run, Value self, const Arguments& arguments) {
   run.scanned(self.text->size());
+  run.reserve(count_space_parts(*self.text) * sizeof(Text));
   return make_texts(run,
                     split_lines(*self.text, run.bool_argument(arguments, 0, "keepends", false)));
 }
@@ -86,10 +90,11 @@ Value str_replace(Interpreter& run, Value self, const Arguments& arguments) {
   const Text& from = run.text_argument(arguments, 0, "old");
   const Text& to = run.text_argument(arguments, 1, "new");
   run.scanned(self.text->size());
-  // The result's size is known only afterwards; the bound keeps a small template from making a huge
-  // one.
-  run.charge(from.bytes.empty() ? (self.text->size() + 1) * to.size()
-                                : self.text->size() / from.size() * to.size() / 4);
+  size_t longest;
+  if (__builtin_mul_overflow(count_occurrences(*self.text, from.bytes), to.size(), &longest) ||
+      __builtin_add_overflow(longest, self.text->size(), &longest))
+    longest = SIZE_MAX;
+  run.reserve(longest);
   return run.make(
       replace(*self.text, from.bytes, to, run.integer_argument(arguments, 2, "count", -1)));
 }
@@ -111,8 +116,7 @@ template <bool from_right, bool must_exist>
 Value str_find(Interpreter& run, Value self, const Arguments& arguments) {
   const Text& wanted = run.text_argument(arguments, 0, "sub");
   run.scanned(self.text->size());
-  const std::vector<size_t> offsets = code_point_offsets(*self.text);
-  const int64_t size = static_cast<int64_t>(offsets.size()) - 1;
+  const int64_t size = static_cast<int64_t>(code_points(*self.text));
   const auto bound = [&](size_t position, int64_t fallback) {
     int64_t index = run.integer_argument(arguments, position, "", fallback);
     if (index < 0) index = std::max<int64_t>(0, index + size);
@@ -121,9 +125,9 @@ Value str_find(Interpreter& run, Value self, const Arguments& arguments) {
   const int64_t begin = bound(1, 0), end = bound(2, size);
   size_t found = std::string::npos;
   if (begin <= end) {
-    const size_t first = offsets[static_cast<size_t>(begin)];
-    const std::string_view part =
-        self.text->view().substr(first, offsets[static_cast<size_t>(end)] - first);
+    const size_t first = offset_of(*self.text, static_cast<size_t>(begin));
+    const size_t last = offset_of(*self.text, static_cast<size_t>(end));
+    const std::string_view part = self.text->view().substr(first, last - first);
     found = from_right ? part.rfind(wanted.bytes) : part.find(wanted.bytes);
     if (found != std::string::npos) found += first;
   }
@@ -131,19 +135,13 @@ Value str_find(Interpreter& run, Value self, const Arguments& arguments) {
     if (must_exist) run.fail("index: the text is not there");
     return Value::of(int64_t{-1});
   }
-  return Value::of(static_cast<int64_t>(std::lower_bound(offsets.begin(), offsets.end(), found) -
-                                        offsets.begin()));
+  return Value::of(static_cast<int64_t>(code_points(substring(*self.text, 0, found))));
 }
 
 Value str_count(Interpreter& run, Value self, const Arguments& arguments) {
   const Text& wanted = run.text_argument(arguments, 0, "sub");
   run.scanned(self.text->size());
-  if (wanted.bytes.empty()) return Value::of(static_cast<int64_t>(code_points(*self.text)) + 1);
-  int64_t count = 0;
-  for (size_t pos = 0; (pos = self.text->bytes.find(wanted.bytes, pos)) != std::string::npos;
-       pos += wanted.size())
-    ++count;
-  return Value::of(count);
+  return Value::of(static_cast<int64_t>(count_occurrences(*self.text, wanted.bytes)));
 }
 
 enum class CharacterClass { kDigit, kAlpha, kAlnum, kSpace };
@@ -154,7 +152,6 @@ Value str_is(Interpreter& run, Value self, const Arguments&) {
   run.scanned(text.size());
   for (size_t pos = 0; pos < text.size();) {
     const CodePoint c = code_point_at(text.bytes, pos);
-    std::string character(text.bytes, pos, c.bytes);
     const bool digit = is_numeric(c.value);
     const bool alpha = is_alphabetic(c.value);
     const bool fits = wanted == CharacterClass::kDigit   ? digit

@@ -166,6 +166,7 @@ std::string Interpreter::key_of(Value key) {
 }
 
 const Value* Interpreter::find_item(const Dict& dict, Value key) {
+  if (key.is_string()) scanned(key.text->size());
   if (!dict.index.empty()) {
     const auto found = dict.index.find(key_of(key));
     return found == dict.index.end() ? nullptr : &dict.entries[found->second].second;
@@ -322,6 +323,8 @@ bool Interpreter::equal(Value a, Value b) {
     case Type::kNone:
       return true;
     case Type::kString:
+      if (a.text->size() != b.text->size()) return false;
+      scanned(a.text->size());
       return a.text->bytes == b.text->bytes;
     case Type::kList:
     case Type::kTuple: {
@@ -360,6 +363,7 @@ int Interpreter::compare(Value a, Value b) {
     return (a.as_real() > b.as_real()) - (a.as_real() < b.as_real());
   }
   if (a.is_string() && b.is_string()) {
+    scanned(std::min(a.text->size(), b.text->size()));
     const int order = a.text->bytes.compare(b.text->bytes);  // UTF-8 keeps the order of code points
     return (order > 0) - (order < 0);
   }
@@ -639,15 +643,15 @@ Value Interpreter::slice(Value object, const Expr& bounds) {
   if (object.is_string()) {
     const Text& text = *object.text;
     scanned(text.size());
-    const std::vector<size_t> offsets = code_point_offsets(text);
-    charge(offsets.size() * sizeof(size_t) / 8);
     const SliceRange range =
-        slice_range(*this, begin, end, stride, static_cast<int64_t>(offsets.size()) - 1);
+        slice_range(*this, begin, end, stride, static_cast<int64_t>(code_points(text)));
     if (range.step == 1) {
       if (range.begin >= range.end) return make(Text());
-      return make(substring(text, offsets[static_cast<size_t>(range.begin)],
-                            offsets[static_cast<size_t>(range.end)]));
+      return make(substring(text, offset_of(text, static_cast<size_t>(range.begin)),
+                            offset_of(text, static_cast<size_t>(range.end))));
     }
+    reserve((text.size() + 1) * sizeof(size_t));
+    const std::vector<size_t> offsets = code_point_offsets(text);
     TextBuilder out;
     for_slice(range, [&](size_t i) { out.append(text, offsets[i], offsets[i + 1]); });
     return make(out.take());

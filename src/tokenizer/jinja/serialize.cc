@@ -159,6 +159,7 @@ void append_json(Interpreter& run, Value value, const JsonStyle& style, TextBuil
 Value format_braces(Interpreter& run, const Text& format, const Arguments& arguments) {
   TextBuilder out;
   const std::string_view bytes = format.bytes;
+  run.scanned(bytes.size());
   size_t automatic = 0;
   for (size_t pos = 0; pos < bytes.size();) {
     const char c = bytes[pos];
@@ -201,6 +202,7 @@ Value format_percent(Interpreter& run, const Text& format, Value arguments) {
   if (arguments.is(Type::kTuple)) values = arguments.list->items;
   TextBuilder out;
   const std::string_view bytes = format.bytes;
+  run.scanned(bytes.size());
   size_t used = 0;
   for (size_t pos = 0; pos < bytes.size();) {
     if (bytes[pos] != '%') {

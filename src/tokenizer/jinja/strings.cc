@@ -48,6 +48,12 @@ size_t code_points(const Text& text) {
   }));
 }
 
+size_t offset_of(const Text& text, size_t index) {
+  size_t pos = 0;
+  for (; pos < text.size() && index > 0; --index) pos += code_point_at(text.bytes, pos).bytes;
+  return pos;
+}
+
 std::vector<size_t> code_point_offsets(const Text& text) {
   std::vector<size_t> offsets;
   offsets.reserve(text.size() + 1);
@@ -58,18 +64,13 @@ std::vector<size_t> code_point_offsets(const Text& text) {
 }
 
 Text code_point(const Text& text, int64_t index) {
-  size_t pos;
-  if (index >= 0) {
-    for (pos = 0; pos < text.size() && index > 0; --index)
-      pos += code_point_at(text.bytes, pos).bytes;
-    if (pos >= text.size()) return {};
-  } else {
-    pos = text.size();
-    for (; index < 0; ++index) {
-      if (pos == 0) return {};
-      pos = previous(text.bytes, pos);
-    }
+  size_t pos = text.size();
+  if (index >= 0) pos = offset_of(text, static_cast<size_t>(index));
+  for (; index < 0; ++index) {
+    if (pos == 0) return {};
+    pos = previous(text.bytes, pos);
   }
+  if (pos >= text.size()) return {};
   return substring(text, pos, pos + code_point_at(text.bytes, pos).bytes);
 }
 
@@ -109,6 +110,22 @@ Text strip(const Text& text, const Text* characters, Sides sides) {
   if (sides & kRight)
     while (end > begin && strips(previous(text.bytes, end))) end = previous(text.bytes, end);
   return substring(text, begin, end);
+}
+
+size_t count_space_parts(const Text& text) {
+  // Control characters, the space, and the lead bytes of every other white-space character.
+  return 1 + static_cast<size_t>(std::count_if(text.bytes.begin(), text.bytes.end(), [](char c) {
+           const unsigned char byte = static_cast<unsigned char>(c);
+           return byte <= 0x20 || byte == 0xC2 || (byte >= 0xE1 && byte <= 0xE3);
+         }));
+}
+
+size_t count_occurrences(const Text& text, std::string_view part) {
+  if (part.empty()) return code_points(text) + 1;
+  size_t count = 0;
+  for (size_t pos = 0; (pos = text.bytes.find(part, pos)) != std::string::npos; pos += part.size())
+    ++count;
+  return count;
 }
 
 std::vector<Text> split(const Text& text, std::string_view separator, int64_t limit) {

@@ -13,6 +13,8 @@ namespace whit::jinja {
 
 Text substring(const Text& text, size_t begin, size_t end);
 size_t code_points(const Text& text);
+// Byte offset of code point `index`, or the text's size.
+size_t offset_of(const Text& text, size_t index);
 // Byte offsets of all code points, and the text's size.
 std::vector<size_t> code_point_offsets(const Text& text);
 // The code point at `index` (negative: from the end); empty where there is none.
@@ -25,6 +27,10 @@ bool is_python_printable(char32_t c);
 enum Sides { kLeft = 1, kRight = 2, kBoth = 3 };
 // Without characters (null): white space.
 Text strip(const Text& text, const Text* characters, Sides sides);
+
+// Never fewer than the parts that split_spaces and split_lines return.
+size_t count_space_parts(const Text& text);
+size_t count_occurrences(const Text& text, std::string_view part);
 
 // Parts between occurrences of `separator` (not empty), at most `limit` cuts (negative: no limit).
 std::vector<Text> split(const Text& text, std::string_view separator, int64_t limit);
