@@ -307,8 +307,8 @@ TEST_P(AttentionTest, scores_of_any_size_give_weights_that_sum_to_one) {
   for (const float value : step.run(ops(), 2)) EXPECT_NEAR(value, 0.75f, 100 * 0x1p-24);
 }
 
-// Runs one sequence of `tokens` in steps of the given sizes and returns all rows of out.
-std::vector<float> in_steps(const SmallOps& ops, const Shape& shape, const Text& text,
+// Runs one sequence in steps of the given sizes and returns all rows of out.
+std::vector<float> in_steps(const SmallOps& ops, const Shape& shape, const std::vector<Text>& texts,
                             const std::vector<int64_t>& sizes, int workers) {
   const int64_t tokens = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
   PagedCache cache(shape, {tokens}, static_cast<uint32_t>(sizes.size()));
@@ -316,7 +316,7 @@ std::vector<float> in_steps(const SmallOps& ops, const Shape& shape, const Text&
   int64_t done = 0;
   for (const int64_t size : sizes) {
     done += size;
-    Step step(shape, {text}, {{done, size}}, cache);
+    Step step(shape, texts, {{done, size}}, cache);
     const std::vector<float>& rows = step.run(ops, workers);
     out.insert(out.end(), rows.begin(), rows.end());
   }
@@ -325,25 +325,24 @@ std::vector<float> in_steps(const SmallOps& ops, const Shape& shape, const Text&
 
 TEST_P(AttentionTest,
        chunked_prefill_token_by_token_decode_and_any_worker_count_give_the_same_bits) {
-  for (const int64_t window : {0, 37})
-    for (const int64_t head_dim : {20, 40, 64})
-      for (const DType dtype : {DType::kF16, DType::kF32}) {
-        Shape shape{.heads = 6, .kv_heads = 2, .head_dim = head_dim, .dtype = dtype};
-        shape.sliding_window = window;
-        const int64_t tokens = 140;
-        const Text text(shape, tokens, 8);
-        const std::vector<float> whole = in_steps(ops(), shape, text, {tokens}, 1);
-        const std::vector<std::vector<int64_t>> cuts = {
-            {tokens},    {64, 64, 12}, {1, 99, 40},
-            {63, 2, 75}, {139, 1},     std::vector<int64_t>(tokens, 1)};
-        for (const std::vector<int64_t>& sizes : cuts)
-          for (const int workers : {2, 5}) {
-            const std::vector<float> cut = in_steps(ops(), shape, text, sizes, workers);
-            EXPECT_EQ(std::memcmp(cut.data(), whole.data(), whole.size() * sizeof(float)), 0)
-                << "Dh " << head_dim << ", window " << window << ", steps " << sizes.size()
-                << ", workers " << workers;
-          }
+  const int64_t tokens = 140;
+  for (const Shape& shape :
+       {Shape{.heads = 6, .kv_heads = 2}, Shape{.heads = 6, .kv_heads = 2, .sliding_window = 37},
+        Shape{.heads = 4, .kv_heads = 2, .head_dim = 40, .dtype = DType::kF32},
+        Shape{.heads = 2, .kv_heads = 2, .head_dim = 20, .sliding_window = 70}}) {
+    const std::vector<Text> texts = {Text(shape, tokens, 8)};
+    const std::vector<float> whole = in_steps(ops(), shape, texts, {tokens}, 1);
+    const std::vector<std::vector<int64_t>> cuts = {{tokens},    {64, 64, 12},
+                                                    {1, 99, 40}, {63, 2, 75},
+                                                    {139, 1},    std::vector<int64_t>(tokens, 1)};
+    for (const std::vector<int64_t>& sizes : cuts)
+      for (const int workers : {2, 5}) {
+        const std::vector<float> cut = in_steps(ops(), shape, texts, sizes, workers);
+        EXPECT_EQ(std::memcmp(cut.data(), whole.data(), whole.size() * sizeof(float)), 0)
+            << "Dh " << shape.head_dim << ", window " << shape.sliding_window << ", steps "
+            << sizes.size() << ", workers " << workers;
       }
+  }
 }
 
 TEST_P(AttentionTest, a_query_gives_the_same_bits_alone_and_in_any_batch) {
