@@ -223,7 +223,7 @@ class Interruptions(BadInput):
 
     def test_ctrl_c_while_quantizing_leaves_nothing(self):
         self.text.write_text(TEXT * 2000)
-        self.interrupted("quantize", self.model, "--calib", self.text, "--calib-samples", 20000, "--calib-length", 64,
+        self.interrupted("quantize", self.model, "--calib", self.text, "--calib-samples", 10000, "--calib-length", 64,
                          "-o", "out")
 
     def test_ctrl_c_while_comparing_leaves_nothing(self):

@@ -1,6 +1,7 @@
 """The program from end to end, on a tiny model and (where WHIT_SMOL_GGUF names it) on the default one."""
 import json
 import os
+import signal
 import subprocess
 import unittest
 
@@ -117,6 +118,18 @@ class TinyModel(CliTest):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn(b"/what is not a command", result.stderr)
         self.assertEqual(result.stderr.count(b"tokens at"), 2)
+
+    def test_ctrl_c_stops_an_answer_and_not_the_conversation(self):
+        process = subprocess.Popen([str(WHIT), "chat", str(self.model), "--max-tokens", "400", "--ignore-eos"],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate(b"again\n", timeout=60)
+        self.assertEqual(process.returncode, 0, message)
+        self.assertIn(b"cancelled", message)
+        self.assertEqual(message.count(b"tokens at"), 2)
 
     def test_engines_of_every_scheme_run_and_say_what_they_are(self):
         for mode, scheme in [("rtn", "w8a16"), ("rtn", "bf16"), ("awq", "w4a16"), ("awq", "w4a8"),

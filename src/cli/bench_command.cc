@@ -84,15 +84,18 @@ Action add_bench(CLI::App& app) {
   app.add_option("-p,--prompt-tokens", user->bench.prompts,
                  "Prompt lengths, comma-separated; 0: none")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
       ->capture_default_str();
   app.add_option("-n,--generated-tokens", user->bench.generations,
                  "Decoded lengths, comma-separated; 0: none")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
       ->capture_default_str();
   app.add_option("-b,--batch", user->bench.batches, "Sequences decoding together, comma-separated")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::Range(int64_t{1}, int64_t{1024}))
       ->capture_default_str();
   app.add_option("-r,--repetitions", user->bench.repetitions,

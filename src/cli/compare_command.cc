@@ -295,7 +295,8 @@ Action add_compare(CLI::App& app) {
   add_model(app, user->model);
   app.add_option("ENGINE", user->engines, "Engines of the same model that are there already");
   app.add_option("--recipes", user->recipes, "MODE:SCHEME, comma-separated: quantize in these ways")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   app.add_option("-o,--output", user->output,
                  "Directory for the recipes' engines, one folder MODE-SCHEME for each");
   app.add_flag("--reuse", user->reuse,

@@ -38,7 +38,8 @@ void UserGenerationOptions::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--seed", seed, "Makes sampling repeatable");
   app.add_option("--stop", generation.stop, "Text that ends the answer; may be given several times")
-      ->take_all();
+      ->take_all()
+      ->allow_extra_args(false);
   app.add_flag("--ignore-eos", generation.ignore_eos, "Go on after the end-of-sequence token");
   app.add_option("--ctx-size", ctx_size, "Longest context, in tokens; 0: the model's")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 28))

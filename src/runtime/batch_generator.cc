@@ -9,7 +9,7 @@ namespace whit {
 namespace {
 
 // Bytes that the keys and values of the sequences decoding together may take.
-constexpr int64_t kCacheBytes = int64_t{512} << 20;
+constexpr int64_t kCacheBytes = int64_t{384} << 20;
 
 // SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a stream for each sequence from one seed.
 class RandomStream {
