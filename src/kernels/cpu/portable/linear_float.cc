@@ -93,7 +93,7 @@ constexpr LinearKernel row(std::string_view name) {
 
 }  // namespace
 
-const LinearKernel kPortableLinearFloat[4] = {
+constinit const LinearKernel kPortableLinearFloat[4] = {
     row<WeightFormat::kF32, widen_f32>("portable/linear_f32"),
     row<WeightFormat::kBF16, widen_bf16>("portable/linear_bf16"),
     row<WeightFormat::kInt4Group, widen_int4>("portable/linear_w4a16"),

@@ -83,7 +83,7 @@ constexpr LinearKernel row(std::string_view name) {
 
 }  // namespace
 
-const LinearKernel kPortableLinearInt8[2] = {
+constinit const LinearKernel kPortableLinearInt8[2] = {
     row<WeightFormat::kInt4Group, dot_int4>("portable/linear_w4a8"),
     row<WeightFormat::kInt8Channel, dot_int8>("portable/linear_w8a8"),
 };
