@@ -17,7 +17,7 @@ namespace {
 
 using testing::ScratchDirectory;
 
-constexpr int64_t kWindows = 10, kContext = 256, kSamples = 8;
+constexpr int64_t kWindows = 10, kContext = 512, kSamples = 16;
 
 struct Case {
   const char *mode, *scheme;
