@@ -1,7 +1,9 @@
 #include "quantize/algorithm.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 namespace whit {
 namespace {
@@ -25,6 +27,22 @@ constexpr std::array<Algorithm, 3> kAlgorithms = {{
     {"smoothquant", true, needs_int8_activations, decide_smoothquant},
     {"rtn", false, refuses_nothing, decide_rtn},
 }};
+
+// Candidates whose exact error is computed; the estimate chooses them. Over 223 groups of a 135M
+// model, the best of all was among the first two but for one, where the second came within .5 %.
+constexpr size_t kShortlist = 2;
+
+std::vector<const Candidate*> shortlist(GroupTrial& trial, std::span<const Candidate> candidates) {
+  std::vector<std::pair<double, const Candidate*>> ranked;
+  for (const Candidate& candidate : candidates)
+    ranked.emplace_back(
+        candidates.size() > kShortlist ? trial.estimate(candidate.factors.data()) : 0, &candidate);
+  std::stable_sort(ranked.begin(), ranked.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<const Candidate*> kept;
+  for (size_t i = 0; i < std::min(kShortlist, ranked.size()); ++i) kept.push_back(ranked[i].second);
+  return kept;
+}
 
 }  // namespace
 
@@ -60,13 +78,13 @@ GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, Gr
                             std::span<const Candidate> candidates, std::string_view algorithm,
                             LayerWeights& weights, LayerDecision& decision) {
   GroupReport report{.name = group_name(task.graph, group), .algorithm = std::string(algorithm)};
-  double best = trial.error(Split::kSearch, nullptr);
+  double best = std::numeric_limits<double>::infinity();
   const Candidate* chosen = nullptr;
-  for (const Candidate& candidate : candidates) {
-    const double error = trial.error(Split::kSearch, candidate.factors.data());
+  for (const Candidate* candidate : shortlist(trial, candidates)) {
+    const double error = trial.error(Split::kSearch, candidate->factors.data());
     if (error < best) {
       best = error;
-      chosen = &candidate;
+      chosen = candidate;
     }
   }
   report.rtn_error = report.error = trial.error(Split::kHeldOut, nullptr);
@@ -80,8 +98,6 @@ GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, Gr
     } else {
       report.note = "the best factors lost to plain rounding on held-out tokens: not used";
     }
-  } else if (!candidates.empty()) {
-    report.note = "no factors beat plain rounding";
   }
   return report;
 }

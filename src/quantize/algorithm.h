@@ -44,9 +44,9 @@ struct Candidate {
   double exponent;
   std::vector<float> factors;  // [K]
 };
-// Tries every candidate on the search split, keeps the best if held-out tokens agree that it beats
-// plain rounding, folds it, and reports. Candidates must leave shared factors (GQA) equal;
-// `share_factors` makes them so.
+// Tries the most promising candidates on the search split, keeps the best if held-out tokens agree
+// that it beats plain rounding, folds it, and reports. Candidates must leave shared factors (GQA)
+// equal; `share_factors` makes them so.
 GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, GroupTrial& trial,
                             std::span<const Candidate> candidates, std::string_view algorithm,
                             LayerWeights& weights, LayerDecision& decision);

@@ -71,7 +71,11 @@ void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWe
   }
 }
 
-double dot(const float* a, const float* b, int64_t count) {
+namespace {
+
+// Σ f(i) in f32 within blocks of 512 and f64 across them.
+template <typename F>
+double blocked_sum(int64_t count, F&& f) {
   constexpr int64_t kBlock = 512, kLanes = 16;
   double total = 0;
   for (int64_t first = 0; first < count; first += kBlock) {
@@ -79,23 +83,21 @@ double dot(const float* a, const float* b, int64_t count) {
     float lanes[kLanes] = {};
     int64_t i = first;
     for (; i + kLanes <= end; i += kLanes)
-      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
-    for (; i < end; ++i) lanes[0] += a[i] * b[i];
+      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += f(i + lane);
+    for (; i < end; ++i) lanes[0] += f(i);
     for (const float lane : lanes) total += lane;
   }
   return total;
 }
 
-std::vector<double> row_errors(const Tensor& delta, const cpu::PackedWeight& gram, Matmul& matmul) {
-  const int64_t n = delta.dim(0), k = delta.dim(1);
-  Tensor product(DType::kF32, {n, k});
-  matmul.multiply(delta.data<float>(), k, n, gram, product.data<float>(), k);
-  std::vector<double> errors(n);
-  matmul.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      errors[row] = dot(delta.data<float>() + row * k, product.data<float>() + row * k, k);
-  });
-  return errors;
+}  // namespace
+
+double dot(const float* a, const float* b, int64_t count) {
+  return blocked_sum(count, [=](int64_t i) { return a[i] * b[i]; });
+}
+
+double weighted_squares(const float* a, const float* weights, int64_t count) {
+  return blocked_sum(count, [=](int64_t i) { return weights[i] * a[i] * a[i]; });
 }
 
 }  // namespace whit

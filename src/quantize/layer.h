@@ -65,7 +65,7 @@ void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWe
 // Σ a·b in f32 within blocks of 512 and f64 across them.
 double dot(const float* a, const float* b, int64_t count);
 
-// ∑ over rows of ΔW·gram·ΔWᵀ for ΔW [n, k], by row. `gram` packed by Matmul::pack.
-std::vector<double> row_errors(const Tensor& delta, const cpu::PackedWeight& gram, Matmul& matmul);
+// Σ w·a², likewise.
+double weighted_squares(const float* a, const float* weights, int64_t count);
 
 }  // namespace whit

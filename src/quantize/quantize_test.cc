@@ -177,8 +177,30 @@ TEST(TrialTest, loss_equals_the_measured_output_error_of_the_rounded_linear) {
       error += delta * delta;
       energy += y * y;
     }
-  EXPECT_NEAR(trial.linear_error(Split::kSearch, id, nullptr, nullptr), error / energy,
-              1e-3 * error / energy);
+  error /= static_cast<double>(stats.search.sample_rows);
+  energy /= static_cast<double>(stats.search.sample_rows);
+  ASSERT_EQ(group.linears.size(), 1u);
+  EXPECT_NEAR(trial.squared_error(Split::kSearch, id, nullptr, nullptr), error, 1e-3 * error);
+  EXPECT_NEAR(trial.energy(Split::kSearch), energy, 1e-3 * energy);
+  EXPECT_NEAR(trial.error(Split::kSearch, nullptr), error / energy, 2e-3 * error / energy);
+}
+
+TEST(TrialTest, estimates_follow_the_loss_from_candidate_to_candidate) {
+  for (const char* scheme : {"w4a16", "w4a8", "w8a8"}) {
+    LayerFixture layer("llama_untied", QuantScheme::preset(scheme, 32));
+    for (const ScalingGroup& group : scaling_groups(layer.model.graph(), layer.task.range)) {
+      GroupTrial trial(layer.task, group, layer.weights, nullptr);
+      const std::vector<float>& mean = trial.mean_abs();
+      for (const float exponent : {0.0f, 0.4f, 0.8f}) {
+        std::vector<float> s(mean.size());
+        for (size_t i = 0; i < s.size(); ++i) s[i] = std::pow(std::max(mean[i], 1e-3f), exponent);
+        const double exact = trial.error(Split::kSearch, s.data()) * trial.energy(Split::kSearch);
+        // The neglected terms are a sum of N·K²/2 products of independent rounding errors of mean
+        // zero: small beside the N·K squares that are kept, for these N, K ≥ 64.
+        EXPECT_NEAR(trial.estimate(s.data()), exact, 0.15 * exact) << scheme << " " << exponent;
+      }
+    }
+  }
 }
 
 class AlgorithmTest : public ::testing::TestWithParam<std::pair<const char*, const char*>> {};

@@ -72,13 +72,6 @@ GroupTrial::GroupTrial(const LayerTask& task, const ScalingGroup& group,
         for (int64_t t = 0; t < split.sample_rows; ++t)
           for (int64_t i = begin; i < end; ++i) sample[t * k_ + i] *= inverse[i];
       });
-    split.packed_gram = task.matmul.pack(gram, k_, k_);
-    for (const NodeId id : group.linears) {
-      double energy = 0;
-      for (const double row : row_errors(weights.linears.at(id), split.packed_gram, task.matmul))
-        energy += row;
-      split.energy[id] = std::max(energy, 1e-30);
-    }
   }
 }
 
@@ -102,15 +95,15 @@ float GroupTrial::static_scale(const float* s) const {
   return largest / 127.0f;
 }
 
-void GroupTrial::round_trip(NodeId linear, const float* s, const Tensor* clip, Tensor& rounded) {
+Tensor& GroupTrial::round_trip(NodeId linear, const float* s, const Tensor* clip) {
   const Tensor& w = weights_.linears.at(linear);
-  if (rounded.empty() || rounded.shape() != w.shape()) rounded = Tensor(DType::kF32, w.shape());
+  Tensor& rounded = rounded_[linear];
+  if (rounded.empty()) rounded = Tensor(DType::kF32, w.shape());
   quantize_round_trip(w, s, clip, *task_.scheme.weights, task_.pool(), rounded);
+  return rounded;
 }
 
-double GroupTrial::activation_error(SplitData& split, const Tensor& rounded, const float* s) {
-  const int64_t rows = split.sample_rows, n = rounded.dim(0);
-  if (rows == 0) return 0;
+void GroupTrial::round_activations(const SplitData& split, int64_t rows, const float* s) {
   if (activation_delta_.empty())
     activation_delta_ = Tensor(DType::kF32, {Observer::kSampleRows, k_});
   const float fixed = task_.scheme.static_activations() ? static_scale(s) : 0;
@@ -130,6 +123,12 @@ double GroupTrial::activation_error(SplitData& split, const Tensor& rounded, con
       }
     }
   });
+}
+
+double GroupTrial::activation_error(const SplitData& split, const Tensor& rounded, const float* s) {
+  const int64_t rows = split.sample_rows, n = rounded.dim(0);
+  if (rows == 0) return 0;
+  round_activations(split, rows, s);
   if (product_.empty() || product_.size() < rows * n) product_ = Tensor(DType::kF32, {rows, n});
   const cpu::PackedWeight packed = task_.matmul.pack(rounded.data<float>(), n, k_);
   task_.matmul.multiply(activation_delta_.data<float>(), k_, rows, packed, product_.data<float>(),
@@ -144,15 +143,23 @@ double GroupTrial::activation_error(SplitData& split, const Tensor& rounded, con
   return std::accumulate(squares.begin(), squares.end(), 0.0) / static_cast<double>(rows);
 }
 
-double GroupTrial::linear_error(Split which, NodeId linear, const float* s, const Tensor* clip) {
-  return squared_error(which, linear, s, clip) / splits_[static_cast<int>(which)].energy.at(linear);
+const QuadraticForm& GroupTrial::form(Split split) {
+  SplitData& of = data(split);
+  if (!of.form) of.form.emplace(of.gram, task_.matmul);
+  return *of.form;
 }
 
-double GroupTrial::squared_error(Split which, NodeId linear, const float* s, const Tensor* clip) {
-  SplitData& split = splits_[static_cast<int>(which)];
-  Tensor rounded;
-  round_trip(linear, s, clip, rounded);
-  double error = task_.scheme.int8_activations() ? activation_error(split, rounded, s) : 0;
+double GroupTrial::energy(Split split) {
+  SplitData& of = data(split);
+  if (!of.energy) {
+    double energy = 0;
+    for (const NodeId id : group_.linears) energy += form(split).total(weights_.linears.at(id));
+    of.energy = std::max(energy, 1e-30);
+  }
+  return *of.energy;
+}
+
+void GroupTrial::subtract_weights(NodeId linear, const float* s, Tensor& rounded) {
   const float* w = weights_.linears.at(linear).data<float>();
   task_.pool().parallel_for(rounded.dim(0), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -160,19 +167,55 @@ double GroupTrial::squared_error(Split which, NodeId linear, const float* s, con
       for (int64_t i = 0; i < k_; ++i) r[i] = (s == nullptr ? r[i] : r[i] / s[i]) - w[row * k_ + i];
     }
   });
-  for (const double row : row_errors(rounded, split.packed_gram, task_.matmul)) error += row;
-  return error;
+}
+
+double GroupTrial::squared_error(Split which, NodeId linear, const float* s, const Tensor* clip) {
+  Tensor& rounded = round_trip(linear, s, clip);
+  const double activations =
+      task_.scheme.int8_activations() ? activation_error(data(which), rounded, s) : 0;
+  subtract_weights(linear, s, rounded);
+  return activations + form(which).total(rounded);
 }
 
 double GroupTrial::error(Split which, const float* s, const std::map<NodeId, Tensor>* clips) {
-  double error = 0, energy = 0;
+  double error = 0;
   for (const NodeId id : group_.linears) {
     const Tensor* clip = nullptr;
     if (clips != nullptr && clips->contains(id)) clip = &clips->at(id);
     error += squared_error(which, id, s, clip);
-    energy += splits_[static_cast<int>(which)].energy.at(id);
   }
-  return error / energy;
+  return error / energy(which);
+}
+
+double GroupTrial::estimate(const float* s) {
+  constexpr int64_t kRows = 128;  // of sampled inputs: their mean square has 1/√(2·128) of error
+  const SplitData& split = data(Split::kSearch);
+  if (!estimate_) estimate_.emplace(split.gram, task_.matmul);
+  const int64_t rows = task_.scheme.int8_activations() ? std::min(kRows, split.sample_rows) : 0;
+  std::vector<float> noise(k_, 0.0f);  // E[(Q8(x/s) − x/s)²] by channel
+  if (rows > 0) {
+    round_activations(split, rows, s);
+    for (int64_t t = 0; t < rows; ++t)
+      for (int64_t i = 0; i < k_; ++i) {
+        const float delta = activation_delta_.data<float>()[t * k_ + i];
+        noise[i] += delta * delta / static_cast<float>(rows);
+      }
+  }
+  double error = 0;
+  for (const NodeId id : group_.linears) {
+    Tensor& rounded = round_trip(id, s, nullptr);
+    if (rows > 0) {
+      std::vector<double> by_row(rounded.dim(0));
+      task_.pool().parallel_for(rounded.dim(0), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row)
+          by_row[row] = weighted_squares(rounded.data<float>() + row * k_, noise.data(), k_);
+      });
+      error = std::accumulate(by_row.begin(), by_row.end(), error);
+    }
+    subtract_weights(id, s, rounded);
+    error += estimate_->total(rounded);
+  }
+  return error;
 }
 
 }  // namespace whit

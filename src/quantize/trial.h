@@ -6,9 +6,13 @@
 // The two roundings are independent, so their squared errors add. A group's loss is the sum over
 // its linears, divided by the sum of their outputs' energies tr(W·E[x·xᵀ]·Wᵀ): a linear counts as
 // much as its output is large.
+//
+// estimate() ranks candidates at a fraction of the cost: the Gram matrix by QuadraticEstimate, and
+// the int8 roundings of different channels as uncorrelated.
 #pragma once
 
 #include "quantize/layer.h"
+#include "quantize/quadratic_form.h"
 
 namespace whit {
 
@@ -21,8 +25,12 @@ class GroupTrial {
 
   // s [K] or null for ones. `clips` by linear, [N, G] bounds of |w|, or empty.
   double error(Split split, const float* s, const std::map<NodeId, Tensor>* clips = nullptr);
-  // Of one linear alone, over its own energy.
-  double linear_error(Split split, NodeId linear, const float* s, const Tensor* clip);
+  // Of one linear alone, not divided by any energy.
+  double squared_error(Split split, NodeId linear, const float* s, const Tensor* clip);
+  // Nearly error(kSearch, s) times a constant.
+  double estimate(const float* s);
+  // Of the group's outputs.
+  double energy(Split split);
 
   // Mean and largest magnitude of the input channels, after `applied`.
   const std::vector<float>& mean_abs() const { return mean_abs_; }
@@ -40,13 +48,18 @@ class GroupTrial {
   struct SplitData {
     Tensor gram, sample;
     int64_t sample_rows = 0;
-    cpu::PackedWeight packed_gram;
-    std::map<NodeId, double> energy;
+    std::optional<QuadraticForm> form;
+    std::optional<double> energy;
   };
 
-  double squared_error(Split split, NodeId linear, const float* s, const Tensor* clip);
-  void round_trip(NodeId linear, const float* s, const Tensor* clip, Tensor& rounded);
-  double activation_error(SplitData& split, const Tensor& rounded, const float* s);
+  SplitData& data(Split split) { return splits_[static_cast<int>(split)]; }
+  const QuadraticForm& form(Split split);
+  // activation_delta_ becomes Q8(x/s) − x/s of the first `rows` sampled inputs.
+  void round_activations(const SplitData& split, int64_t rows, const float* s);
+  // Q(W·s)/s − W in place of Q(W·s).
+  void subtract_weights(NodeId linear, const float* s, Tensor& rounded);
+  Tensor& round_trip(NodeId linear, const float* s, const Tensor* clip);
+  double activation_error(const SplitData& split, const Tensor& rounded, const float* s);
 
   const LayerTask& task_;
   const ScalingGroup& group_;
@@ -54,7 +67,9 @@ class GroupTrial {
   int64_t k_;
   std::vector<float> mean_abs_, max_abs_;
   SplitData splits_[2];
-  Tensor delta_, activation_delta_, product_;
+  std::optional<QuadraticEstimate> estimate_;  // of the search split's gram
+  std::map<NodeId, Tensor> rounded_;           // Q(W·s), then its error, of the last candidate
+  Tensor activation_delta_, product_;
 };
 
 // W·s rounded to the scheme's weight format and back, [N, K]: row-parallel.
