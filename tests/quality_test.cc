@@ -17,7 +17,7 @@ namespace {
 
 using testing::ScratchDirectory;
 
-constexpr int64_t kWindows = 10, kContext = 512, kSamples = 16;
+constexpr int64_t kContext = 512;
 
 struct Case {
   const char *mode, *scheme;
@@ -37,10 +37,10 @@ class QualityTest : public ::testing::Test {
   }
 
   std::vector<QuantizeSummary> quantize(const std::filesystem::path& model,
-                                        std::span<const Case> cases) {
+                                        std::span<const Case> cases, int64_t samples) {
     const Model source = Model::open(model);
     const CalibrationData data = calibration_from_text(
-        source.tokenizer(), read_file(wikitext_ / "valid.txt"), "valid.txt", kSamples, 512);
+        source.tokenizer(), read_file(wikitext_ / "valid.txt"), "valid.txt", samples, kContext);
     std::vector<Recipe> recipes;
     for (const Case& each : cases)
       recipes.push_back({.mode = each.mode,
@@ -51,32 +51,33 @@ class QualityTest : public ::testing::Test {
   }
 
   // Against the unquantized default model.
-  EvalResult evaluate_engine(const std::filesystem::path& path) {
+  std::vector<EvalResult> evaluate_engines(const std::vector<QuantizeSummary>& summaries,
+                                           int64_t windows) {
     const ExecutorOptions options{.max_context = kContext, .isa = isa_};
-    if (!reference_) {
-      source_.emplace(Model::open(gguf_));
-      reference_.emplace(source_->config(), source_->graph(), source_->weights(), options, pool_);
-      ids_ = source_->tokenizer().encode(
-          std::string_view(read_file(wikitext_ / "test.txt")).substr(0, 40000));
+    const Model source = Model::open(gguf_);
+    Executor reference(source.config(), source.graph(), source.weights(), options, pool_);
+    const std::vector<int32_t> ids = source.tokenizer().encode(
+        std::string_view(read_file(wikitext_ / "test.txt")).substr(0, 40000));
+    std::vector<std::unique_ptr<Model>> engines;
+    std::vector<std::unique_ptr<Executor>> executors;
+    std::vector<EvalModel> models;
+    for (const QuantizeSummary& summary : summaries) {
+      engines.push_back(std::make_unique<Model>(Model::open(summary.output)));
+      const Model& engine = *engines.back();
+      executors.push_back(std::make_unique<Executor>(engine.config(), engine.graph(),
+                                                     engine.weights(), options, pool_));
+      models.push_back({*executors.back(), DType::kF16});
     }
-    const Model engine = Model::open(path);
-    Executor executor(engine.config(), engine.graph(), engine.weights(), options, pool_);
-    const EvalResult result =
-        evaluate(executor, &*reference_, ids_,
-                 {.ctx_size = kContext, .max_windows = kWindows, .kv_dtype = DType::kF16});
-    EXPECT_EQ(result.tokens, kWindows * (kContext - 1));
-    return result;
+    const std::vector<EvalResult> results =
+        evaluate(models, &reference, ids, {.ctx_size = kContext, .max_windows = windows});
+    for (const EvalResult& result : results) EXPECT_EQ(result.tokens, windows * (kContext - 1));
+    return results;
   }
 
   const cpu::Isa isa_ = cpu::detected_isa();
   ThreadPool pool_;
   ScratchDirectory scratch_;
   std::filesystem::path gguf_, wikitext_;
-
- private:
-  std::optional<Model> source_;
-  std::optional<Executor> reference_;
-  std::vector<int32_t> ids_;
 };
 
 // One calibration, the engines of all recipes.
@@ -84,9 +85,10 @@ TEST_F(QualityTest, quantized_models_stay_within_the_landed_divergence_slow) {
   const std::vector<Case> cases = {{"awq", "w4a16", 1.21, 0.170},
                                    {"awq", "w4a8", 1.23, 0.180},
                                    {"smoothquant", "w8a8", 1.014, 0.0106}};
-  const std::vector<QuantizeSummary> summaries = quantize(gguf_, cases);
+  const std::vector<QuantizeSummary> summaries = quantize(gguf_, cases, 16);
+  const std::vector<EvalResult> results = evaluate_engines(summaries, 10);
   for (size_t i = 0; i < cases.size(); ++i) {
-    const EvalResult result = evaluate_engine(summaries[i].output);
+    const EvalResult& result = results[i];
     EXPECT_LE(*result.ppl_ratio, cases[i].ppl_ratio) << cases[i].mode << " " << cases[i].scheme;
     EXPECT_LE(*result.kld, cases[i].kld) << cases[i].mode << " " << cases[i].scheme;
     for (const GroupReport& report : summaries[i].reports)
@@ -101,11 +103,11 @@ TEST_F(QualityTest, smoothquant_recovers_the_outlier_variant_that_naive_int8_los
   const std::filesystem::path variant = scratch_.path() / "outliers";
   testing::write_outlier_variant(gguf_, variant, 50, 6);
   const std::vector<Case> cases = {{"rtn", "w8a8", 0, 0}, {"smoothquant", "w8a8", 1.014, 0.0106}};
-  const std::vector<QuantizeSummary> summaries = quantize(variant, cases);
-  const EvalResult naive = evaluate_engine(summaries[0].output);
+  const std::vector<QuantizeSummary> summaries = quantize(variant, cases, 8);
+  const std::vector<EvalResult> results = evaluate_engines(summaries, 10);
+  const EvalResult &naive = results[0], &smooth = results[1];
   EXPECT_GT(*naive.ppl_ratio, 1.5);
   EXPECT_GT(*naive.kld, 0.3);
-  const EvalResult smooth = evaluate_engine(summaries[1].output);
   EXPECT_LE(*smooth.ppl_ratio, cases[1].ppl_ratio);
   EXPECT_LE(*smooth.kld, cases[1].kld);
   for (const GroupReport& report : summaries[1].reports) {

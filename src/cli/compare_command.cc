@@ -121,29 +121,33 @@ void evaluate_all(const CompareOptions& user, Machine& machine,
   LoadedModel original(user.model, {.isa = machine.isa}, machine.pool);
   const std::vector<int32_t> ids = original.model.tokenizer().encode(text);
   EvalOptions options = eval_options(user, original.model);
-  options.reference_kv_dtype = original.model.default_kv_dtype();
+  options.kv_dtype = options.reference_kv_dtype = original.model.default_kv_dtype();
+  std::vector<std::unique_ptr<LoadedModel>> engines;
+  std::vector<EvalModel> models;
   for (Contender& contender : contenders) {
     const bool is_original = &contender == &contenders.front();
-    std::optional<LoadedModel> loaded;
-    if (!is_original)
-      loaded.emplace(contender.path, ExecutorOptions{.isa = machine.isa}, machine.pool);
-    LoadedModel& model = is_original ? original : *loaded;
-    if (model.model.config().vocab_size != original.model.config().vocab_size ||
-        (!is_original && model.model.tokenizer().encode(text) != ids))
+    if (!is_original) {
+      engines.push_back(std::make_unique<LoadedModel>(
+          contender.path, ExecutorOptions{.isa = machine.isa}, machine.pool));
+      models.push_back({*engines.back()->executor, engines.back()->model.default_kv_dtype()});
+    }
+    const Model& model = is_original ? original.model : engines.back()->model;
+    if (model.config().vocab_size != original.model.config().vocab_size ||
+        (!is_original && model.tokenizer().encode(text) != ids))
       throw Error(ErrorKind::kInvalidArgument,
                   "{} has another tokenizer than {}: they cannot be compared",
                   contender.path.string(), user.model);
-    contender.bytes = model.model.stored_bytes();
-    contender.bits_per_weight = model.model.bits_per_weight();
-    options.kv_dtype = model.model.default_kv_dtype();
-    if (is_original && contenders.size() > 1) continue;
-    contender.quality =
-        evaluate(*model.executor, is_original ? nullptr : original.executor.get(), ids, options);
+    contender.bytes = model.stored_bytes();
+    contender.bits_per_weight = model.bits_per_weight();
   }
-  if (contenders.size() > 1 && contenders[1].quality.reference_ppl) {
-    contenders[0].quality.ppl = *contenders[1].quality.reference_ppl;
-    contenders[0].quality.tokens = contenders[1].quality.tokens;
+  if (models.empty()) {
+    contenders[0].quality = evaluate(*original.executor, nullptr, ids, options);
+    return;
   }
+  const std::vector<EvalResult> results = evaluate(models, original.executor.get(), ids, options);
+  for (size_t i = 0; i < results.size(); ++i) contenders[i + 1].quality = results[i];
+  contenders[0].quality.ppl = *results[0].reference_ppl;
+  contenders[0].quality.tokens = results[0].tokens;
 }
 
 // In a process of its own, so that its peak memory is this model's alone.

@@ -66,43 +66,119 @@ Json to_json(const EvalResult& result) {
   return json;
 }
 
+namespace {
+
+struct Row {
+  double nll, reference_nll, kld;
+  bool agrees;
+};
+
+// A model being scored.
+class Scorer {
+ public:
+  Scorer(const EvalModel& model, int64_t window)
+      : executor_(model.executor), runner_(model.executor, window, model.kv_dtype) {}
+
+  void step(std::span<const int32_t> ids, int64_t start) { runner_.step(ids, start); }
+
+  // Rows `rows` of the last step, whose successors are `targets`; reference logits [rows, V] and
+  // their log-sum-exps, or null.
+  void score(std::span<const int32_t> rows, std::span<const int32_t> targets,
+             const float* reference, std::span<const float> reference_lse) {
+    const auto count = static_cast<int64_t>(rows.size());
+    const int64_t vocab = executor_.config().vocab_size;
+    const cpu::SmallOps& ops = executor_.ops();
+    const float* logits = runner_.logits(rows);
+    results_.resize(std::max<size_t>(results_.size(), rows.size()));
+    executor_.pool().parallel_for(count, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const float* x = logits + i * vocab;
+        const float lse = ops.log_sum_exp(x, vocab);
+        Row row{.nll = lse - x[targets[i]], .reference_nll = 0, .kld = 0, .agrees = false};
+        if (reference != nullptr) {
+          const float* y = reference + i * vocab;
+          row.reference_nll = reference_lse[i] - y[targets[i]];
+          row.kld = ops.kl_divergence(y, reference_lse[i], x, lse, vocab);
+          row.agrees = ops.argmax(x, vocab) == ops.argmax(y, vocab);
+        }
+        results_[i] = row;
+      }
+    });
+    for (int64_t i = 0; i < count; ++i) {
+      nll_.add(results_[i].nll);
+      reference_nll_.add(results_[i].reference_nll);
+      divergence_.add(results_[i].kld);
+      agreements_ += results_[i].agrees ? 1 : 0;
+    }
+  }
+
+  EvalResult result(bool has_reference) const {
+    EvalResult result;
+    result.tokens = nll_.count();
+    result.ppl = ppl();
+    result.ppl_stderr = result.ppl * nll_.standard_error();
+    if (has_reference) {
+      result.reference_ppl = std::exp(reference_nll_.mean());
+      result.ppl_ratio = result.ppl / *result.reference_ppl;
+      result.kld = divergence_.mean();
+      result.kld_stderr = divergence_.standard_error();
+      result.top1_agreement = static_cast<double>(agreements_) / static_cast<double>(nll_.count());
+    }
+    return result;
+  }
+  double ppl() const { return std::exp(nll_.mean()); }
+
+ private:
+  Executor& executor_;
+  WindowRunner runner_;
+  std::vector<Row> results_;
+  Mean nll_, reference_nll_, divergence_;
+  int64_t agreements_ = 0;
+};
+
+}  // namespace
+
 EvalResult evaluate(Executor& model, Executor* reference, std::span<const int32_t> ids,
                     const EvalOptions& options) {
+  const EvalModel one{model, options.kv_dtype};
+  return evaluate({&one, 1}, reference, ids, options).front();
+}
+
+std::vector<EvalResult> evaluate(std::span<const EvalModel> models, Executor* reference,
+                                 std::span<const int32_t> ids, const EvalOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  const int64_t vocab = model.config().vocab_size;
-  if (reference != nullptr && reference->config().vocab_size != vocab)
-    throw Error(ErrorKind::kInvalidArgument,
-                "the reference has a vocabulary of {}, the model of {}: not comparable",
-                reference->config().vocab_size, vocab);
+  const int64_t vocab = models.front().executor.config().vocab_size;
+  std::vector<const Executor*> all;
+  for (const EvalModel& model : models) all.push_back(&model.executor);
+  if (reference != nullptr) all.push_back(reference);
+  for (const Executor* executor : all)
+    if (executor->config().vocab_size != vocab)
+      throw Error(ErrorKind::kInvalidArgument,
+                  "the reference has a vocabulary of {}, the model of {}: not comparable",
+                  executor->config().vocab_size, vocab);
   if (ids.size() < 2)
     throw Error(ErrorKind::kInvalidArgument,
                 "the text has {} tokens; at least 2 are needed to score one", ids.size());
   const int64_t window = std::min<int64_t>(options.ctx_size, static_cast<int64_t>(ids.size()));
-  for (const Executor* executor : std::initializer_list<const Executor*>{&model, reference})
-    if (executor != nullptr && (window < 2 || window > executor->options().max_context))
+  int64_t chunk = window;
+  for (const Executor* executor : all) {
+    if (window < 2 || window > executor->options().max_context)
       throw Error(ErrorKind::kInvalidArgument, "--ctx-size {} is outside 2 … {} of the model",
                   window, executor->options().max_context);
+    chunk = std::min({chunk, executor->options().max_tokens, executor->options().max_logit_rows});
+  }
   int64_t windows = static_cast<int64_t>(ids.size()) / window;
   if (options.max_windows > 0) windows = std::min(windows, options.max_windows);
 
-  int64_t chunk = std::min(model.options().max_tokens, model.options().max_logit_rows);
-  WindowRunner runner(model, window, options.kv_dtype);
+  std::vector<Scorer> scorers;
+  for (const EvalModel& model : models) scorers.emplace_back(model, window);
   std::optional<WindowRunner> reference_runner;
-  if (reference != nullptr) {
-    chunk = std::min({chunk, reference->options().max_tokens, reference->options().max_logit_rows});
+  if (reference != nullptr)
     reference_runner.emplace(*reference, window, options.reference_kv_dtype);
-  }
 
-  Mean nll, reference_nll, divergence;
-  int64_t agreements = 0;
-  const cpu::SmallOps& ops = model.ops();
-  struct Row {
-    double nll, reference_nll, kld;
-    bool agrees;
-  };
-  std::vector<Row> results(chunk);
   std::vector<int32_t> rows(chunk);
   std::iota(rows.begin(), rows.end(), 0);
+  std::vector<float> reference_lse(chunk);
   Progress progress("evaluating", windows * window);
   for (int64_t w = 0; w < windows; ++w)
     for (int64_t first = 0; first < window; first += chunk) {
@@ -110,53 +186,33 @@ EvalResult evaluate(Executor& model, Executor* reference, std::span<const int32_
       const auto part = ids.subspan(w * window + first, count);
       // The last token of a window is input to nothing that is scored, but stepping over it keeps
       // the code one path.
-      runner.step(part, first);
+      for (Scorer& scorer : scorers) scorer.step(part, first);
       if (reference_runner) reference_runner->step(part, first);
       const int64_t scored = first + count == window ? count - 1 : count;
       if (scored > 0) {
         const std::span<const int32_t> scored_rows(rows.data(), scored);
-        const float* logits = runner.logits(scored_rows);
-        const float* reference_logits =
-            reference_runner ? reference_runner->logits(scored_rows) : nullptr;
-        model.pool().parallel_for(scored, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            const float* x = logits + i * vocab;
-            const int32_t target = ids[w * window + first + i + 1];
-            const float lse = ops.log_sum_exp(x, vocab);
-            Row row{.nll = lse - x[target], .reference_nll = 0, .kld = 0, .agrees = false};
-            if (reference_logits != nullptr) {
-              const float* y = reference_logits + i * vocab;
-              const float reference_lse = ops.log_sum_exp(y, vocab);
-              row.reference_nll = reference_lse - y[target];
-              row.kld = ops.kl_divergence(y, reference_lse, x, lse, vocab);
-              row.agrees = ops.argmax(x, vocab) == ops.argmax(y, vocab);
-            }
-            results[i] = row;
-          }
-        });
-        for (int64_t i = 0; i < scored; ++i) {
-          nll.add(results[i].nll);
-          reference_nll.add(results[i].reference_nll);
-          divergence.add(results[i].kld);
-          agreements += results[i].agrees ? 1 : 0;
+        const float* logits = nullptr;
+        if (reference_runner) {
+          logits = reference_runner->logits(scored_rows);
+          reference->pool().parallel_for(scored, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i)
+              reference_lse[i] = reference->ops().log_sum_exp(logits + i * vocab, vocab);
+          });
         }
+        for (Scorer& scorer : scorers)
+          scorer.score(scored_rows, ids.subspan(w * window + first + 1, scored), logits,
+                       reference_lse);
       }
-      progress.update(w * window + first + count, fmt::format("PPL {:.3f}", std::exp(nll.mean())));
+      progress.update(w * window + first + count, fmt::format("PPL {:.3f}", scorers[0].ppl()));
     }
 
-  EvalResult result;
-  result.tokens = nll.count();
-  result.ppl = std::exp(nll.mean());
-  result.ppl_stderr = result.ppl * nll.standard_error();
-  if (reference != nullptr) {
-    result.reference_ppl = std::exp(reference_nll.mean());
-    result.ppl_ratio = result.ppl / *result.reference_ppl;
-    result.kld = divergence.mean();
-    result.kld_stderr = divergence.standard_error();
-    result.top1_agreement = static_cast<double>(agreements) / static_cast<double>(nll.count());
+  std::vector<EvalResult> results;
+  for (const Scorer& scorer : scorers) {
+    results.push_back(scorer.result(reference != nullptr));
+    results.back().seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return result;
+  return results;
 }
 
 }  // namespace whit

@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/json.h"
 #include "engine/executor.h"
@@ -36,5 +37,13 @@ Json to_json(const EvalResult& result);
 // context.
 EvalResult evaluate(Executor& model, Executor* reference, std::span<const int32_t> ids,
                     const EvalOptions& options);
+
+// The same for several models at once; the reference, which takes most of the time, runs once.
+struct EvalModel {
+  Executor& executor;
+  DType kv_dtype;  // in place of the options'
+};
+std::vector<EvalResult> evaluate(std::span<const EvalModel> models, Executor* reference,
+                                 std::span<const int32_t> ids, const EvalOptions& options);
 
 }  // namespace whit
