@@ -8,8 +8,9 @@
 // one 2·M·N·K operations a second, packed bytes a second, the share of the measured cold read
 // bandwidth, and the share of the arithmetic peak: 32 flop (f32 FMA) and 64 int8 operations
 // (vpmaddwd) a clock and core on AVX2, twice and four times as many on AVX-512 (one 512-bit
-// vpdpbusd a clock is 128), at the measured clock.
+// vpdpbusd a clock is 128), at the measured clock; with AMX the measured rate of tdpbssd.
 #include <fmt/format.h>
+#include <immintrin.h>
 
 #include <algorithm>
 #include <charconv>
@@ -147,6 +148,33 @@ double clock_hz(const ThreadPool& pool) {
   return best;
 }
 
+// int8 operations a second of tdpbssd, all threads: four accumulators in turn, as one alone waits
+// for its own result.
+__attribute__((target("amx-tile,amx-int8"))) double tile_peak(ThreadPool& pool) {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  constexpr int64_t kSteps = 200'000;
+  double best = 0;
+  for (int pass = 0; pass < 5; ++pass) {
+    const Stopwatch watch(pool);
+    pool.run([&](const Worker&) __attribute__((target("amx-tile,amx-int8"))) {
+      _tile_loadconfig(&config);
+      for (int64_t i = 0; i < kSteps; ++i) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+      }
+      _tile_release();
+    });
+    best = std::max(best, pool.size() * 4 * kSteps * 2 * 16 * 16 * 64 / watch.seconds());
+  }
+  return best;
+}
+
 double operations_per_clock(const LinearKernel& kernel) {
   const bool int8 = kernel.activation == Activation::kInt8;
   if (kernel.isa == Isa::kAvx512) return int8 ? 256 : 64;
@@ -167,7 +195,7 @@ QuantizedTensor random_weight(WeightFormat format, Shape shape) {
 }
 
 struct Bounds {
-  double bandwidth, clock;
+  double bandwidth, clock, tiles;
 };
 
 void measure(const LinearKernel& kernel, Shape shape, const Options& options, const Bounds& bounds,
@@ -231,7 +259,9 @@ void measure(const LinearKernel& kernel, Shape shape, const Options& options, co
     const double best = samples[0];
     const double operations = 2.0 * static_cast<double>(m * shape.n * shape.k) / best;
     const double bytes = static_cast<double>(ring[0].payload_bytes) / best;
-    const double peak = operations_per_clock(kernel) * bounds.clock * pool.size();
+    const double peak = kernel.isa == Isa::kAmx
+                            ? bounds.tiles
+                            : operations_per_clock(kernel) * bounds.clock * pool.size();
     fmt::print(
         "   M = {:<4} {:10.1f} us (median {:.1f}) {:8.1f} GOP/s {:7.2f} GB/s {:5.0f} % of read "
         "bandwidth "
@@ -244,9 +274,11 @@ void measure(const LinearKernel& kernel, Shape shape, const Options& options, co
 
 void bench(const Options& options) {
   ThreadPool pool(options.threads);
-  const Bounds bounds{cold_read_bandwidth(pool, options.ring_bytes), clock_hz(pool)};
+  const Bounds bounds{cold_read_bandwidth(pool, options.ring_bytes), clock_hz(pool),
+                      detected_isa() == Isa::kAmx ? tile_peak(pool) : 0};
   fmt::print("{} threads, cold read {:.1f} GB/s, {:.2f} GHz\n", pool.size(), bounds.bandwidth / 1e9,
              bounds.clock / 1e9);
+  if (bounds.tiles > 0) fmt::print("tdpbssd {:.2f} TOP/s\n", bounds.tiles / 1e12);
   for (const LinearKernel& kernel : linear_kernels()) {
     if (kernel.isa != options.isa || kernel.name.find(options.kernel) == std::string_view::npos)
       continue;

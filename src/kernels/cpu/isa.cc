@@ -1,13 +1,15 @@
 // Which instruction sets this CPU and operating system support (Intel SDM vol. 2, CPUID and
 // XGETBV).
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "kernels/cpu/table.h"
 
 namespace whit::cpu {
 namespace {
 
-constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512};
+constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
 
 bool bit(uint32_t word, int index) { return (word >> index & 1) != 0; }
 
@@ -16,6 +18,14 @@ uint64_t enabled_state() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return uint64_t{high} << 32 | low;
+}
+
+// Tile registers take 8 KB of every thread's saved state: Linux grants them on request, once for
+// the process and its threads (Documentation/arch/x86/xstate.rst).
+constexpr uint64_t kTileState = 0x60000;  // bits 17 (configuration) and 18 (data)
+bool request_tiles() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 Isa detect() {
@@ -32,17 +42,19 @@ Isa detect() {
 
   const bool f = bit(b, 16), dq = bit(b, 17), bw = bit(b, 30), vl = bit(b, 31), vnni = bit(c, 11);
   const uint32_t last_subleaf = a;
+  const bool tiles = bit(d, 24) && bit(d, 25) && (state & kTileState) == kTileState;
   if (!f || !dq || !bw || !vl || !vnni || (state & 0xe6) != 0xe6 || last_subleaf < 1)
     return Isa::kAvx2;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return Isa::kAvx2;
   const bool bf16 = bit(a, 5);
-  return bf16 ? Isa::kAvx512 : Isa::kAvx2;
+  if (!bf16) return Isa::kAvx2;
+  return tiles && request_tiles() ? Isa::kAmx : Isa::kAvx512;
 }
 
 }  // namespace
 
 std::string_view name(Isa isa) {
-  constexpr std::string_view kNames[] = {"portable", "avx2", "avx512"};
+  constexpr std::string_view kNames[] = {"portable", "avx2", "avx512", "amx"};
   return kNames[static_cast<int>(isa)];
 }
 
@@ -50,7 +62,7 @@ Isa parse_isa(std::string_view text) {
   for (Isa isa : kAllIsas)
     if (name(isa) == text) return isa;
   throw Error(ErrorKind::kInvalidArgument,
-              "unknown instruction set \"{}\"; possible are portable, avx2 and avx512", text);
+              "unknown instruction set \"{}\"; possible are portable, avx2, avx512 and amx", text);
 }
 
 Isa detected_isa() {

@@ -5,6 +5,8 @@
 
 namespace whit::cpu {
 
+extern const LinearKernel kAmxLinearW4A8, kAmxLinearW8A8;
+
 extern const LinearKernel kAvx512LinearFloat[4];
 extern const LinearKernel kAvx512LinearW4A8, kAvx512LinearW8A8;
 

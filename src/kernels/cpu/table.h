@@ -14,9 +14,10 @@
 
 namespace whit::cpu {
 
-enum class Isa : uint8_t { kPortable, kAvx2, kAvx512 };  // kAvx512: F, BW, DQ, VL, VNNI and BF16
+// kAvx512: F, BW, DQ, VL, VNNI and BF16; kAmx: these and int8 tiles.
+enum class Isa : uint8_t { kPortable, kAvx2, kAvx512, kAmx };
 
-std::string_view name(Isa isa);        // "portable", "avx2", "avx512"
+std::string_view name(Isa isa);        // "portable", "avx2", "avx512", "amx"
 Isa parse_isa(std::string_view name);  // throws kInvalidArgument with the possible names
 Isa detected_isa();                    // the best level that this CPU and OS support
 
