@@ -44,23 +44,28 @@ void unpack_lines(const std::byte* lines, int64_t count, std::byte* codes) {
     }
 }
 
-// acc [rows][32] += the group's scaled sums.
-void add_group(const int32_t* c, const std::byte* scales, const uint8_t* zeros,
+// acc [rows][32] += the group's scaled sums. Up to kExactColumns columns everything but the last
+// step is a whole number below 2²⁴ and exact in f32.
+constexpr int64_t kExactColumns = (1 << 24) / (15 * 127) / 2;
+void add_group(const int32_t* c, const std::byte* scales, const uint8_t* zeros, bool exact,
                const int32_t* group_sums, int64_t group_sums_stride, int64_t rows, float* acc) {
-  __m512 scale[2];
-  __m512i zero[2];
+  __m512 scale[2], zero[2];
   for (int v = 0; v < 2; ++v) {
     scale[v] =
         _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + 32 * v)));
-    zero[v] =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros + 16 * v)));
+    zero[v] = _mm512_cvtepi32_ps(
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros + 16 * v))));
   }
   for (int64_t m = 0; m < rows; ++m) {
-    const __m512i sum = _mm512_set1_epi32(group_sums[m * group_sums_stride]);
+    const int32_t sum = group_sums[m * group_sums_stride];
+    const __m512 float_sum = _mm512_set1_ps(static_cast<float>(sum));
     for (int v = 0; v < 2; ++v, c += 16, acc += 16) {
-      const __m512i dot = _mm512_sub_epi32(_mm512_loadu_si512(c), _mm512_mullo_epi32(zero[v], sum));
-      _mm512_storeu_ps(acc,
-                       _mm512_fmadd_ps(scale[v], _mm512_cvtepi32_ps(dot), _mm512_loadu_ps(acc)));
+      const __m512i whole = _mm512_loadu_si512(c);
+      const __m512 dot = exact ? _mm512_fnmadd_ps(zero[v], float_sum, _mm512_cvtepi32_ps(whole))
+                               : _mm512_cvtepi32_ps(_mm512_sub_epi32(
+                                     whole, _mm512_mullo_epi32(_mm512_cvtps_epi32(zero[v]),
+                                                               _mm512_set1_epi32(sum))));
+      _mm512_storeu_ps(acc, _mm512_fmadd_ps(scale[v], dot, _mm512_loadu_ps(acc)));
     }
   }
 }
@@ -78,8 +83,10 @@ void run(const LinearArgs& args, const Worker& worker) {
   std::byte* codes = worker_scratch(args, scratch_bytes(weight, args.m), worker);
   auto* a = reinterpret_cast<int8_t*>(codes + unpacked_bytes(weight));
   std::memset(codes, 0, unpacked_bytes(weight));
-  alignas(64) int32_t c[kBlockRows * kPanelRows];
+  alignas(64) int32_t
+      c[2][kBlockRows * kPanelRows];  // in turn: a group's sums are read while the next are made
   alignas(64) float acc[kBlockRows * kPanelRows];
+  const bool exact = std::min(weight.group_size, weight.k) <= kExactColumns;
   const Tiles tiles(k_step);
   for (int64_t begin = share.row_begin; begin < share.row_end; begin += most_rows) {
     const int64_t rows = std::min(share.row_end - begin, most_rows);
@@ -104,14 +111,15 @@ void run(const LinearArgs& args, const Worker& worker) {
           const int64_t step = g * weight.group_size / k_step;
           const int64_t steps = ceil_div(8 * lines_in(g), k_step);
           multiply_tiles(some, block + step * kTileRows * k_step, a_stride,
-                         codes + step * step_bytes, steps, k_step, c);
-          add_group(c, first + g * group_bytes + lines_in(g) * kLineBytes, zeros + g * kPanelRows,
-                    args.q.group_sums + (begin + m) * groups + g, groups, some, acc);
+                         codes + step * step_bytes, steps, k_step, Sums::kStart, c[g % 2]);
+          add_group(c[g % 2], first + g * group_bytes + lines_in(g) * kLineBytes,
+                    zeros + g * kPanelRows, exact, args.q.group_sums + (begin + m) * groups + g,
+                    groups, some, acc);
         }
-        for (int64_t i = 0; i < some; ++i)
-          for (int64_t n = 0; n < kPanelRows; ++n)
-            acc[i * kPanelRows + n] *= activation_scale(args.q, begin + m + i);
-        store_tile(args, index, begin + m, some, acc);
+        store_rows(args, index, begin + m, some, [&](int64_t i, int64_t v) {
+          return _mm512_mul_ps(_mm512_load_ps(acc + i * kPanelRows + v),
+                               _mm512_set1_ps(activation_scale(args.q, begin + m + i)));
+        });
       }
     }
   }

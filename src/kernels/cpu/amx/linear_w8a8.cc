@@ -10,26 +10,28 @@ namespace whit::cpu {
 namespace {
 
 constexpr WeightFormat kFormat = WeightFormat::kInt8Channel;
+// Columns whose 32 rows of codes stay in L1 (32 KB) while the rows of a pass go by.
+constexpr int64_t kBlockColumns = 1024;
 
-int64_t own_scratch_bytes(const PackedWeight& weight, int64_t m) {
-  return tiles_bytes(pass_rows(weight.k, m), weight.k, kTileColumns);
+int64_t sums_bytes(const PackedWeight& weight, int64_t m) {
+  return round_up(pass_rows(weight.k, m), kTileRows) * kPanelRows * 4;
 }
 
 int64_t scratch_bytes(const PackedWeight& weight, int64_t m) {
-  return std::max(own_scratch_bytes(weight, m), kAvx512LinearW8A8.scratch_bytes(weight, m));
+  return std::max(
+      sums_bytes(weight, m) + tiles_bytes(pass_rows(weight.k, m), weight.k, kTileColumns),
+      kAvx512LinearW8A8.scratch_bytes(weight, m));
 }
 
-// c → f32 in place, times the scales.
-void scale_sums(const LinearArgs& args, const std::byte* panel, int64_t row_begin, int64_t rows,
-                int32_t* c) {
+void store_sums(const LinearArgs& args, int64_t index, const std::byte* panel, int64_t row_begin,
+                int64_t rows, const int32_t* sums) {
   const auto* scales = reinterpret_cast<const float*>(panel);
-  for (int64_t m = 0; m < rows; ++m)
-    for (int64_t v = 0; v < kPanelRows; v += 16, c += 16) {
-      const __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(scales + v),
-                                         _mm512_set1_ps(activation_scale(args.q, row_begin + m)));
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(c));
-      _mm512_storeu_ps(c, _mm512_mul_ps(sum, scale));
-    }
+  const __m512 scale[2] = {_mm512_loadu_ps(scales), _mm512_loadu_ps(scales + 16)};
+  store_rows(args, index, row_begin, rows, [&](int64_t i, int64_t v) {
+    const __m512 x_scale = _mm512_set1_ps(activation_scale(args.q, row_begin + i));
+    const __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + i * kPanelRows + v));
+    return _mm512_mul_ps(sum, _mm512_mul_ps(scale[v / 16], x_scale));
+  });
 }
 
 void run(const LinearArgs& args, const Worker& worker) {
@@ -37,14 +39,15 @@ void run(const LinearArgs& args, const Worker& worker) {
   const PackedWeight& weight = *args.weight;
   const LinearShare share = linear_share(args, kBlockRows, worker);
   if (share.panel_begin == share.panel_end) return;
+  constexpr int64_t kStepBytes = kTileColumns / 4 * kLineBytes;
   const int64_t stride = panel_bytes(kFormat, weight.k, 0);
-  const int64_t whole_steps = weight.k / kTileColumns, tail = weight.k % kTileColumns;
-  const int64_t steps = whole_steps + (tail > 0 ? 1 : 0),
-                a_stride = steps * kTileRows * kTileColumns;
+  const int64_t whole = weight.k / kTileColumns * kTileColumns, tail = weight.k - whole;
+  const int64_t a_stride = round_up(weight.k, kTileColumns) * kTileRows;
   const int64_t most_rows = pass_rows(weight.k, args.m);
-  auto* a = reinterpret_cast<int8_t*>(worker_scratch(args, scratch_bytes(weight, args.m), worker));
-  alignas(64) int32_t c[kBlockRows * kPanelRows], tail_c[kBlockRows * kPanelRows];
-  alignas(64) std::byte tail_lines[kTileColumns / 4 * kLineBytes] = {};
+  auto* sums =
+      reinterpret_cast<int32_t*>(worker_scratch(args, scratch_bytes(weight, args.m), worker));
+  auto* a = reinterpret_cast<int8_t*>(sums) + sums_bytes(weight, args.m);
+  alignas(64) std::byte tail_lines[kStepBytes] = {};
   const Tiles tiles(kTileColumns);
   for (int64_t begin = share.row_begin; begin < share.row_end; begin += most_rows) {
     const int64_t rows = std::min(share.row_end - begin, most_rows);
@@ -52,19 +55,25 @@ void run(const LinearArgs& args, const Worker& worker) {
     for (int64_t index = share.panel_begin; index < share.panel_end; ++index) {
       const std::byte* panel = weight.data.as<std::byte>() + index * stride;
       const std::byte* lines = panel + kChannelHeaderBytes;
-      const std::byte* last = lines + whole_steps * (kTileColumns / 4) * kLineBytes;
-      if (tail > 0) std::memcpy(tail_lines, last, lines_of(kFormat, tail) * kLineBytes);
-      for (int64_t m = 0; m < rows; m += kBlockRows) {
-        const int64_t some = std::min(rows - m, kBlockRows);
-        const int8_t* block = a + m / kTileRows * a_stride;
-        multiply_tiles(some, block, a_stride, lines, whole_steps, kTileColumns, c);
-        if (tail > 0) {
-          multiply_tiles(some, block + whole_steps * kTileRows * kTileColumns, a_stride, tail_lines,
-                         1, kTileColumns, tail_c);
-          for (int64_t i = 0; i < some * kPanelRows; ++i) c[i] += tail_c[i];
+      if (tail > 0)
+        std::memcpy(tail_lines, lines + whole / kTileColumns * kStepBytes,
+                    lines_of(kFormat, tail) * kLineBytes);
+      for (int64_t column = 0; column < weight.k; column += kBlockColumns) {
+        const int64_t end = column + kBlockColumns;
+        const int64_t steps = (std::min(end, whole) - column) / kTileColumns;
+        const Sums start = column == 0 ? Sums::kStart : Sums::kContinue;
+        for (int64_t m = 0; m < rows; m += kBlockRows) {
+          const int64_t some = std::min(rows - m, kBlockRows);
+          const int8_t* block = a + m / kTileRows * a_stride + column * kTileRows;
+          int32_t* c = sums + m * kPanelRows;
+          multiply_tiles(some, block, a_stride, lines + column / kTileColumns * kStepBytes, steps,
+                         kTileColumns, start, c);
+          if (end < weight.k) continue;
+          if (tail > 0)
+            multiply_tiles(some, block + (whole - column) * kTileRows, a_stride, tail_lines, 1,
+                           kTileColumns, Sums::kContinue, c);
+          store_sums(args, index, panel, begin + m, some, c);
         }
-        scale_sums(args, panel, begin + m, some, c);
-        store_tile(args, index, begin + m, some, reinterpret_cast<const float*>(c));
       }
     }
   }

@@ -59,20 +59,33 @@ inline void pack_tiles(const int8_t* q, int64_t stride, int64_t rows, int64_t k,
       }
 }
 
-// c [kRowTiles · 16][32] = A · linesᵀ over `steps` steps; A's row tiles are `a_stride` bytes apart.
+enum class Sums { kStart, kContinue };  // from zero, or from what c holds
+
+// c [kRowTiles · 16][32] (+)= A · linesᵀ over `steps` steps; A's row tiles are `a_stride` bytes
+// apart.
 template <int kRowTiles>
 inline void multiply_tiles(const int8_t* a, int64_t a_stride, const std::byte* lines, int64_t steps,
-                           int64_t k_step, int32_t* c) {
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kRowTiles == 2) {
-    _tile_zero(2);
-    _tile_zero(3);
+                           int64_t k_step, Sums sums, int32_t* c) {
+  constexpr int64_t kSecond = kTileRows * kPanelRows;
+  if (sums == Sums::kStart) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (kRowTiles == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  } else {
+    _tile_loadd(0, c, kLineBytes);
+    _tile_loadd(1, c + 16, kLineBytes);
+    if constexpr (kRowTiles == 2) {
+      _tile_loadd(2, c + kSecond, kLineBytes);
+      _tile_loadd(3, c + kSecond + 16, kLineBytes);
+    }
   }
   for (int64_t step = 0; step < steps; ++step) {
     _tile_loadd(6, lines, kLineBytes);
-    _tile_loadd(7, lines + 64, kLineBytes);
     _tile_loadd(4, a, k_step);
+    _tile_loadd(7, lines + 64, kLineBytes);
     _tile_dpbssd(0, 4, 6);
     _tile_dpbssd(1, 4, 7);
     if constexpr (kRowTiles == 2) {
@@ -86,16 +99,43 @@ inline void multiply_tiles(const int8_t* a, int64_t a_stride, const std::byte* l
   _tile_stored(0, c, kLineBytes);
   _tile_stored(1, c + 16, kLineBytes);
   if constexpr (kRowTiles == 2) {
-    _tile_stored(2, c + 16 * kPanelRows, kLineBytes);
-    _tile_stored(3, c + 16 * kPanelRows + 16, kLineBytes);
+    _tile_stored(2, c + kSecond, kLineBytes);
+    _tile_stored(3, c + kSecond + 16, kLineBytes);
   }
 }
 inline void multiply_tiles(int64_t rows, const int8_t* a, int64_t a_stride, const std::byte* lines,
-                           int64_t steps, int64_t k_step, int32_t* c) {
+                           int64_t steps, int64_t k_step, Sums sums, int32_t* c) {
   if (rows > kTileRows)
-    multiply_tiles<2>(a, a_stride, lines, steps, k_step, c);
+    multiply_tiles<2>(a, a_stride, lines, steps, k_step, sums, c);
   else
-    multiply_tiles<1>(a, a_stride, lines, steps, k_step, c);
+    multiply_tiles<1>(a, a_stride, lines, steps, k_step, sums, c);
+}
+
+// y = value(i, v) (+ bias) (+ residual) for `rows` rows from `row_begin` and the panel's 32
+// columns, v being the first of 16: straight from registers, while the next products run. A panel
+// that is not whole goes through store_tile.
+template <typename Value>
+inline void store_rows(const LinearArgs& args, int64_t panel, int64_t row_begin, int64_t rows,
+                       Value&& value) {
+  const int64_t column = panel * kPanelRows;
+  if (column + kPanelRows > args.weight->n) {
+    alignas(64) float tile[kBlockRows * kPanelRows];
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t v = 0; v < kPanelRows; v += 16)
+        _mm512_store_ps(tile + i * kPanelRows + v, value(i, v));
+    store_tile(args, panel, row_begin, rows, tile);
+    return;
+  }
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t v = 0; v < kPanelRows; v += 16) {
+      __m512 y = value(i, v);
+      if (args.bias != nullptr) y = _mm512_add_ps(y, _mm512_loadu_ps(args.bias + column + v));
+      const int64_t row = row_begin + i;
+      if (args.residual != nullptr)
+        y = _mm512_add_ps(y,
+                          _mm512_loadu_ps(args.residual + row * args.residual_stride + column + v));
+      _mm512_storeu_ps(args.y + row * args.y_stride + column + v, y);
+    }
 }
 
 // Rows of activations per pass over the panels: they should stay in L2.
