@@ -14,12 +14,20 @@ namespace whit {
 namespace {
 
 std::atomic<bool> interrupted{false};
+thread_local JobScope* job_scope = nullptr;
 
 void on_signal(int) {
   if (interrupted.exchange(true)) ::_exit(130);
 }
 
 }  // namespace
+
+JobScope::JobScope(std::function<void(const ProgressState&)> on_progress,
+                   std::function<void()> check)
+    : on_progress_(std::move(on_progress)), check_(std::move(check)), outer_(job_scope) {
+  job_scope = this;
+}
+JobScope::~JobScope() { job_scope = outer_; }
 
 Progress::Progress(std::string title, int64_t total)
     : title_(std::move(title)),
@@ -31,6 +39,14 @@ Progress::Progress(std::string title, int64_t total)
 }
 
 Progress::~Progress() {
+  if (job_scope != nullptr && job_scope->on_progress_) {
+    try {
+      job_scope->on_progress_(
+          {.title = title_, .done = done_, .total = total_, .detail = {}, .ended = true});
+    } catch (...) {  // a display that fails at its end must not end the process
+    }
+    return;
+  }
   if (!enabled_) return;
   fmt::print(stderr, "\r\033[K");
   std::fflush(stderr);
@@ -38,6 +54,11 @@ Progress::~Progress() {
 
 void Progress::update(int64_t done, std::string_view detail) {
   check_interrupt();
+  done_ = done;
+  if (job_scope != nullptr && job_scope->on_progress_) {
+    job_scope->on_progress_({.title = title_, .done = done, .total = total_, .detail = detail});
+    return;
+  }
   if (!enabled_) return;
   const auto now = std::chrono::steady_clock::now();
   if (done < total_ && done > 0 && now - last_ < std::chrono::milliseconds(100)) return;
@@ -64,6 +85,7 @@ void clear_interrupt() { interrupted.store(false); }
 void check_interrupt() {
   if (interrupted.load(std::memory_order_relaxed))
     throw Error(ErrorKind::kInterrupted, "interrupted; nothing was written");
+  if (job_scope != nullptr && job_scope->check_) job_scope->check_();
 }
 
 int64_t peak_memory_bytes() {

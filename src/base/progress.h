@@ -3,13 +3,40 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
 namespace whit {
 
+// How far a job is.
+struct ProgressState {
+  std::string_view title;
+  int64_t done = 0, total = 0;
+  std::string_view detail;
+  bool ended = false;  // the last report of this title
+};
+
+// A program that embeds this library: while a JobScope lives, the jobs of its thread report to
+// `on_progress` (where it is given) and not on stderr, and every check_interrupt() of that thread
+// calls `check`, which throws to end the job. Scopes nest; the innermost one counts.
+class JobScope {
+ public:
+  JobScope(std::function<void(const ProgressState&)> on_progress, std::function<void()> check);
+  ~JobScope();
+  JobScope(const JobScope&) = delete;
+  JobScope& operator=(const JobScope&) = delete;
+
+ private:
+  friend class Progress;
+  friend void check_interrupt();
+  std::function<void(const ProgressState&)> on_progress_;
+  std::function<void()> check_;
+  JobScope* outer_;
+};
+
 // One line on stderr, rewritten in place with share, rate of the work, time left and resident
-// memory. Silent where stderr is not a terminal.
+// memory. Silent where stderr is not a terminal. Inside a JobScope: reports to it.
 class Progress {
  public:
   Progress(std::string title, int64_t total);
@@ -24,6 +51,7 @@ class Progress {
  private:
   std::string title_;
   int64_t total_;
+  int64_t done_ = 0;
   bool enabled_;
   std::chrono::steady_clock::time_point start_, last_;
 };
