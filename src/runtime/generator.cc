@@ -4,7 +4,6 @@
 #include <chrono>
 
 #include "base/progress.h"
-#include "runtime/stop_matcher.h"
 
 namespace whit {
 namespace {
@@ -99,8 +98,11 @@ Generation Generator::generate(std::span<const int32_t> prompt, const Generation
                 "max_tokens is {}; at least one token must be asked for", options.max_tokens);
   const int64_t max_tokens = std::min(options.max_tokens, context - prompt_tokens);
   Sampler sampler(options.sampling, executor_.config().vocab_size);
-  StopMatcher matcher(options.stop);
-  StreamDecoder decoder(tokenizer_, /*skip_special_tokens=*/true);
+  StopMatcher matcher(options.stop, options.stop_text);
+  StreamDecoder decoder(tokenizer_, options.skip_special_tokens);
+  const auto contains = [](const std::vector<int32_t>& ids, int32_t id) {
+    return std::find(ids.begin(), ids.end(), id) != ids.end();
+  };
 
   Generation result;
   result.prompt_tokens = prompt_tokens;
@@ -118,14 +120,16 @@ Generation Generator::generate(std::span<const int32_t> prompt, const Generation
       result.finish_reason = FinishReason::kCancelled;
       break;
     }
-    const int32_t id = sampler.sample(logits_, prompt, result.token_ids).token;
+    if (callbacks.on_logits) callbacks.on_logits(logits_);
+    const SampledToken sampled = sampler.sample(logits_, prompt, result.token_ids);
+    const int32_t id = sampled.token;
     result.token_ids.push_back(id);
+    if (callbacks.on_token) callbacks.on_token(sampled);
     if (result.token_ids.size() == 1) {
       result.prefill_s = seconds_since(start);
       start = Clock::now();
     }
-    if (!options.ignore_eos &&
-        std::find(stop_ids_.begin(), stop_ids_.end(), id) != stop_ids_.end()) {
+    if (contains(options.stop_token_ids, id) || (!options.ignore_eos && contains(stop_ids_, id))) {
       result.finish_reason = FinishReason::kStop;
       break;
     }
@@ -147,6 +151,7 @@ Generation Generator::generate(std::span<const int32_t> prompt, const Generation
     else
       emit(matcher.finish());
   }
+  if (matcher.stopped()) result.stop_text = matcher.stop_string();
   return result;
 }
 

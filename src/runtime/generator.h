@@ -9,6 +9,7 @@
 
 #include "engine/executor.h"
 #include "runtime/sampler.h"
+#include "runtime/stop_matcher.h"
 #include "tokenizer/tokenizer.h"
 
 namespace whit {
@@ -17,16 +18,21 @@ struct GenerationOptions {
   SamplerOptions sampling;
   int64_t max_tokens = 128;       // lowered to what the context has room for
   std::vector<std::string> stop;  // texts that end the answer; they are not part of it
+  StopText stop_text = StopText::kRemove;
+  std::vector<int32_t> stop_token_ids;  // end the answer as the model's own do, ignore_eos or not
   bool ignore_eos = false;
+  bool skip_special_tokens = true;  // in the text
 };
 
 enum class FinishReason { kStop, kLength, kCancelled };
 std::string_view name(FinishReason reason);  // "stop", "length", "cancelled"
 
 struct Generation {
-  std::string text;                // without special tokens, stop texts and what follows them
+  std::string text;                // without special tokens, stop texts and what follows them,
+                                   // unless the options say otherwise
   std::vector<int32_t> token_ids;  // including the end-of-sequence token where there was one
   FinishReason finish_reason = FinishReason::kLength;
+  std::string stop_text;                         // the stop text that ended the answer
   int64_t prompt_tokens = 0, reused_tokens = 0;  // reused: of the prompt, in the cache already
   double prefill_s = 0, decode_s = 0;            // the first token belongs to the prefill
 
@@ -34,8 +40,11 @@ struct Generation {
   double decode_tokens_per_s() const;
 };
 
-// Called with every piece of text that is certain; and after every step, whether to go on.
+// Called with the logits [V] before every choice, with every token chosen, and with every piece of
+// text that is certain; and after every step, whether to go on.
 struct GenerationCallbacks {
+  std::function<void(std::span<const float>)> on_logits;
+  std::function<void(const SampledToken&)> on_token;
   std::function<void(std::string_view)> on_text;
   std::function<bool()> cancelled;
 };
