@@ -5,9 +5,11 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/json.h"
@@ -58,13 +60,34 @@ class Checkpoint {
   void release(const StoredTensor& tensor) const;
 
   // XXH3-128, in hexadecimal, of the configs, the stored tokenizer and every tensor's name, type,
-  // shape and 1 KiB of its bytes: tells checkpoints apart within milliseconds.
+  // shape and 1 KiB of its bytes: tells checkpoints apart within milliseconds. Of tensors in memory
+  // every byte counts.
   std::string digest() const;
 
  private:
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// What a Hugging Face directory holds, its weights to be read piece by piece.
+struct HfContents {
+  struct Weight {
+    std::string name;
+    Shape shape;
+    // Rows [row_begin, row_end) as f32. Empty: `stored` is copied as it is.
+    std::function<void(int64_t row_begin, int64_t row_end, float* out)> read_rows;
+    const StoredTensor* stored = nullptr;
+    std::function<void()> written;  // its source is not needed any more; may be empty
+  };
+  std::vector<Weight> weights;
+  Json config;
+  std::vector<std::pair<std::string, std::string>> text_files;  // name and content of the others
+};
+
+// Writes a Hugging Face directory with weights of `dtype` (f32, f16 or bf16), one piece of a tensor
+// in memory at a time. The directory appears whole or not at all; an existing one is replaced only
+// if this function made it.
+void write_hf_directory(const HfContents& contents, const std::filesystem::path& out, DType dtype);
 
 // Writes the model as a Hugging Face directory with weights of `dtype` (f32, f16 or bf16), one
 // piece of a tensor in memory at a time. The directory appears whole or not at all; an existing one

@@ -56,61 +56,75 @@ std::span<const uint8_t> narrow(std::vector<float>& values, int64_t count, DType
   return {bytes, static_cast<size_t>(count) * sizeof(uint16_t)};
 }
 
-void write_weights(const Checkpoint& checkpoint, const fs::path& path, DType dtype) {
+void write_weights(const std::vector<HfContents::Weight>& weights, const fs::path& path,
+                   DType dtype) {
   std::vector<SafetensorsWriter::Entry> entries;
-  for (const std::string& name : checkpoint.names()) {
-    const StoredTensor& tensor = checkpoint.get(name);
-    entries.push_back({name, is_readable_as_f32(tensor.type) ? storage_type_of(dtype) : tensor.type,
-                       tensor.shape});
-  }
+  for (const HfContents::Weight& weight : weights)
+    entries.push_back({weight.name, weight.read_rows ? storage_type_of(dtype) : weight.stored->type,
+                       weight.shape});
   SafetensorsWriter writer(path, entries, {{"format", "pt"}, {kMarker, WHIT_VERSION}});
   std::vector<float> piece;
-  for (const SafetensorsWriter::Entry& entry : entries) {
-    const StoredTensor& tensor = checkpoint.get(entry.name);
-    if (!is_readable_as_f32(tensor.type)) {
-      writer.write(entry.name, tensor.data);
+  for (const HfContents::Weight& weight : weights) {
+    if (!weight.read_rows) {
+      writer.write(weight.name, weight.stored->data);
       continue;
     }
-    const int64_t columns = tensor.row_size();
+    const int64_t columns = weight.shape.empty() ? 1 : weight.shape.back();
+    const int64_t rows = columns == 0 ? 0 : element_count(weight.shape) / columns;
     const int64_t step = std::max<int64_t>(1, kPieceElements / std::max<int64_t>(1, columns));
-    for (int64_t row = 0; row < tensor.rows(); row += step) {
-      const int64_t end = std::min(row + step, tensor.rows());
+    for (int64_t row = 0; row < rows; row += step) {
+      const int64_t end = std::min(row + step, rows);
       const int64_t count = (end - row) * columns;
       if (static_cast<int64_t>(piece.size()) < count) piece.resize(count);
-      checkpoint.read_rows_f32(tensor, row, end, piece.data());
-      writer.write(entry.name, narrow(piece, count, dtype, entry.name));
+      weight.read_rows(row, end, piece.data());
+      writer.write(weight.name, narrow(piece, count, dtype, weight.name));
     }
-    checkpoint.release(tensor);
+    if (weight.written) weight.written();
   }
   writer.finish();
 }
 
 }  // namespace
 
-void write_hf_directory(const Checkpoint& checkpoint, const fs::path& out, DType dtype) {
+void write_hf_directory(const HfContents& contents, const fs::path& out, DType dtype) {
   if (dtype != DType::kF32 && dtype != DType::kF16 && dtype != DType::kBF16)
     throw Error(ErrorKind::kInvalidArgument,
                 "weights cannot be written as {}; choose f32, f16 or bf16", name(dtype));
+  OutputDirectory directory(out, is_own_output);
+  Json config = contents.config;
+  config["torch_dtype"] = dtype == DType::kF32   ? "float32"
+                          : dtype == DType::kF16 ? "float16"
+                                                 : "bfloat16";
+  config.erase("dtype");  // the same key under its newer name, which would win
+  write_file(directory.path() / "config.json", config.dump(1) + "\n");
+  for (const auto& [file, text] : contents.text_files) write_file(directory.path() / file, text);
+  write_weights(contents.weights, directory.path() / "model.safetensors", dtype);
+  directory.commit();
+}
+
+void write_hf_directory(const Checkpoint& checkpoint, const fs::path& out, DType dtype) {
   if (checkpoint.config().contains("quantization_config"))
     throw Error(ErrorKind::kUnsupported,
                 "{}: checkpoints that other tools have quantized cannot be converted; use the "
                 "original model",
                 checkpoint.description());
-  OutputDirectory directory(out, is_own_output);
-  Json config = checkpoint.config();
-  config["torch_dtype"] = dtype == DType::kF32   ? "float32"
-                          : dtype == DType::kF16 ? "float16"
-                                                 : "bfloat16";
-  config.erase("dtype");  // the same key under its newer name, which would win
-  const auto write = [&](const char* file, const std::string& text) {
-    write_file(directory.path() / file, text);
-  };
-  write("config.json", config.dump(1) + "\n");
-  write("generation_config.json", checkpoint.generation_config().dump(1) + "\n");
-  write("tokenizer.json", checkpoint.tokenizer_json());
-  write("tokenizer_config.json", checkpoint.tokenizer_config().dump(1) + "\n");
-  write_weights(checkpoint, directory.path() / "model.safetensors", dtype);
-  directory.commit();
+  HfContents contents;
+  contents.config = checkpoint.config();
+  contents.text_files = {{"generation_config.json", checkpoint.generation_config().dump(1) + "\n"},
+                         {"tokenizer.json", checkpoint.tokenizer_json()},
+                         {"tokenizer_config.json", checkpoint.tokenizer_config().dump(1) + "\n"}};
+  for (const std::string& name : checkpoint.names()) {
+    const StoredTensor& tensor = checkpoint.get(name);
+    HfContents::Weight weight{.name = name, .shape = tensor.shape, .stored = &tensor};
+    if (is_readable_as_f32(tensor.type)) {
+      weight.read_rows = [&checkpoint, &tensor](int64_t begin, int64_t end, float* rows) {
+        checkpoint.read_rows_f32(tensor, begin, end, rows);
+      };
+      weight.written = [&checkpoint, &tensor] { checkpoint.release(tensor); };
+    }
+    contents.weights.push_back(std::move(weight));
+  }
+  write_hf_directory(contents, out, dtype);
 }
 
 }  // namespace whit

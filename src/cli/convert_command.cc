@@ -1,4 +1,5 @@
-// whit convert IN OUT_DIR: a checkpoint as a Hugging Face directory.
+// whit convert IN OUT_DIR: a model as a Hugging Face directory.
+#include "api/hf_export.h"
 #include "cli/command.h"
 #include "cli/common.h"
 
@@ -10,16 +11,10 @@ struct ConvertOptions {
 };
 
 int convert(const ConvertOptions& user) {
-  if (EngineDirectory::is_engine(user.input))
-    throw Error(
-        ErrorKind::kUnsupported,
-        "{} is an engine; convert the Hugging Face directory or GGUF file that it was made from",
-        user.input);
   const DType dtype = user.dtype == "f32"    ? DType::kF32
                       : user.dtype == "bf16" ? DType::kBF16
                                              : DType::kF16;
-  const Model model = Model::open(user.input);
-  write_hf_directory(*model.checkpoint(), user.output, dtype);
+  export_hf_directory(Model::open(user.input), user.output, dtype);
   fmt::print("{}\n", user.output);
   return 0;
 }
@@ -28,7 +23,8 @@ int convert(const ConvertOptions& user) {
 
 Action add_convert(CLI::App& app) {
   auto user = std::make_shared<ConvertOptions>();
-  app.add_option("IN", user->input, "Hugging Face directory or .gguf file")->required();
+  app.add_option("IN", user->input, "Hugging Face directory, .gguf file or engine directory")
+      ->required();
   app.add_option("OUT_DIR", user->output, "The directory to write; it appears when it is whole")
       ->required();
   app.add_option("--dtype", user->dtype, "Of the weights: f32 (exact), bf16 or f16")
@@ -36,6 +32,7 @@ Action add_convert(CLI::App& app) {
       ->capture_default_str();
   app.footer(R"(
 Quantized GGUF weights are dequantized exactly to f32; tokenizer and chat template are rebuilt.
+An engine's weights are dequantized too, for programs that do not know engines.
 
 Example:
   whit convert SmolLM2-135M-Instruct.gguf SmolLM2-135M-Instruct)");

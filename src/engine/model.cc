@@ -57,28 +57,34 @@ LinearWeight checkpoint_linear(const Checkpoint& checkpoint, const Node& node) {
 }  // namespace
 
 Model Model::open(const fs::path& path) {
-  Model model;
-  model.text_ = std::make_shared<Text>();
-  Text& text = *model.text_;
-  text.where = path.string();
-  if (EngineDirectory::is_engine(path)) {
-    model.engine_ = std::make_shared<EngineDirectory>(path);
-    model.config_ =
-        std::make_shared<ModelConfig>(ModelConfig::from_json_file(path / "config.json"));
-    text.tokenizer_config = read_json_or_empty(path / "tokenizer_config.json");
-    text.generation_config = read_json_or_empty(path / "generation_config.json");
-  } else {
+  if (!EngineDirectory::is_engine(path)) {
     std::error_code error;
     if (!fs::exists(path, error))
       throw Error(ErrorKind::kNotFound,
                   "{} does not exist; MODEL is a Hugging Face directory, a .gguf file or an engine "
                   "directory",
                   path.string());
-    model.checkpoint_ = std::make_shared<Checkpoint>(Checkpoint::open(path));
-    model.config_ = std::make_shared<ModelConfig>(
-        ModelConfig::from_json(model.checkpoint_->config(), path.string()));
-    text.generation_config = model.checkpoint_->generation_config();
+    return from_checkpoint(Checkpoint::open(path), path.string());
   }
+  Model model;
+  model.text_ = std::make_shared<Text>();
+  Text& text = *model.text_;
+  text.where = path.string();
+  model.engine_ = std::make_shared<EngineDirectory>(path);
+  model.config_ = std::make_shared<ModelConfig>(ModelConfig::from_json_file(path / "config.json"));
+  text.tokenizer_config = read_json_or_empty(path / "tokenizer_config.json");
+  text.generation_config = read_json_or_empty(path / "generation_config.json");
+  model.graph_ = std::make_shared<Graph>(build_graph(*model.config_));
+  return model;
+}
+
+Model Model::from_checkpoint(Checkpoint checkpoint, const std::string& where) {
+  Model model;
+  model.text_ = std::make_shared<Text>();
+  model.text_->where = where;
+  model.text_->generation_config = checkpoint.generation_config();
+  model.config_ = std::make_shared<ModelConfig>(ModelConfig::from_json(checkpoint.config(), where));
+  model.checkpoint_ = std::make_shared<Checkpoint>(std::move(checkpoint));
   model.graph_ = std::make_shared<Graph>(build_graph(*model.config_));
   return model;
 }

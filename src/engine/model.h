@@ -20,6 +20,7 @@ class Model {
  public:
   // Throws kNotFound or kInvalidData with what a MODEL may be.
   static Model open(const std::filesystem::path& path);
+  static Model from_checkpoint(Checkpoint checkpoint, const std::string& where);
 
   const ModelConfig& config() const { return *config_; }
   const Graph& graph() const { return *graph_; }
