@@ -8,6 +8,7 @@
 // An engine is used by one thread at a time.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -16,6 +17,8 @@
 #include "whit/types.h"
 
 namespace whit {
+
+class Model;
 
 class LLMEngine {
  public:
@@ -26,6 +29,10 @@ class LLMEngine {
   static LLMEngine from_pretrained(const std::filesystem::path& model_dir,
                                    QuantMode mode = QuantMode::NONE, const QuantPolicy& policy = {},
                                    const BuildConfig& config = {});
+  // The same for a model in memory. Only the engine is written; with QuantMode::NONE nothing is,
+  // and the tensors must outlive the LLMEngine.
+  static LLMEngine from_state_dict(const StateDict& model, QuantMode mode = QuantMode::NONE,
+                                   const QuantPolicy& policy = {}, const BuildConfig& config = {});
   ~LLMEngine();
   LLMEngine(LLMEngine&&) noexcept;
   LLMEngine& operator=(LLMEngine&&) noexcept;
@@ -34,18 +41,52 @@ class LLMEngine {
   std::vector<RequestOutput> generate(std::span<const std::string> prompts,
                                       const SamplingParams& params = {});
   RequestOutput generate(std::string_view prompt, const SamplingParams& params = {});
+  // Continues a text that is tokens already; the output's `prompt` stays empty.
+  RequestOutput generate(std::span<const int32_t> prompt, const SamplingParams& params,
+                         const StreamCallbacks& callbacks);
 
   // Answers a conversation through the model's chat template. Nothing in a message becomes a
   // control token.
   RequestOutput chat(std::span<const ChatMessage> messages, const SamplingParams& params = {});
 
+  // Text to tokens and back. `add_special_tokens`: what the model's tokenizer puts around a text.
+  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens = true) const;
+  std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = true) const;
+  std::string token(int32_t id) const;  // as the vocabulary spells it; empty for unknown ids
+  // The tokens of a conversation followed by the opening of the assistant's turn.
+  std::vector<int32_t> chat_prompt(std::span<const ChatMessage> messages) const;
+
+  // Logits [tokens, V] of every position of a prompt, from an empty context.
+  Array logits(std::span<const int32_t> prompt);
+  // Values inside the model while it reads a prompt, [tokens, width] by name:
+  //   model.embed_tokens.output, model.layers.<i>.output, model.norm.output, and
+  //   <linear>.input, in f32, before an int8 activation scheme rounds it.
+  // Layers are lowered one at a time, so that memory grows by one layer only.
+  std::map<std::string, Array> taps(std::span<const int32_t> prompt,
+                                    std::span<const std::string> names);
+  std::vector<std::string> tap_names() const;
+  // A linear's (or model.embed_tokens') weight as it computes, dequantized, [N, K].
+  Array weight(std::string_view module) const;
+  std::vector<std::string> weight_names() const;
+
+  // Copies the engine directory to `directory`, which appears whole or not at all; an engine that
+  // is there is replaced. A model that was not quantized has none (an error).
+  void save(const std::filesystem::path& directory) const;
+  // Writes a Hugging Face directory with dequantized weights, "float32", "float16" or "bfloat16",
+  // for programs that do not know engines.
+  void export_hf(const std::filesystem::path& directory, std::string_view dtype = "float32") const;
+
+  EngineInfo info() const;
   PretrainedConfig config() const;
-  // The directory or file that runs: model_dir itself, or the engine that was built from it.
+  // The directory or file that runs: model_dir itself, or the engine that was built from it; empty
+  // for an unquantized model in memory.
   const std::filesystem::path& path() const;
 
  private:
   struct State;
   explicit LLMEngine(std::unique_ptr<State> state);
+  static LLMEngine from_model(Model model, const std::filesystem::path& model_dir, QuantMode mode,
+                              const QuantPolicy& policy, const BuildConfig& config);
   std::unique_ptr<State> state_;
 };
 

@@ -6,8 +6,12 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace whit {
@@ -55,23 +59,93 @@ struct SamplingParams {
   std::optional<uint64_t> seed;   // absent: another one each time
   std::vector<std::string> stop;  // texts that end the answer; they are not part of it
   bool ignore_eos = false;
+  std::vector<int32_t> stop_token_ids;      // end the answer too, whatever ignore_eos says
+  bool include_stop_str_in_output = false;  // the stop text stays part of the answer
+  bool skip_special_tokens = true;          // in the text
+  std::map<int32_t, float> logit_bias;      // token id → finite bias
+  int logprobs = -1;  // n ≥ 0: log-probabilities of each token and of the n likeliest, n ≤ 20
+  bool return_generation_logits = false;  // what each token was chosen from
+};
+
+// Row-major values.
+struct Array {
+  std::vector<int64_t> shape;
+  std::vector<float> values;
+};
+
+struct Logprob {
+  int32_t token_id = 0;
+  double logprob = 0;  // natural logarithm, of the model's own distribution
+};
+
+struct TokenLogprobs {
+  Logprob chosen;
+  std::vector<Logprob> top;  // likeliest first
 };
 
 struct CompletionOutput {
   std::string text;
   std::vector<int32_t> token_ids;  // including the end-of-sequence token where there was one
-  std::string finish_reason;       // "stop" or "length"
+  std::string finish_reason;       // "stop", "length" or "cancelled"
+  std::string stop_reason;         // the stop text that ended the answer; empty for a token
+  std::vector<TokenLogprobs> logprobs = {};  // of each token, where asked for
+  Array generation_logits = {};              // [tokens, V], where asked for
 };
 
 struct RequestOutput {
   std::string prompt;
   std::vector<int32_t> prompt_token_ids;
   std::vector<CompletionOutput> outputs;  // one
+  int64_t reused_tokens = 0;              // of the prompt, cached from the request before
+  double prefill_s = 0, decode_s = 0;     // the first token belongs to the prefill
+};
+
+// What has become certain of an answer since the last update. Text may lag behind the tokens: a
+// character can be spread over several, and what may begin a stop text is held back.
+struct StreamUpdate {
+  std::string_view text;
+  std::span<const int32_t> token_ids;
+};
+
+// Called by the thread that generates; an exception ends the request and comes out of generate().
+struct StreamCallbacks {
+  std::function<void(const StreamUpdate&)> on_update;
+  std::function<bool()> cancelled;  // asked before every step; true ends with "cancelled"
 };
 
 struct ChatMessage {
   std::string role;  // "system", "user", "assistant"
   std::string content;
+};
+
+// A tensor in the caller's memory, which must outlive its use; contiguous.
+struct TensorView {
+  std::string name;   // Hugging Face module path: "model.layers.0.self_attn.q_proj.weight"
+  std::string dtype;  // safetensors' name: "F32", "F16", "BF16"
+  std::vector<int64_t> shape;
+  const void* data = nullptr;
+  size_t bytes = 0;
+};
+
+// A model that is not on disk: what a Hugging Face directory holds.
+struct StateDict {
+  std::vector<TensorView> tensors;
+  std::string config_json;             // the text of config.json
+  std::string tokenizer_json;          // of tokenizer.json
+  std::string tokenizer_config_json;   // empty: none
+  std::string generation_config_json;  // empty: none
+};
+
+// An engine as it runs.
+struct EngineInfo {
+  std::string description;
+  std::string isa;
+  int threads = 0;
+  int64_t max_model_len = 0;
+  int64_t parameters = 0;
+  int64_t weight_bytes = 0;  // that one decoded token reads
+  double bits_per_weight = 0;
+  double load_s = 0;
 };
 
 // The values of a model's config.json that shape its graph.

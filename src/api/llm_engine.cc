@@ -4,10 +4,10 @@
 #include <random>
 
 #include "api/build.h"
-#include "api/loaded_model.h"
+#include "api/engine_state.h"
 #include "api/policy.h"
+#include "api/state_dict.h"
 #include "runtime/chat.h"
-#include "runtime/generator.h"
 #include "whit/quantize.h"
 
 namespace whit {
@@ -38,9 +38,8 @@ void check_threads(const BuildConfig& config) {
                 "BuildConfig::max_model_len is {}; 0 means the model's", config.max_model_len);
 }
 
-BuildReport build_or_reuse(const fs::path& model_dir, const BuildPlan& wanted, cpu::Isa isa,
+BuildReport build_or_reuse(const Model& model, const BuildPlan& wanted, cpu::Isa isa,
                            ThreadPool& pool) {
-  const Model model = Model::open(model_dir);
   BuildPlan plan = wanted;
   if (plan.recipe.output.empty()) plan.recipe.output = cached_engine_path(model, plan);
   BuildReport report{.engine_dir = plan.recipe.output};
@@ -70,9 +69,14 @@ GenerationOptions generation_options(const SamplingParams& params) {
   options.sampling.seed = params.seed
                               ? *params.seed
                               : (uint64_t{std::random_device()()} << 32 | std::random_device()());
+  options.sampling.logit_bias = params.logit_bias;
+  options.sampling.logprobs = params.logprobs;
   options.max_tokens = params.max_tokens;
   options.stop = params.stop;
+  options.stop_text = params.include_stop_str_in_output ? StopText::kKeep : StopText::kRemove;
+  options.stop_token_ids = params.stop_token_ids;
   options.ignore_eos = params.ignore_eos;
+  options.skip_special_tokens = params.skip_special_tokens;
   return options;
 }
 
@@ -108,57 +112,101 @@ BuildReport build_engine(const fs::path& model_dir, QuantMode mode, const QuantP
   const BuildPlan plan = plan_of(model_dir, mode, policy, config);
   const cpu::Isa isa = resolve_isa(config.isa);
   ThreadPool pool(config.threads);
-  return build_or_reuse(model_dir, plan, isa, pool);
+  return build_or_reuse(Model::open(model_dir), plan, isa, pool);
 }
 
-struct LLMEngine::State {
-  State(const BuildConfig& config, const fs::path& path_to_run, cpu::Isa isa)
-      : path(path_to_run),
-        pool(config.threads),
-        loaded(path, {.max_context = config.max_model_len, .max_logit_rows = 1, .isa = isa}, pool),
-        generator(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
-                  loaded.model.default_kv_dtype()) {}
+LLMEngine::State::State(const BuildConfig& config, fs::path path_to_run, Model model, cpu::Isa isa)
+    : path(std::move(path_to_run)),
+      pool(config.threads),
+      loaded(std::chrono::steady_clock::now(), std::move(model),
+             {.max_context = config.max_model_len, .max_logit_rows = kLogitRows, .isa = isa}, pool),
+      generator(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
+                loaded.model.default_kv_dtype()) {}
 
-  RequestOutput answer(std::string prompt, std::vector<int32_t> ids, const SamplingParams& params) {
-    Generation result = generator.generate(ids, generation_options(params));
-    return {.prompt = std::move(prompt),
-            .prompt_token_ids = std::move(ids),
-            .outputs = {{.text = std::move(result.text),
-                         .token_ids = std::move(result.token_ids),
-                         .finish_reason = std::string(name(result.finish_reason))}}};
-  }
-
-  fs::path path;
-  ThreadPool pool;
-  LoadedModel loaded;
-  Generator generator;
-};
+RequestOutput LLMEngine::State::answer(std::string prompt, std::vector<int32_t> ids,
+                                       const SamplingParams& params,
+                                       const StreamCallbacks& callbacks) {
+  CompletionOutput output;
+  std::vector<int32_t> pending;  // tokens since the last update
+  std::string text;
+  const auto update = [&] {
+    if (callbacks.on_update && !(pending.empty() && text.empty()))
+      callbacks.on_update({.text = text, .token_ids = pending});
+    pending.clear();
+    text.clear();
+  };
+  GenerationCallbacks hooks;
+  hooks.on_token = [&](const SampledToken& sampled) {
+    update();  // the text of the token before is complete
+    pending.push_back(sampled.token);
+    if (params.logprobs < 0) return;
+    TokenLogprobs logprobs{.chosen = {sampled.token, sampled.logprob}};
+    for (const TokenLogprob& each : sampled.top) logprobs.top.push_back({each.token, each.logprob});
+    output.logprobs.push_back(std::move(logprobs));
+  };
+  hooks.on_text = [&](std::string_view piece) { text += piece; };
+  hooks.cancelled = [&] {
+    update();
+    return callbacks.cancelled && callbacks.cancelled();
+  };
+  if (params.return_generation_logits)
+    hooks.on_logits = [&](std::span<const float> logits) {
+      auto& values = output.generation_logits.values;
+      values.insert(values.end(), logits.begin(), logits.end());
+    };
+  Generation result = generator.generate(ids, generation_options(params), hooks);
+  update();
+  output.text = std::move(result.text);
+  output.token_ids = std::move(result.token_ids);
+  output.finish_reason = std::string(name(result.finish_reason));
+  output.stop_reason = std::move(result.stop_text);
+  if (params.return_generation_logits)
+    output.generation_logits.shape = {static_cast<int64_t>(output.token_ids.size()),
+                                      loaded.model.config().vocab_size};
+  RequestOutput request{.prompt = std::move(prompt), .prompt_token_ids = std::move(ids)};
+  request.outputs.push_back(std::move(output));
+  request.reused_tokens = result.reused_tokens;
+  request.prefill_s = result.prefill_s;
+  request.decode_s = result.decode_s;
+  return request;
+}
 
 LLMEngine::LLMEngine(std::unique_ptr<State> state) : state_(std::move(state)) {}
 LLMEngine::~LLMEngine() = default;
 LLMEngine::LLMEngine(LLMEngine&&) noexcept = default;
 LLMEngine& LLMEngine::operator=(LLMEngine&&) noexcept = default;
 
+LLMEngine LLMEngine::from_model(Model model, const fs::path& model_dir, QuantMode mode,
+                                const QuantPolicy& policy, const BuildConfig& config) {
+  check_threads(config);
+  const cpu::Isa isa = resolve_isa(config.isa);
+  if (model.engine() != nullptr) {
+    const EngineManifest& manifest = model.engine()->manifest();
+    check_engine_agrees(manifest.mode, manifest.scheme, mode, policy, model_dir.string());
+  } else if (mode == QuantMode::NONE) {
+    scheme_of(mode, policy, config.group_size, config.symmetric);
+  } else {
+    const BuildPlan plan = plan_of(model_dir, mode, policy, config);
+    fs::path built;
+    {
+      ThreadPool pool(config.threads);
+      built = build_or_reuse(model, plan, isa, pool).engine_dir;
+    }
+    return LLMEngine(std::make_unique<State>(config, built, Model::open(built), isa));
+  }
+  return LLMEngine(std::make_unique<State>(config, model_dir, std::move(model), isa));
+}
+
 LLMEngine LLMEngine::from_pretrained(const fs::path& model_dir, QuantMode mode,
                                      const QuantPolicy& policy, const BuildConfig& config) {
   check_threads(config);
-  const cpu::Isa isa = resolve_isa(config.isa);
-  if (EngineDirectory::is_engine(model_dir)) {
-    const EngineManifest manifest = EngineDirectory(model_dir).manifest();
-    check_engine_agrees(manifest.mode, manifest.scheme, mode, policy, model_dir.string());
-    return LLMEngine(std::make_unique<State>(config, model_dir, isa));
-  }
-  if (mode == QuantMode::NONE) {
-    scheme_of(mode, policy, config.group_size, config.symmetric);
-    return LLMEngine(std::make_unique<State>(config, model_dir, isa));
-  }
-  const BuildPlan plan = plan_of(model_dir, mode, policy, config);
-  fs::path built;
-  {
-    ThreadPool pool(config.threads);
-    built = build_or_reuse(model_dir, plan, isa, pool).engine_dir;
-  }
-  return LLMEngine(std::make_unique<State>(config, built, isa));
+  return from_model(Model::open(model_dir), model_dir, mode, policy, config);
+}
+
+LLMEngine LLMEngine::from_state_dict(const StateDict& model, QuantMode mode,
+                                     const QuantPolicy& policy, const BuildConfig& config) {
+  return from_model(Model::from_checkpoint(checkpoint_of(model), "the state dict"), "", mode,
+                    policy, config);
 }
 
 std::vector<RequestOutput> LLMEngine::generate(std::span<const std::string> prompts,
@@ -169,18 +217,50 @@ std::vector<RequestOutput> LLMEngine::generate(std::span<const std::string> prom
 }
 
 RequestOutput LLMEngine::generate(std::string_view prompt, const SamplingParams& params) {
-  return state_->answer(
-      std::string(prompt),
-      state_->loaded.model.tokenizer().encode(prompt, {.add_special_tokens = true}), params);
+  return state_->answer(std::string(prompt), encode(prompt), params, {});
+}
+
+RequestOutput LLMEngine::generate(std::span<const int32_t> prompt, const SamplingParams& params,
+                                  const StreamCallbacks& callbacks) {
+  return state_->answer("", {prompt.begin(), prompt.end()}, params, callbacks);
 }
 
 RequestOutput LLMEngine::chat(std::span<const ChatMessage> messages, const SamplingParams& params) {
+  std::vector<int32_t> ids = chat_prompt(messages);
+  std::string prompt = decode(ids, /*skip_special_tokens=*/false);
+  return state_->answer(std::move(prompt), std::move(ids), params, {});
+}
+
+std::vector<int32_t> LLMEngine::encode(std::string_view text, bool add_special_tokens) const {
+  return state_->loaded.model.tokenizer().encode(text, {.add_special_tokens = add_special_tokens});
+}
+
+std::string LLMEngine::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
+  return state_->loaded.model.tokenizer().decode(ids, skip_special_tokens);
+}
+
+std::string LLMEngine::token(int32_t id) const {
+  return std::string(state_->loaded.model.tokenizer().token(id));
+}
+
+std::vector<int32_t> LLMEngine::chat_prompt(std::span<const ChatMessage> messages) const {
   std::vector<ConversationMessage> conversation;
   for (const ChatMessage& message : messages)
     conversation.push_back({message.role, message.content});
-  std::vector<int32_t> ids = chat_prompt_ids(state_->loaded.model, conversation);
-  std::string prompt = state_->loaded.model.tokenizer().decode(ids, /*skip_special_tokens=*/false);
-  return state_->answer(std::move(prompt), std::move(ids), params);
+  return chat_prompt_ids(state_->loaded.model, conversation);
+}
+
+EngineInfo LLMEngine::info() const {
+  const Executor& executor = *state_->loaded.executor;
+  const Model& model = state_->loaded.model;
+  return {.description = model.description(),
+          .isa = std::string(cpu::name(executor.options().isa)),
+          .threads = state_->pool.size(),
+          .max_model_len = executor.options().max_context,
+          .parameters = model.parameters(),
+          .weight_bytes = executor.weight_bytes(),
+          .bits_per_weight = model.bits_per_weight(),
+          .load_s = state_->loaded.load_s};
 }
 
 PretrainedConfig LLMEngine::config() const { return public_config(state_->loaded.model.config()); }

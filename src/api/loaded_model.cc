@@ -2,13 +2,13 @@
 
 namespace whit {
 
-LoadedModel::LoadedModel(const std::filesystem::path& path, const ExecutorOptions& options,
-                         ThreadPool& pool)
-    : start(std::chrono::steady_clock::now()), model(Model::open(path)) {
+LoadedModel::LoadedModel(std::chrono::steady_clock::time_point start, Model model_to_run,
+                         const ExecutorOptions& options, ThreadPool& pool)
+    : start(start), model(std::move(model_to_run)) {
   if (options.max_context > model.config().max_position_embeddings)
     throw Error(ErrorKind::kInvalidArgument,
                 "a context of {} tokens was asked for, but {} was trained for {}",
-                options.max_context, path.string(), model.config().max_position_embeddings);
+                options.max_context, model.description(), model.config().max_position_embeddings);
   executor =
       std::make_unique<Executor>(model.config(), model.graph(), model.weights(), options, pool);
   load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

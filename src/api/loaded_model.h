@@ -11,7 +11,10 @@ namespace whit {
 
 struct LoadedModel {
   // `options.max_context` 0 is the model's longest; a larger one is an error (kInvalidArgument).
-  LoadedModel(const std::filesystem::path& path, const ExecutorOptions& options, ThreadPool& pool);
+  LoadedModel(const std::filesystem::path& path, const ExecutorOptions& options, ThreadPool& pool)
+      : LoadedModel(std::chrono::steady_clock::now(), Model::open(path), options, pool) {}
+  LoadedModel(std::chrono::steady_clock::time_point start, Model model,
+              const ExecutorOptions& options, ThreadPool& pool);
 
   std::chrono::steady_clock::time_point start;  // of loading
   Model model;
