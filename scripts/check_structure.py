@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TOP_FOLDERS = ["include", "src", "tests", "examples", "bench", "scripts", "cmake", "data", "docs", ".ci"]
+TOP_FOLDERS = ["include", "src", "python", "tests", "examples", "bench", "scripts", "cmake", "data", "docs", ".ci"]
 MAX_LINES = 800
 
 # A folder under src/ may include its own files and those of folders on lower layers.

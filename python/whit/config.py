@@ -1,0 +1,104 @@
+"""How an engine is built, and how it runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from . import _checks, _native
+
+
+@dataclass
+class BuildConfig:
+    """How an engine is built and run.
+
+    The first group are TensorRT-LLM's names. Nothing has to be fixed when an engine is built, so
+    they are limits of a run at most.
+    """
+
+    max_input_len: int | None = None
+    """Accepted and not needed: prompts may fill the context."""
+    max_seq_len: int | None = None
+    """The longest context, prompt and answer, in tokens; None: the model's."""
+    opt_batch_size: int | None = None
+    max_batch_size: int | None = None
+    max_beam_width: int = 1
+    max_num_tokens: int | None = None
+
+    engine_dir: str | os.PathLike[str] | None = None
+    """Where the engine is written; None: a cache under $XDG_CACHE_HOME/whit or ~/.cache/whit."""
+    head: str = "int8"
+    """Embedding table and lm_head: "int8" or "bf16"."""
+    symmetric: bool = False
+    """int4 weights without zero points."""
+    threads: int = 0
+    """0: one for each CPU that the process may use."""
+    isa: str = ""
+    """"portable", "avx2" or "avx512"; "": the best that the CPU has."""
+
+    def __post_init__(self) -> None:
+        _checks.only_default("BuildConfig", vars(self), {"max_beam_width": 1}, "beam search is not implemented")
+        for name in ("max_input_len", "max_seq_len", "opt_batch_size", "max_batch_size", "max_num_tokens"):
+            if getattr(self, name) is not None:
+                _checks.integer(name, getattr(self, name), 1)
+        _checks.text("head", self.head)
+        _checks.flag("symmetric", self.symmetric)
+        _checks.integer("threads", self.threads, 0, 1024)
+        _checks.text("isa", self.isa)
+        if self.engine_dir is not None:
+            _checks.text("engine_dir", os.fspath(self.engine_dir))
+
+
+@dataclass
+class KvCacheConfig:
+    """The cache of keys and values; TensorRT-LLM's names and defaults.
+
+    The cache grows with the longest request and keeps the last one's beginning for the next
+    (block reuse), so most of these have nothing to do and are refused where they ask for more.
+    """
+
+    enable_block_reuse: bool = True
+    max_tokens: int | None = None
+    """The longest context in tokens; the smaller one of this and max_seq_len counts."""
+    max_attention_window: list[int] | None = None
+    sink_token_length: int | None = None
+    free_gpu_memory_fraction: float | None = 0.9
+    """Accepted and not needed on a CPU."""
+    host_cache_size: int | None = None
+    enable_partial_reuse: bool = True
+    copy_on_partial_reuse: bool = True
+    dtype: str = "auto"
+    tokens_per_block: int = 32
+    """Accepted and not needed: a sequence is contiguous."""
+
+    def __post_init__(self) -> None:
+        _checks.only_default(
+            "KvCacheConfig", vars(self),
+            {"enable_block_reuse": True, "max_attention_window": None, "sink_token_length": None, "host_cache_size": None,
+             "enable_partial_reuse": True, "copy_on_partial_reuse": True, "dtype": "auto"},
+            "the cache is contiguous, in the model's own precision, and reuses the last prompt")
+        if self.max_tokens is not None:
+            _checks.integer("max_tokens", self.max_tokens, 1)
+        _checks.integer("tokens_per_block", self.tokens_per_block, 1)
+
+
+def native_config(build: BuildConfig, *, calib: Any, calib_samples: Any, calib_length: Any, seed: Any,
+                  group_size: Any) -> _native.BuildConfig:
+    """All settings as the engine takes them."""
+    if not isinstance(build, BuildConfig):
+        raise TypeError(f"build_config is {build!r}, expected a whit.BuildConfig")
+    build.__post_init__()  # fields may have been set since
+    native = _native.BuildConfig()
+    native.calib = _checks.text("calib", os.fspath(calib) if isinstance(calib, os.PathLike) else calib)
+    native.calib_samples = _checks.integer("calib_samples", calib_samples, 1)
+    native.calib_length = _checks.integer("calib_length", calib_length, 2)
+    native.seed = _checks.integer("seed", seed, 0, 2**64 - 1)
+    native.group_size = _checks.integer("group_size", group_size, 1)
+    native.symmetric = build.symmetric
+    native.head = build.head
+    native.engine_dir = "" if build.engine_dir is None else os.fspath(build.engine_dir)
+    native.threads = int(build.threads)
+    native.max_model_len = 0 if build.max_seq_len is None else int(build.max_seq_len)
+    native.isa = build.isa
+    return native

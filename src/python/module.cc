@@ -1,0 +1,333 @@
+// whit._native: LLMEngine and its plain data as Python sees them. The package's Python files give
+// these their public names, defaults and documentation; nothing is decided here.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/filesystem.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+#include <mutex>
+#include <thread>
+
+#include "base/error.h"
+#include "python/arrays.h"
+#include "python/job.h"
+#include "whit/llm_engine.h"
+#include "whit/quantize.h"
+
+namespace whit::python {
+namespace {
+
+using Ids = std::vector<int32_t>;
+
+std::string_view exception_name(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::kInvalidArgument:
+      return "InvalidArgumentError";
+    case ErrorKind::kInvalidData:
+      return "InvalidDataError";
+    case ErrorKind::kNotFound:
+      return "NotFoundError";
+    case ErrorKind::kUnsupported:
+      return "UnsupportedError";
+    case ErrorKind::kIo:
+      return "IoError";
+    case ErrorKind::kInterrupted:
+      return "InterruptedError";
+    case ErrorKind::kResource:
+      return "ResourceError";
+  }
+  return "WhitError";
+}
+
+// Errors become the classes of whit/errors.py, with the message as it is.
+void translate(const std::exception_ptr& exception, void*) {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const Error& error) {
+    try {
+      const nb::object type =
+          nb::module_::import_("whit.errors").attr(exception_name(error.kind()).data());
+      const std::string_view message = error.what();
+      // Messages quote file content, which need not be UTF-8.
+      const nb::object text = nb::steal(
+          PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "replace"));
+      PyErr_SetObject(type.ptr(), text.ptr());
+    } catch (nb::python_error& failed) {
+      failed.restore();
+    }
+  }
+}
+
+// An engine is used by one thread at a time: calls wait for each other.
+class Engine {
+ public:
+  explicit Engine(LLMEngine engine) : engine_(std::move(engine)) {}
+
+  // Calls work(engine) as a job.
+  template <typename Work>
+  auto run(nb::object on_progress, Work work) {
+    const Job job(std::move(on_progress));
+    if (user_.load() == std::this_thread::get_id())
+      throw Error(ErrorKind::kInvalidArgument,
+                  "an engine cannot be called from the callback of its own request");
+    const std::lock_guard lock(mutex_);
+    const User user(user_);
+    return work(engine_);
+  }
+  // What does not change needs no lock.
+  const LLMEngine& constant() const { return engine_; }
+
+ private:
+  struct User {
+    explicit User(std::atomic<std::thread::id>& id) : id_(id) { id_ = std::this_thread::get_id(); }
+    ~User() { id_ = std::thread::id(); }
+    std::atomic<std::thread::id>& id_;
+  };
+
+  LLMEngine engine_;
+  std::mutex mutex_;
+  std::atomic<std::thread::id> user_;
+};
+
+Engine* from_pretrained(const std::filesystem::path& model_dir, QuantMode mode,
+                        const QuantPolicy& policy, const BuildConfig& config,
+                        nb::object on_progress) {
+  const Job job(std::move(on_progress));
+  return new Engine(LLMEngine::from_pretrained(model_dir, mode, policy, config));
+}
+
+BuildReport build(const std::filesystem::path& model_dir, QuantMode mode, const QuantPolicy& policy,
+                  const BuildConfig& config, nb::object on_progress) {
+  const Job job(std::move(on_progress));
+  return build_engine(model_dir, mode, policy, config);
+}
+
+// The tensors are kept by the caller of this function for as long as the engine needs them.
+Engine* from_state_dict(const std::vector<std::pair<std::string, AnyTensor>>& tensors,
+                        const std::string& config_json, const std::string& tokenizer_json,
+                        const std::string& tokenizer_config_json,
+                        const std::string& generation_config_json, QuantMode mode,
+                        const QuantPolicy& policy, const BuildConfig& config,
+                        nb::object on_progress) {
+  StateDict model{.config_json = config_json,
+                  .tokenizer_json = tokenizer_json,
+                  .tokenizer_config_json = tokenizer_config_json,
+                  .generation_config_json = generation_config_json};
+  for (const auto& [name, tensor] : tensors) model.tensors.push_back(tensor_view(name, tensor));
+  const Job job(std::move(on_progress));
+  return new Engine(LLMEngine::from_state_dict(model, mode, policy, config));
+}
+
+// on_update(text: bytes, token_ids) after every step, returning whether to end the request.
+RequestOutput generate(Engine& engine, const Ids& prompt, const SamplingParams& params,
+                       const nb::object& on_update) {
+  std::atomic<bool> cancelled{false};
+  StreamCallbacks callbacks;
+  if (!on_update.is_none())
+    callbacks.on_update = [&](const StreamUpdate& update) {
+      const nb::gil_scoped_acquire lock;
+      const Ids ids(update.token_ids.begin(), update.token_ids.end());
+      if (nb::cast<bool>(on_update(nb::str(update.text.data(), update.text.size()), ids)))
+        cancelled = true;
+    };
+  callbacks.cancelled = [&] { return cancelled.load(); };
+  return engine.run(nb::none(),
+                    [&](LLMEngine& llm) { return llm.generate(prompt, params, callbacks); });
+}
+
+nb::object logits_or_none(CompletionOutput& output) {
+  if (output.generation_logits.shape.empty()) return nb::none();
+  return nb::cast(to_numpy(std::move(output.generation_logits)));
+}
+
+void bind_data(nb::module_& m) {
+  nb::enum_<QuantMode>(m, "QuantMode", "The algorithm: which numbers a weight is rounded to.")
+      .value("NONE", QuantMode::NONE, "as the checkpoint stores it")
+      .value("RTN", QuantMode::RTN, "round to nearest")
+      .value("AWQ", QuantMode::AWQ, "activation-aware scales and clipping (Lin et al., MLSys 2024)")
+      .value("SMOOTHQUANT", QuantMode::SMOOTHQUANT,
+             "migration of activation outliers into the weights (Xiao et al., ICML 2023)");
+  nb::class_<QuantPolicy>(m, "QuantPolicy")
+      .def(nb::init<>())
+      .def_rw("weight_dtype", &QuantPolicy::weight_dtype)
+      .def_rw("activation_dtype", &QuantPolicy::activation_dtype);
+  nb::class_<BuildConfig>(m, "BuildConfig")
+      .def(nb::init<>())
+      .def_rw("calib", &BuildConfig::calib)
+      .def_rw("calib_samples", &BuildConfig::calib_samples)
+      .def_rw("calib_length", &BuildConfig::calib_length)
+      .def_rw("seed", &BuildConfig::seed)
+      .def_rw("group_size", &BuildConfig::group_size)
+      .def_rw("symmetric", &BuildConfig::symmetric)
+      .def_rw("head", &BuildConfig::head)
+      .def_rw("engine_dir", &BuildConfig::engine_dir)
+      .def_rw("threads", &BuildConfig::threads)
+      .def_rw("max_model_len", &BuildConfig::max_model_len)
+      .def_rw("isa", &BuildConfig::isa);
+  nb::class_<BuildReport>(m, "BuildReport")
+      .def_ro("engine_dir", &BuildReport::engine_dir)
+      .def_ro("reused", &BuildReport::reused)
+      .def_ro("engine_bytes", &BuildReport::engine_bytes)
+      .def_ro("bits_per_weight", &BuildReport::bits_per_weight)
+      .def_ro("warnings", &BuildReport::warnings);
+  nb::class_<SamplingParams>(m, "SamplingParams")
+      .def(nb::init<>())
+      .def_rw("max_tokens", &SamplingParams::max_tokens)
+      .def_rw("temperature", &SamplingParams::temperature)
+      .def_rw("top_k", &SamplingParams::top_k)
+      .def_rw("top_p", &SamplingParams::top_p)
+      .def_rw("min_p", &SamplingParams::min_p)
+      .def_rw("repetition_penalty", &SamplingParams::repetition_penalty)
+      .def_rw("presence_penalty", &SamplingParams::presence_penalty)
+      .def_rw("frequency_penalty", &SamplingParams::frequency_penalty)
+      .def_rw("seed", &SamplingParams::seed, nb::arg("seed").none())
+      .def_rw("stop", &SamplingParams::stop)
+      .def_rw("ignore_eos", &SamplingParams::ignore_eos)
+      .def_rw("stop_token_ids", &SamplingParams::stop_token_ids)
+      .def_rw("include_stop_str_in_output", &SamplingParams::include_stop_str_in_output)
+      .def_rw("skip_special_tokens", &SamplingParams::skip_special_tokens)
+      .def_rw("logit_bias", &SamplingParams::logit_bias)
+      .def_rw("logprobs", &SamplingParams::logprobs)
+      .def_rw("return_generation_logits", &SamplingParams::return_generation_logits);
+  nb::class_<Logprob>(m, "Logprob")
+      .def_ro("token_id", &Logprob::token_id)
+      .def_ro("logprob", &Logprob::logprob);
+  nb::class_<TokenLogprobs>(m, "TokenLogprobs")
+      .def_ro("chosen", &TokenLogprobs::chosen)
+      .def_ro("top", &TokenLogprobs::top);
+  nb::class_<CompletionOutput>(m, "CompletionOutput")
+      .def_ro("text", &CompletionOutput::text)
+      .def_ro("token_ids", &CompletionOutput::token_ids)
+      .def_ro("finish_reason", &CompletionOutput::finish_reason)
+      .def_ro("stop_reason", &CompletionOutput::stop_reason)
+      .def_ro("logprobs", &CompletionOutput::logprobs)
+      .def("take_generation_logits", &logits_or_none,
+           "The logits [tokens, V], or None; they are handed out once.");
+  nb::class_<RequestOutput>(m, "RequestOutput")
+      .def_prop_ro(
+          "output", [](RequestOutput& request) -> CompletionOutput& { return request.outputs[0]; },
+          nb::rv_policy::reference_internal)
+      .def_ro("reused_tokens", &RequestOutput::reused_tokens)
+      .def_ro("prefill_s", &RequestOutput::prefill_s)
+      .def_ro("decode_s", &RequestOutput::decode_s);
+  nb::class_<EngineInfo>(m, "EngineInfo")
+      .def_ro("description", &EngineInfo::description)
+      .def_ro("isa", &EngineInfo::isa)
+      .def_ro("threads", &EngineInfo::threads)
+      .def_ro("max_model_len", &EngineInfo::max_model_len)
+      .def_ro("parameters", &EngineInfo::parameters)
+      .def_ro("weight_bytes", &EngineInfo::weight_bytes)
+      .def_ro("bits_per_weight", &EngineInfo::bits_per_weight)
+      .def_ro("load_s", &EngineInfo::load_s);
+  nb::class_<PretrainedConfig>(m, "PretrainedConfig")
+      .def_static("from_json_file", &PretrainedConfig::from_json_file, nb::arg("path"))
+      .def_ro("architecture", &PretrainedConfig::architecture)
+      .def_ro("model_type", &PretrainedConfig::model_type)
+      .def_ro("hidden_size", &PretrainedConfig::hidden_size)
+      .def_ro("intermediate_size", &PretrainedConfig::intermediate_size)
+      .def_ro("num_hidden_layers", &PretrainedConfig::num_hidden_layers)
+      .def_ro("num_attention_heads", &PretrainedConfig::num_attention_heads)
+      .def_ro("num_key_value_heads", &PretrainedConfig::num_key_value_heads)
+      .def_ro("head_dim", &PretrainedConfig::head_dim)
+      .def_ro("vocab_size", &PretrainedConfig::vocab_size)
+      .def_ro("max_position_embeddings", &PretrainedConfig::max_position_embeddings)
+      .def_ro("rms_norm_eps", &PretrainedConfig::rms_norm_eps)
+      .def_ro("rope_theta", &PretrainedConfig::rope_theta)
+      .def_ro("tie_word_embeddings", &PretrainedConfig::tie_word_embeddings)
+      .def_ro("torch_dtype", &PretrainedConfig::torch_dtype);
+}
+
+void bind_engine(nb::module_& m) {
+  nb::class_<Engine>(m, "Engine")
+      .def_static("from_pretrained", &from_pretrained, nb::arg("model_dir"), nb::arg("mode"),
+                  nb::arg("policy"), nb::arg("config"), nb::arg("on_progress").none())
+      .def_static("from_state_dict", &from_state_dict, nb::arg("tensors"), nb::arg("config_json"),
+                  nb::arg("tokenizer_json"), nb::arg("tokenizer_config_json"),
+                  nb::arg("generation_config_json"), nb::arg("mode"), nb::arg("policy"),
+                  nb::arg("config"), nb::arg("on_progress").none())
+      .def("generate", &generate, nb::arg("prompt"), nb::arg("params"), nb::arg("on_update").none())
+      .def(
+          "logits",
+          [](Engine& engine, const Ids& prompt) {
+            return to_numpy(
+                engine.run(nb::none(), [&](LLMEngine& llm) { return llm.logits(prompt); }));
+          },
+          nb::arg("prompt"))
+      .def(
+          "taps",
+          [](Engine& engine, const Ids& prompt, const std::vector<std::string>& names) {
+            auto found =
+                engine.run(nb::none(), [&](LLMEngine& llm) { return llm.taps(prompt, names); });
+            nb::dict result;
+            for (const std::string& name : names)
+              if (const auto each = found.find(name); each != found.end() && !result.contains(name))
+                result[name.c_str()] = to_numpy(std::move(each->second));
+            return result;
+          },
+          nb::arg("prompt"), nb::arg("names"))
+      .def("tap_names", [](const Engine& engine) { return engine.constant().tap_names(); })
+      .def("weight_names", [](const Engine& engine) { return engine.constant().weight_names(); })
+      .def(
+          "weight",
+          [](Engine& engine, const std::string& module) {
+            return to_numpy(
+                engine.run(nb::none(), [&](LLMEngine& llm) { return llm.weight(module); }));
+          },
+          nb::arg("module"))
+      .def(
+          "save",
+          [](Engine& engine, const std::filesystem::path& directory) {
+            engine.run(nb::none(), [&](LLMEngine& llm) { llm.save(directory); });
+          },
+          nb::arg("directory"))
+      .def(
+          "export_hf",
+          [](Engine& engine, const std::filesystem::path& directory, const std::string& dtype) {
+            engine.run(nb::none(), [&](LLMEngine& llm) { llm.export_hf(directory, dtype); });
+          },
+          nb::arg("directory"), nb::arg("dtype"))
+      .def(
+          "encode",
+          [](const Engine& engine, const std::string& text, bool add_special_tokens) {
+            const nb::gil_scoped_release released;
+            return engine.constant().encode(text, add_special_tokens);
+          },
+          nb::arg("text"), nb::arg("add_special_tokens"))
+      .def(
+          "decode",
+          [](const Engine& engine, const Ids& ids, bool skip_special_tokens) {
+            return engine.constant().decode(ids, skip_special_tokens);
+          },
+          nb::arg("ids"), nb::arg("skip_special_tokens"))
+      .def(
+          "token", [](const Engine& engine, int32_t id) { return engine.constant().token(id); },
+          nb::arg("id"))
+      .def(
+          "chat_prompt",
+          [](const Engine& engine, const std::vector<std::pair<std::string, std::string>>& turns) {
+            std::vector<ChatMessage> messages;
+            for (const auto& [role, content] : turns) messages.push_back({role, content});
+            const nb::gil_scoped_release released;
+            return engine.constant().chat_prompt(messages);
+          },
+          nb::arg("messages"))
+      .def_prop_ro("info", [](const Engine& engine) { return engine.constant().info(); })
+      .def_prop_ro("config", [](const Engine& engine) { return engine.constant().config(); })
+      .def_prop_ro("path", [](const Engine& engine) { return engine.constant().path(); });
+  m.def("build_engine", &build, nb::arg("model_dir"), nb::arg("mode"), nb::arg("policy"),
+        nb::arg("config"), nb::arg("on_progress").none());
+}
+
+}  // namespace
+}  // namespace whit::python
+
+NB_MODULE(_native, m) {
+  nanobind::register_exception_translator(whit::python::translate);
+  m.attr("__version__") = WHIT_VERSION;
+  whit::python::bind_data(m);
+  whit::python::bind_engine(m);
+}
