@@ -10,7 +10,7 @@ file(GLOB WHIT_PYTHON_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/python
 nanobind_add_module(_native NB_STATIC STABLE_ABI NOMINSIZE ${WHIT_PYTHON_SOURCES})
 target_link_libraries(_native PRIVATE whit_core)
 # nanobind hides its types; the classes of ours that hold them are not for other libraries either.
-target_compile_options(_native PRIVATE -fvisibility=hidden)
+target_compile_options(_native PRIVATE -fvisibility=hidden -Wno-shadow)  # nanobind's headers shadow
 
 # The wheel carries the shared libraries that it needs beyond the C and C++ run-time: it runs where none is installed.
 set(WHIT_BUNDLE "")

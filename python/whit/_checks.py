@@ -16,9 +16,8 @@ def refuse_unknown(what: str, given: Iterable[Any], known: Iterable[str]) -> Non
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"{what} has no {name!r}{hint} It takes {', '.join(known)}" if hint
-                            else f"{what} has no {name!r}; it takes {', '.join(known)}")
+            hint = f"; did you mean {close[0]!r}" if close else ""
+            raise TypeError(f"{what} has no {name!r}{hint}; it takes {', '.join(known)}")
 
 
 def integer(name: str, value: Any, least: int = -INT64_MAX - 1, most: int = INT64_MAX) -> int:

@@ -104,8 +104,8 @@ class LLMEngine:
     ) -> Self:
         """The same for a model in memory: only the engine is written to disk.
 
-        state_dict     tensors by Hugging Face name: torch tensors (float32, float16, bfloat16) or
-                       numpy arrays, on the CPU, contiguous or copied; not changed. With
+        state_dict     tensors by Hugging Face name: torch tensors or numpy arrays of float32,
+                       float16 or bfloat16 (ml_dtypes'), copied where not contiguous; not changed. With
                        QuantMode.NONE they are read in place and kept.
         config         config.json's content (model.config.to_dict())
         tokenizer      a directory with tokenizer.json and, where there are, tokenizer_config.json
@@ -116,7 +116,7 @@ class LLMEngine:
         if not isinstance(config, Mapping):
             raise TypeError(f"config is {type(config).__name__}, expected a mapping (model.config.to_dict())")
         folder = Path(os.fspath(tokenizer))
-        tensors = [(_checks.text("a tensor's name", name), _tensor(name, value)) for name, value in state_dict.items()]
+        tensors = [(_checks.text("a tensor's name", name), *_tensor(name, value)) for name, value in state_dict.items()]
         native = _native.Engine.from_state_dict(
             tensors, json.dumps(dict(config)), (folder / "tokenizer.json").read_text("utf-8"),
             _text_or_empty(folder / "tokenizer_config.json"), _text_or_empty(folder / "generation_config.json"),
@@ -354,17 +354,19 @@ def _params_of(params: Any, count: int) -> list[SamplingParams]:
     return list(params)
 
 
-def _tensor(name: str, value: Any) -> Any:
-    """A contiguous CPU tensor that speaks DLPack."""
+def _tensor(name: str, value: Any) -> tuple[Any, str]:
+    """A contiguous CPU tensor that speaks DLPack, and its dtype where it cannot say that itself."""
     if hasattr(value, "detach"):  # torch
-        return value.detach().cpu().contiguous()
+        return value.detach().cpu().contiguous(), ""
     import numpy as np
 
     if not isinstance(value, np.ndarray):
         raise TypeError(f"tensor {name} is {type(value).__name__}, expected a torch tensor or a numpy array")
+    if value.dtype.name == "bfloat16":  # of ml_dtypes
+        return np.ascontiguousarray(value).view(np.uint16), "BF16"
     if value.dtype not in (np.float16, np.float32, np.float64):
-        raise TypeError(f"tensor {name} is an array of {value.dtype}, expected float16, float32 or float64")
-    return np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
+        raise TypeError(f"tensor {name} is an array of {value.dtype}, expected float16, bfloat16, float32 or float64")
+    return np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")), ""
 
 
 def _text_or_empty(path: Path) -> str:

@@ -71,6 +71,21 @@ class PretrainedConfig:
                 json.dump(dict(config), file)
             return cls.from_json_file(path)
 
+    @property
+    def dtype(self) -> str:
+        """TensorRT-LLM's name of torch_dtype."""
+        return self.torch_dtype
+
+    @property
+    def norm_epsilon(self) -> float:
+        """TensorRT-LLM's name of rms_norm_eps."""
+        return self.rms_norm_eps
+
+    @property
+    def head_size(self) -> int:
+        """TensorRT-LLM's name of head_dim."""
+        return self.head_dim
+
     def to_dict(self) -> dict[str, Any]:
         """All values by name."""
         return {name: getattr(self, name) for name in _FIELDS}

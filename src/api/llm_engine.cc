@@ -17,7 +17,7 @@ namespace {
 BuildPlan plan_of(const fs::path& model_dir, QuantMode mode, const QuantPolicy& policy,
                   const BuildConfig& config) {
   BuildPlan plan;
-  plan.model_path = model_dir;
+  plan.model_path = model_dir.empty() ? "state_dict" : model_dir;
   plan.recipe = {.mode = std::string(mode_name(mode)),
                  .scheme = scheme_of(mode, policy, config.group_size, config.symmetric),
                  .head = config.head,

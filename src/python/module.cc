@@ -6,6 +6,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
@@ -90,7 +91,7 @@ class Engine {
 
   LLMEngine engine_;
   std::mutex mutex_;
-  std::atomic<std::thread::id> user_;
+  std::atomic<std::thread::id> user_{std::thread::id()};
 };
 
 Engine* from_pretrained(const std::filesystem::path& model_dir, QuantMode mode,
@@ -106,10 +107,12 @@ BuildReport build(const std::filesystem::path& model_dir, QuantMode mode, const 
   return build_engine(model_dir, mode, policy, config);
 }
 
+// Name, values, and the dtype where the array cannot say it ("BF16" of an array of uint16).
+using NamedTensor = std::tuple<std::string, AnyTensor, std::string>;
+
 // The tensors are kept by the caller of this function for as long as the engine needs them.
-Engine* from_state_dict(const std::vector<std::pair<std::string, AnyTensor>>& tensors,
-                        const std::string& config_json, const std::string& tokenizer_json,
-                        const std::string& tokenizer_config_json,
+Engine* from_state_dict(const std::vector<NamedTensor>& tensors, const std::string& config_json,
+                        const std::string& tokenizer_json, const std::string& tokenizer_config_json,
                         const std::string& generation_config_json, QuantMode mode,
                         const QuantPolicy& policy, const BuildConfig& config,
                         nb::object on_progress) {
@@ -117,7 +120,10 @@ Engine* from_state_dict(const std::vector<std::pair<std::string, AnyTensor>>& te
                   .tokenizer_json = tokenizer_json,
                   .tokenizer_config_json = tokenizer_config_json,
                   .generation_config_json = generation_config_json};
-  for (const auto& [name, tensor] : tensors) model.tensors.push_back(tensor_view(name, tensor));
+  for (const auto& [name, tensor, dtype] : tensors) {
+    model.tensors.push_back(tensor_view(name, tensor));
+    if (!dtype.empty()) model.tensors.back().dtype = dtype;
+  }
   const Job job(std::move(on_progress));
   return new Engine(LLMEngine::from_state_dict(model, mode, policy, config));
 }
@@ -326,6 +332,8 @@ void bind_engine(nb::module_& m) {
 }  // namespace whit::python
 
 NB_MODULE(_native, m) {
+  // An engine in a global variable is still there when the interpreter ends: no leak.
+  nanobind::set_leak_warnings(false);
   nanobind::register_exception_translator(whit::python::translate);
   m.attr("__version__") = WHIT_VERSION;
   whit::python::bind_data(m);

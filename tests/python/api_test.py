@@ -311,7 +311,8 @@ class Errors(ModelTest):
             "tensor_parallel_size=2": lambda: whit.LLM(self.model, tensor_parallel_size=2),
             "FP8 is not implemented": lambda: whit.QuantConfig(quant_algo="FP8"),
             "dtype='fp8'": lambda: whit.KvCacheConfig(dtype="fp8"),
-            "mode awq with int8": lambda: self.engine(quant_mode=QuantMode.AWQ, quant_policy={"weight_dtype": "int8"}),
+            "mode smoothquant with int4 weights": lambda: self.engine(
+                quant_mode=QuantMode.SMOOTHQUANT, quant_policy={"weight_dtype": "int4", "activation_dtype": "float"}),
         }.items():
             with self.subTest(words), self.assertRaisesRegex(NotImplementedError, words):
                 call()
@@ -319,7 +320,7 @@ class Errors(ModelTest):
     def test_exceptions_have_the_type_of_their_meaning(self):
         with self.assertRaisesRegex(FileNotFoundError, "does not exist"):
             whit.LLMEngine.from_pretrained(self.folder / "nowhere")
-        with self.assertRaisesRegex(ValueError, "at least one token"):
+        with self.assertRaisesRegex(ValueError, "the prompt has no tokens"):
             self.engine().generate("")
         broken = self.folder / "broken"
         broken.mkdir()
