@@ -11,7 +11,7 @@ whit.statistics and whit.plots look into what quantization did.
 """
 
 from . import errors, models, quantization, statistics
-from ._native import __version__
+from ._native import version as __version__
 from .config import BuildConfig, KvCacheConfig
 from .engine import LLMEngine
 from .errors import WhitError

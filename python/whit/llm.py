@@ -57,7 +57,7 @@ class LLM(LLMEngine):
         progress: bool | ProgressCallback = True,
         **kwargs: Any,
     ) -> None:
-        _checks.refuse_unknown("LLM", kwargs, [*_ONE_VALUE, *self.__init__.__annotations__.keys() - {"kwargs", "return"}])
+        _checks.refuse_unknown("LLM", kwargs, [*_ONE_VALUE, *LLM.__init__.__annotations__.keys() - {"kwargs", "return"}])
         _checks.only_default("LLM", {**_ONE_VALUE, **kwargs}, _ONE_VALUE, "this build runs one model on one machine's CPU")
         path = _checks.text("model", os.fspath(model))
         if tokenizer is not None and os.path.realpath(os.fspath(tokenizer)) != os.path.realpath(path):

@@ -145,9 +145,9 @@ RequestOutput generate(Engine& engine, const Ids& prompt, const SamplingParams& 
                     [&](LLMEngine& llm) { return llm.generate(prompt, params, callbacks); });
 }
 
-nb::object logits_or_none(CompletionOutput& output) {
-  if (output.generation_logits.shape.empty()) return nb::none();
-  return nb::cast(to_numpy(std::move(output.generation_logits)));
+std::optional<FloatArray> logits_or_none(CompletionOutput& output) {
+  if (output.generation_logits.shape.empty()) return std::nullopt;
+  return to_numpy(std::move(output.generation_logits));
 }
 
 void bind_data(nb::module_& m) {
@@ -335,7 +335,7 @@ NB_MODULE(_native, m) {
   // An engine in a global variable is still there when the interpreter ends: no leak.
   nanobind::set_leak_warnings(false);
   nanobind::register_exception_translator(whit::python::translate);
-  m.attr("__version__") = WHIT_VERSION;
+  m.attr("version") = WHIT_VERSION;
   whit::python::bind_data(m);
   whit::python::bind_engine(m);
 }
