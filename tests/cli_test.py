@@ -208,6 +208,13 @@ class TinyModel(CliTest):
         self.assertEqual(self.json("run", self.folder / "copy", *arguments)["token_ids"],
                          self.json("run", self.model, *arguments)["token_ids"])
 
+    def test_convert_writes_an_engine_for_programs_that_know_none(self):
+        self.ok("quantize", self.model, "--mode", "rtn", "--scheme", "w8a16", "-o", self.folder / "engine")
+        self.ok("convert", self.folder / "engine", self.folder / "copy")
+        arguments = ["--prompt", "Once", "--max-tokens", 8, "--temperature", 0, "--ignore-eos"]
+        self.assertEqual(self.json("run", self.folder / "copy", *arguments)["token_ids"],
+                         self.json("run", self.folder / "engine", *arguments)["token_ids"])
+
     def test_doctor_says_what_fails_and_how_to_mend_it(self):
         self.assertTrue(self.json("doctor", self.model)["passed"])
         (self.model / "tokenizer.json").unlink()
