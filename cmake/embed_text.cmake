@@ -1,9 +1,10 @@
-# Embeds data/ into the program: defines WHIT_EMBEDDED_SOURCE, a generated source of src/base/embedded.h, made again when a
+# Embeds data/ and the chat page into the program: defines WHIT_EMBEDDED_SOURCE, a generated source of src/base/embedded.h, made again when a
 # text changes. Run as a script (cmake -DOUTPUT=… -P), the same file writes that source: generating needs no other tool.
 
 get_filename_component(data "${CMAKE_CURRENT_LIST_DIR}/../data" ABSOLUTE)
-set(functions calib_prompts eval_text)
+set(functions calib_prompts eval_text chat_page)
 set(calib_prompts ${data}/calib/prompts.jsonl)
+set(chat_page "${CMAKE_CURRENT_LIST_DIR}/../src/server/web/index.html")
 set(eval_text ${data}/eval/prose.txt ${data}/eval/code.txt ${data}/eval/dialogue.txt)
 
 if(CMAKE_SCRIPT_MODE_FILE)
@@ -28,5 +29,5 @@ set(WHIT_EMBEDDED_SOURCE "${CMAKE_BINARY_DIR}/embedded.cc")
 add_custom_command(
   OUTPUT ${WHIT_EMBEDDED_SOURCE}
   COMMAND ${CMAKE_COMMAND} "-DOUTPUT=${WHIT_EMBEDDED_SOURCE}" -P "${CMAKE_CURRENT_LIST_FILE}"
-  DEPENDS ${calib_prompts} ${eval_text} "${CMAKE_CURRENT_LIST_FILE}"
+  DEPENDS ${calib_prompts} ${eval_text} ${chat_page} "${CMAKE_CURRENT_LIST_FILE}"
   COMMENT "Embedding data/" VERBATIM)

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache libfmt-dev nlohmann-json3-dev libcli11-dev libonig-dev libutf8proc-dev
-          libxxhash-dev ca-certificates python3 python3-pip)
+          libxxhash-dev libboost1.81-dev libssl-dev ca-certificates python3 python3-pip)
 if [ "${1:-}" = test ]; then
   packages+=(libgtest-dev libgmock-dev clang-format-14 python3-dev python3-venv)
 fi

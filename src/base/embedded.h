@@ -14,4 +14,7 @@ std::string_view calib_prompts();
 // names none.
 std::string_view eval_text();
 
+// src/server/web/index.html: the page at / of `whit serve`.
+std::string_view chat_page();
+
 }  // namespace whit::embedded

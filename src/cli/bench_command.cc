@@ -2,6 +2,7 @@
 #include <fstream>
 
 #include "base/progress.h"
+#include "cli/bench_serve.h"
 #include "cli/command.h"
 #include "cli/common.h"
 #include "evaluate/bench.h"
@@ -80,7 +81,9 @@ int run_bench(const BenchOptionsOfUser& user) {
 
 Action add_bench(CLI::App& app) {
   auto user = std::make_shared<BenchOptionsOfUser>();
-  add_model(app, user->model);
+  CLI::App* serve = app.add_subcommand("serve", "Load on a server that is running");
+  const Action bench_serve = add_bench_serve(*serve);
+  app.add_option("MODEL", user->model, "Hugging Face directory, .gguf file or engine directory");
   app.add_option("-p,--prompt-tokens", user->bench.prompts,
                  "Prompt lengths, comma-separated; 0: none")
       ->delimiter(',')
@@ -109,7 +112,10 @@ pp512: tokens per second of a prompt of 512 tokens. tg128: of 128 decoding steps
 
 Example:
   whit bench smol-w4a8 -p 512 -n 128 -b 1,4,8 -t 2)");
-  return [user] {
+  return [user, serve, bench_serve] {
+    if (serve->parsed()) return bench_serve();
+    if (user->model.empty())
+      throw Error(ErrorKind::kInvalidArgument, "MODEL is required; 'whit bench --help' explains");
     std::erase(user->bench.prompts, 0);
     std::erase(user->bench.generations, 0);
     return run_bench(*user);

@@ -14,6 +14,7 @@ Action add_build(CLI::App& app);
 Action add_run(CLI::App& app);
 Action add_chat(CLI::App& app);
 Action add_eval(CLI::App& app);
+Action add_serve(CLI::App& app);
 Action add_bench(CLI::App& app);
 Action add_compare(CLI::App& app);
 Action add_inspect(CLI::App& app);

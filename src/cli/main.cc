@@ -28,6 +28,7 @@ constexpr Command kCommands[] = {
     {"build", "The same with the usual settings, kept in the cache", add_build},
     {"run", "Continue a text or answer a question", add_run},
     {"chat", "Talk to a model", add_chat},
+    {"serve", "Serve a model over HTTP, as OpenAI does", add_serve},
     {"eval", "Perplexity, and divergence from a reference model", add_eval},
     {"bench", "Prompt and decoding speed", add_bench},
     {"compare", "Quantize in several ways and compare quality, size and speed", add_compare},

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/model.h"
+#include "tokenizer/chat_template.h"
 
 namespace whit {
 
@@ -21,5 +22,10 @@ bool has_chat_template(const Model& model);
 // template itself refuses.
 std::vector<int32_t> chat_prompt_ids(const Model& model,
                                      std::span<const ConversationMessage> messages);
+
+// The same of a whole input: messages with tool calls, tools, variables. Its special tokens are
+// filled in here.
+std::vector<int32_t> chat_prompt_ids(const Model& model, ChatInput input,
+                                     const ChatLimits& limits = {});
 
 }  // namespace whit

@@ -99,111 +99,112 @@ void SamplerOptions::validate(int64_t vocab_size) const {
 Sampler::Sampler(const SamplerOptions& params, int64_t vocab_size)
     : params_(params), vocab_size_(vocab_size), random_state_(params.seed) {
   params_.validate(vocab_size);
-  if (params_.repetition_penalty != 1 || params_.presence_penalty != 0 ||
-      params_.frequency_penalty != 0)
-    counts_.resize(vocab_size);
-  if (!params_.greedy() || params_.logprobs >= 0) weights_.resize(vocab_size);
-  if (params_.logprobs >= 0) {
-    unchanged_.resize(vocab_size);
-    top_.reserve(kMaxLogprobs + 1);
-  }
-  if (!params_.greedy()) {
-    candidates_.reserve(vocab_size);
-    border_.reserve(vocab_size);
-  }
 }
 
 void Sampler::apply_penalties(std::span<float> logits, std::span<const int32_t> prompt,
                               std::span<const int32_t> output) {
-  if (counts_.empty()) return;
+  if (params_.repetition_penalty == 1 && params_.presence_penalty == 0 &&
+      params_.frequency_penalty == 0)
+    return;
+  std::vector<int32_t>& counts = workspace_->counts;
+  if (static_cast<int64_t>(counts.size()) < vocab_size_) counts.resize(vocab_size_);
   const auto known = [&](int32_t token) { return token >= 0 && token < vocab_size_; };
   for (const int32_t token : output)
-    if (known(token)) ++counts_[token];
+    if (known(token)) ++counts[token];
   // −1 marks a prompt token that is not in the output, once penalised; ~count an output token once
   // penalised.
   if (params_.repetition_penalty != 1)
     for (const int32_t token : prompt)
-      if (known(token) && counts_[token] == 0) {
-        counts_[token] = -1;
+      if (known(token) && counts[token] == 0) {
+        counts[token] = -1;
         float& logit = logits[token];
         logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
       }
   for (const int32_t token : output)
-    if (known(token) && counts_[token] > 0) {
+    if (known(token) && counts[token] > 0) {
       float& logit = logits[token];
       logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
       logit -=
-          params_.frequency_penalty * static_cast<float>(counts_[token]) + params_.presence_penalty;
-      counts_[token] = -1;
+          params_.frequency_penalty * static_cast<float>(counts[token]) + params_.presence_penalty;
+      counts[token] = -1;
     }
   for (const std::span<const int32_t> tokens : {prompt, output})
     for (const int32_t token : tokens)
-      if (known(token)) counts_[token] = 0;
+      if (known(token)) counts[token] = 0;
 }
 
-void Sampler::record_logprobs(std::span<const float> logits) {
-  std::copy(logits.begin(), logits.end(), unchanged_.begin());
+double log_sum_exp(std::span<const float> logits, int count, SamplerWorkspace& workspace) {
+  const auto vocab = static_cast<int64_t>(logits.size());
+  std::vector<float>& weights = workspace.weights;
+  weights.resize(logits.size());
   const float largest = largest_of(logits);
-  for (int64_t i = 0; i < vocab_size_; ++i) weights_[i] = exp_of_nonpositive(logits[i] - largest);
+  for (int64_t i = 0; i < vocab; ++i) weights[i] = exp_of_nonpositive(logits[i] - largest);
   double sum = 0;
-  for (const float weight : weights_) sum += weight;
-  log_sum_exp_ = largest + std::log(sum);
-  // The n most probable, by insertion: n is small and most tokens fail the first comparison.
-  top_.clear();
-  const auto n = static_cast<size_t>(std::min<int64_t>(params_.logprobs, vocab_size_));
-  for (int32_t token = 0; token < vocab_size_ && n > 0; ++token) {
-    const float logit = std::isnan(logits[token]) ? -kInfinity : logits[token];
-    if (top_.size() == n && !(logit > top_.back().logprob)) continue;
-    if (top_.size() == n) top_.pop_back();
+  for (const float weight : weights) sum += weight;
+  const double total = largest + std::log(sum);
+  // The most probable, by insertion: they are few and most tokens fail the first comparison.
+  std::vector<TokenLogprob>& top = workspace.top;
+  top.clear();
+  const auto n = static_cast<size_t>(std::min<int64_t>(count, vocab));
+  for (int32_t other = 0; other < vocab && n > 0; ++other) {
+    const float logit = std::isnan(logits[other]) ? -kInfinity : logits[other];
+    if (top.size() == n && !(logit > top.back().logprob)) continue;
+    if (top.size() == n) top.pop_back();
     const auto after = std::find_if(
-        top_.begin(), top_.end(), [&](const TokenLogprob& other) { return logit > other.logprob; });
-    top_.insert(after, {token, logit});
+        top.begin(), top.end(), [&](const TokenLogprob& entry) { return logit > entry.logprob; });
+    top.insert(after, {other, logit});
   }
-  for (TokenLogprob& entry : top_) entry.logprob = static_cast<float>(entry.logprob - log_sum_exp_);
+  for (TokenLogprob& entry : top) entry.logprob = static_cast<float>(entry.logprob - total);
+  return total;
 }
 
 void Sampler::collect(std::span<const float> logits, float largest) {
+  std::vector<Candidate>& candidates = workspace_->candidates;
+  std::vector<float>& weights = workspace_->weights;
+  weights.resize(vocab_size_);
   const float inverse = 1.0f / params_.temperature;
-  candidates_.clear();
+  candidates.clear();
   if (largest == kInfinity) {
     for (int32_t token = 0; token < vocab_size_; ++token)
-      if (logits[token] == kInfinity) candidates_.push_back({0, 1, token});
+      if (logits[token] == kInfinity) candidates.push_back({0, 1, token});
     return;
   }
   for (int64_t i = 0; i < vocab_size_; ++i)
-    weights_[i] = exp_of_nonpositive((logits[i] - largest) * inverse);
+    weights[i] = exp_of_nonpositive((logits[i] - largest) * inverse);
   for (int32_t token = 0; token < vocab_size_; ++token)
-    if (weights_[token] > 0)
-      candidates_.push_back({(logits[token] - largest) * inverse, weights_[token], token});
+    if (weights[token] > 0)
+      candidates.push_back({(logits[token] - largest) * inverse, weights[token], token});
 }
 
 void Sampler::take_border(int bin) {
-  border_.clear();
-  for (const Candidate& candidate : candidates_)
-    if (bin_of(candidate.logit) == bin) border_.push_back(candidate);
+  std::vector<Candidate>& border = workspace_->border;
+  border.clear();
+  for (const Candidate& candidate : workspace_->candidates)
+    if (bin_of(candidate.logit) == bin) border.push_back(candidate);
 }
 
 void Sampler::keep_top_k() {
+  std::vector<Candidate>&candidates = workspace_->candidates, &ties = workspace_->border;
   const int64_t k = params_.top_k;
-  if (k <= 0 || k >= static_cast<int64_t>(candidates_.size())) return;
+  if (k <= 0 || k >= static_cast<int64_t>(candidates.size())) return;
   std::array<int32_t, kBins> sizes{};
-  for (const Candidate& candidate : candidates_) ++sizes[bin_of(candidate.logit)];
+  for (const Candidate& candidate : candidates) ++sizes[bin_of(candidate.logit)];
   int64_t before = 0;  // candidates in bins above the k-th's
   int border = 0;
   while (before + sizes[border] < k) before += sizes[border++];
   take_border(border);
-  const auto kth = border_.begin() + (k - before - 1);
-  std::nth_element(border_.begin(), kth, border_.end(),
+  const auto kth = ties.begin() + (k - before - 1);
+  std::nth_element(ties.begin(), kth, ties.end(),
                    [](const Candidate& a, const Candidate& b) { return a.logit > b.logit; });
   const float least = kth->logit;
-  std::erase_if(candidates_, [&](const Candidate& c) { return c.logit < least; });
+  std::erase_if(candidates, [&](const Candidate& c) { return c.logit < least; });
 }
 
 void Sampler::keep_top_p() {
+  std::vector<Candidate>&candidates = workspace_->candidates, &ties = workspace_->border;
   if (params_.top_p >= 1) return;
   std::array<double, kBins> masses{};
-  for (const Candidate& candidate : candidates_)
-    masses[bin_of(candidate.logit)] += candidate.weight;
+  for (const Candidate& candidate : candidates) masses[bin_of(candidate.logit)] += candidate.weight;
   double total = 0;
   for (const double mass : masses) total += mass;
   const double wanted = params_.top_p * total;
@@ -217,38 +218,46 @@ void Sampler::keep_top_p() {
   const auto more_probable = [](const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
   };
-  std::sort(border_.begin(), border_.end(), more_probable);
+  std::sort(ties.begin(), ties.end(), more_probable);
   size_t last = 0;  // the last that is kept
-  before += border_[0].weight;
-  while (before < wanted && last + 1 < border_.size()) before += border_[++last].weight;
-  const Candidate least = border_[last];
-  std::erase_if(candidates_, [&](const Candidate& c) { return more_probable(least, c); });
+  before += ties[0].weight;
+  while (before < wanted && last + 1 < ties.size()) before += ties[++last].weight;
+  const Candidate least = ties[last];
+  std::erase_if(candidates, [&](const Candidate& c) { return more_probable(least, c); });
 }
 
 void Sampler::keep_min_p() {
   if (params_.min_p <= 0) return;
   // Weights are relative to the largest, which is 1.
-  std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < params_.min_p; });
+  std::erase_if(workspace_->candidates,
+                [&](const Candidate& c) { return c.weight < params_.min_p; });
 }
 
 int32_t Sampler::draw() {
+  const std::vector<Candidate>& candidates = workspace_->candidates;
   double total = 0;
-  for (const Candidate& candidate : candidates_) total += candidate.weight;
+  for (const Candidate& candidate : candidates) total += candidate.weight;
   const double target = uniform(random_state_) * total;
   double sum = 0;
-  for (const Candidate& candidate : candidates_) {
+  for (const Candidate& candidate : candidates) {
     sum += candidate.weight;
     if (target < sum) return candidate.token;
   }
-  return candidates_.back().token;  // unreachable but for rounding
+  return candidates.back().token;  // unreachable but for rounding
 }
 
 SampledToken Sampler::sample(std::span<float> logits, std::span<const int32_t> prompt,
-                             std::span<const int32_t> output) {
+                             std::span<const int32_t> output, SamplerWorkspace& workspace) {
+  workspace_ = &workspace;
   if (static_cast<int64_t>(logits.size()) != vocab_size_)
     throw Error(ErrorKind::kInvalidArgument, "sampling: {} logits for a vocabulary of {} tokens",
                 logits.size(), vocab_size_);
-  if (params_.logprobs >= 0) record_logprobs(logits);
+  const bool with_logprobs = params_.logprobs >= 0;
+  double total = 0;
+  if (with_logprobs) {
+    total = log_sum_exp(logits, params_.logprobs, workspace);
+    workspace.unchanged.assign(logits.begin(), logits.end());
+  }
   apply_penalties(logits, prompt, output);
   for (const auto& [token, bias] : params_.logit_bias) logits[token] += bias;
   const float largest = largest_of(logits);
@@ -267,9 +276,9 @@ SampledToken Sampler::sample(std::span<float> logits, std::span<const int32_t> p
     keep_min_p();
     result.token = draw();
   }
-  if (params_.logprobs >= 0) {
-    result.logprob = static_cast<float>(unchanged_[result.token] - log_sum_exp_);
-    result.top = top_;
+  if (with_logprobs) {
+    result.logprob = static_cast<float>(workspace.unchanged[result.token] - total);
+    result.top = workspace.top;
   }
   return result;
 }

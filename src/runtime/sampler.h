@@ -56,28 +56,46 @@ struct SampledToken {
   std::span<const TokenLogprob> top = {};  // most probable first; valid until the next sample()
 };
 
-class Sampler {
- public:
-  // Validates the parameters.
-  Sampler(const SamplerOptions& params, int64_t vocab_size);
-
-  // logits [vocab_size] are overwritten. Ids in prompt and output that are not in the vocabulary
-  // are ignored. Throws kInvalidData when every logit is NaN or −∞.
-  SampledToken sample(std::span<float> logits, std::span<const int32_t> prompt,
-                      std::span<const int32_t> output);
-
-  const SamplerOptions& params() const { return params_; }
-
- private:
+// What sampling needs room for, about 40 bytes for each token of the vocabulary: many samplers may
+// use one, one after the other. It grows on demand.
+struct SamplerWorkspace {
   struct Candidate {
     float logit;   // scaled, minus the largest
     float weight;  // e^logit
     int32_t token;
   };
 
+  std::vector<int32_t> counts;        // of each token in the output; zero between calls
+  std::vector<float> weights;         // [vocab_size]
+  std::vector<Candidate> candidates;  // in order of their ids
+  std::vector<Candidate> border;      // those of one bin
+  std::vector<float> unchanged;       // the logits as they came, for log-probabilities
+  std::vector<TokenLogprob> top;
+};
+
+class Sampler {
+ public:
+  // Validates the parameters.
+  Sampler(const SamplerOptions& params, int64_t vocab_size);
+
+  // logits [vocab_size] are overwritten. Ids in prompt and output that are not in the vocabulary
+  // are ignored. The result's `top` lies in the workspace. Throws kInvalidData when every logit is
+  // NaN or −∞.
+  SampledToken sample(std::span<float> logits, std::span<const int32_t> prompt,
+                      std::span<const int32_t> output, SamplerWorkspace& workspace);
+  // With a workspace of its own.
+  SampledToken sample(std::span<float> logits, std::span<const int32_t> prompt,
+                      std::span<const int32_t> output) {
+    return sample(logits, prompt, output, own_workspace_);
+  }
+
+  const SamplerOptions& params() const { return params_; }
+
+ private:
+  using Candidate = SamplerWorkspace::Candidate;
+
   void apply_penalties(std::span<float> logits, std::span<const int32_t> prompt,
                        std::span<const int32_t> output);
-  void record_logprobs(std::span<const float> logits);
   void collect(std::span<const float> logits, float largest);
   void take_border(int bin);
   void keep_top_k();
@@ -88,13 +106,12 @@ class Sampler {
   SamplerOptions params_;
   int64_t vocab_size_;
   uint64_t random_state_;
-  std::vector<int32_t> counts_;        // of each token in the output; zero between calls
-  std::vector<float> weights_;         // [vocab_size]
-  std::vector<Candidate> candidates_;  // in order of their ids
-  std::vector<Candidate> border_;      // those of one bin
-  std::vector<float> unchanged_;       // the logits as they came, for log-probabilities
-  double log_sum_exp_ = 0;             // of those
-  std::vector<TokenLogprob> top_;
+  SamplerWorkspace own_workspace_;
+  SamplerWorkspace* workspace_ = nullptr;  // during sample()
 };
+
+// log Σ e^logit, which a logit minus gives its log-probability; and in workspace.top the `count`
+// most probable tokens.
+double log_sum_exp(std::span<const float> logits, int count, SamplerWorkspace& workspace);
 
 }  // namespace whit

@@ -106,7 +106,8 @@ void Scheduler::attach_prefix(Sequence& sequence) {
   // The last token is always computed: its logits are wanted.
   const int64_t page = pool_.page_tokens();
   bool must_wait;
-  if (const Sequence* leader = leader_of(sequence, must_wait)) {
+  const Sequence* leader = leader_of(sequence, must_wait);
+  if (leader != nullptr && sequence.spec.reads_cache) {
     const int64_t shared =
         std::min((sequence.prompt_length() - 1) / page, static_cast<int64_t>(leader->pages.size()));
     sequence.pages.assign(leader->pages.begin(), leader->pages.begin() + shared);
@@ -287,6 +288,11 @@ void Scheduler::complete(std::span<const int64_t> accepted) {
                                          tokens.subspan(at * page, page), sequence.spec.salt);
     }
   }
+  for (const Chunk& chunk : plan_.chunks) chunk.sequence->draft.clear();
+  plan_.chunks.clear();
+}
+
+void Scheduler::discard() {
   for (const Chunk& chunk : plan_.chunks) chunk.sequence->draft.clear();
   plan_.chunks.clear();
 }

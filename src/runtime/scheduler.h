@@ -62,6 +62,8 @@ class Scheduler {
   // The step is done: the keys and values of its tokens are in the cache. accepted[i] of chunk i's
   // draft tokens were right (may be empty where there were no drafts).
   void complete(std::span<const int64_t> accepted = {});
+  // The step failed: what its tokens' slots contain is not known. Its sequences must be finished.
+  void discard();
 
   // Only for sequences whose logits the completed step gave: its next tokens.
   void append(Sequence& sequence, std::span<const int32_t> tokens);

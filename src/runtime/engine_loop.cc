@@ -1,0 +1,451 @@
+#include "runtime/engine_loop.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/checked.h"
+#include "runtime/grammar/matcher.h"
+
+namespace whit {
+namespace {
+
+using Clock = RequestTimes::Clock;
+
+// Where nobody says how much memory the cache may take.
+constexpr int64_t kDefaultCacheBytes = int64_t{1} << 30;
+
+int64_t page_count(const Executor& executor, const EngineLoopOptions& options) {
+  const int64_t page_bytes = executor.make_cache(1, options.page_tokens, options.kv_dtype).bytes();
+  const int64_t context_pages = ceil_div(options.scheduler.max_context, options.page_tokens);
+  int64_t pages = options.cache_bytes / page_bytes;
+  if (options.cache_bytes == 0) {
+    const int64_t quarter = ceil_div(options.scheduler.max_sequences * context_pages, 4);
+    pages = std::max(context_pages, std::min(quarter, kDefaultCacheBytes / page_bytes));
+  }
+  if (pages < 1 || pages > INT32_MAX / options.page_tokens)
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        "a cache of {} bytes is {} pages of {} tokens; it needs at least one and at most {}",
+        options.cache_bytes, pages, options.page_tokens, INT32_MAX / options.page_tokens);
+  return pages;
+}
+
+EngineLoopOptions resolved(EngineLoopOptions options, const Executor& executor) {
+  if (options.page_tokens < 16 || options.page_tokens % 16 != 0)
+    throw Error(ErrorKind::kInvalidArgument, "{} tokens a page; a multiple of 16 is needed",
+                options.page_tokens);
+  SchedulerOptions& scheduler = options.scheduler;
+  scheduler.max_step_tokens = std::min(scheduler.max_step_tokens, executor.options().max_tokens);
+  scheduler.max_context = std::min(scheduler.max_context, executor.options().max_context);
+  return options;
+}
+
+const Node& final_norm_node(const Graph& graph) {
+  for (NodeId id = graph.head().begin; id < graph.head().end; ++id)
+    if (graph.node(id).op == Op::kRmsNorm) return graph.node(id);
+  throw Error(ErrorKind::kUnsupported, "the model has no final norm");
+}
+
+}  // namespace
+
+struct EngineLoop::Answer {
+  Active* active = nullptr;
+  int64_t index = 0;
+  std::unique_ptr<Choice> choice;  // none for an embedding
+  Sequence* sequence = nullptr;
+  bool begun = false, ended = false;
+  bool touched = false;  // `event` has something to say
+  RequestEvent event;
+  std::string error;
+  std::vector<int32_t> sampled;     // of this step
+  std::vector<TokenDetail> prompt;  // of the prompt's tokens but the first
+  std::vector<double> sum;          // of an embedding: normalized hidden states so far
+};
+
+struct EngineLoop::Active {
+  RequestId id = 0;
+  Request request;
+  std::vector<std::unique_ptr<Answer>> answers;
+  int64_t left = 0;  // answers that have not ended
+  RequestTimes times;
+};
+
+EngineLoop::EngineLoop(const Model& model, Executor& executor, const EngineLoopOptions& options,
+                       Deliver deliver)
+    : model_(model),
+      executor_(executor),
+      options_(resolved(options, executor)),
+      deliver_(std::move(deliver)),
+      stop_ids_(model.stop_ids()),
+      pool_(page_count(executor, options_), options_.page_tokens, options_.hash_seed),
+      cache_(executor.make_cache(pool_.size(), options_.page_tokens, options_.kv_dtype)),
+      scheduler_(pool_, options_.scheduler),
+      workspaces_(executor.pool().size()) {
+  model.tokenizer();  // loaded now rather than by the first request
+  const Node& norm = final_norm_node(model.graph());
+  final_norm_ = model.weights().norm(norm);
+  final_norm_eps_ = static_cast<float>(norm.eps);
+  for (ChoiceWorkspace& workspace : workspaces_) workspace.argmax = executor.ops().argmax;
+  if (1 + options_.draft_tokens > executor.options().max_logit_rows)
+    throw Error(ErrorKind::kInvalidArgument, "{} draft tokens are more than {} rows of logits",
+                options_.draft_tokens, executor.options().max_logit_rows);
+  thread_ = std::thread([this] { run(); });
+}
+
+EngineLoop::~EngineLoop() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+void EngineLoop::validate(const Request& request) const {
+  const auto prompt = static_cast<int64_t>(request.prompt.size());
+  const int64_t vocab = executor_.config().vocab_size, context = max_context();
+  if (prompt == 0)
+    throw Error(ErrorKind::kInvalidArgument,
+                "the prompt has no tokens; give at least one character");
+  const int64_t longest = std::min(context, cache_tokens());
+  if (prompt >= longest)
+    throw Error(ErrorKind::kInvalidArgument,
+                "the prompt has {} tokens, but the context is {}, answer included; shorten the "
+                "prompt",
+                prompt, longest);
+  for (const int32_t id : request.prompt)
+    if (id < 0 || id >= vocab)
+      throw Error(ErrorKind::kInvalidArgument, "token id {} is outside the vocabulary of {}", id,
+                  vocab);
+  if (request.options.max_tokens < 1)
+    throw Error(ErrorKind::kInvalidArgument,
+                "max_tokens is {}; at least one token must be asked for",
+                request.options.max_tokens);
+  if (request.choices < 1 ||
+      request.choices > options_.scheduler.max_sequences + options_.max_queue)
+    throw Error(ErrorKind::kInvalidArgument, "{} choices are more than the {} that can wait",
+                request.choices, options_.max_queue);
+  request.options.sampling.validate(vocab);
+  StopMatcher check(request.options.stop);
+}
+
+RequestId EngineLoop::submit(Request request) {
+  validate(request);
+  const auto prompt = static_cast<int64_t>(request.prompt.size());
+  request.options.max_tokens =
+      std::min(request.options.max_tokens, std::min(max_context(), cache_tokens()) - prompt);
+  RequestId id;
+  {
+    std::lock_guard lock(mutex_);
+    const int64_t limit = options_.scheduler.max_sequences + options_.max_queue;
+    if (live_ + request.choices > limit)
+      throw Error(ErrorKind::kResource,
+                  "the queue is full: {} answers are being generated or wait, {} may; try later",
+                  live_, limit);
+    live_ += request.choices;
+    id = next_id_++;
+    inbox_.submitted.emplace_back(id, std::move(request));
+  }
+  wake_.notify_one();
+  return id;
+}
+
+void EngineLoop::cancel(RequestId id) {
+  {
+    std::lock_guard lock(mutex_);
+    inbox_.cancelled.push_back(id);
+  }
+  wake_.notify_one();
+}
+
+void EngineLoop::run() {
+  while (take_inbox()) {
+    if (!scheduler_.idle()) step();
+    if (!report_.events.empty() || report_.tokens > 0) send_report();
+  }
+}
+
+bool EngineLoop::take_inbox() {
+  Inbox taken;
+  {
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [&] {
+      return stop_ || !inbox_.submitted.empty() || !inbox_.cancelled.empty() || !scheduler_.idle();
+    });
+    if (stop_) return false;
+    std::swap(taken, inbox_);
+  }
+  for (auto& [id, request] : taken.submitted) start(id, std::move(request));
+  for (const RequestId id : taken.cancelled) {
+    const auto found = active_.find(id);
+    if (found == active_.end()) continue;
+    // The last answer to end takes the request with it.
+    std::vector<Answer*> open;
+    for (auto& answer : found->second->answers)
+      if (!answer->ended) open.push_back(answer.get());
+    for (Answer* answer : open) {
+      if (answer->choice) answer->choice->finish(FinishReason::kCancelled, answer->event);
+      answer->event.finish_reason = FinishReason::kCancelled;
+      end_answer(*answer);
+    }
+  }
+  return true;
+}
+
+void EngineLoop::start(RequestId id, Request request) {
+  auto owner = std::make_unique<Active>();
+  Active& active = *owner;
+  active.id = id;
+  active.request = std::move(request);
+  active.times.submitted = Clock::now();
+  active.left = active.request.choices;
+  active_.emplace(id, std::move(owner));
+  const Request& asked = active.request;
+  for (int64_t i = 0; i < asked.choices; ++i) active.answers.push_back(std::make_unique<Answer>());
+  const std::vector<std::unique_ptr<Answer>>& answers = active.answers;
+  for (int64_t i = 0; i < asked.choices; ++i) {
+    Answer& answer = *answers[i];
+    answer.active = &active;
+    answer.index = i;
+    const bool last = active.left == 1;
+    try {
+      SequenceSpec spec;
+      spec.prompt = asked.prompt;
+      spec.max_new_tokens = asked.embedding ? 1 : asked.options.max_tokens;
+      spec.priority = asked.priority;
+      spec.tenant = asked.tenant;
+      spec.salt = asked.cache_salt;
+      spec.reads_cache = !asked.embedding && !(i == 0 && asked.prompt_logprobs >= 0);
+      spec.group = asked.choices > 1 ? id : 0;
+      if (asked.embedding)
+        answer.sum.assign(executor_.config().hidden_size, 0.0);
+      else
+        answer.choice = std::make_unique<Choice>(asked, i, model_.tokenizer(), stop_ids_,
+                                                 executor_.config().vocab_size);
+      if (i == 0 && asked.prompt_logprobs >= 0) answer.prompt.resize(asked.prompt.size() - 1);
+      answer.sequence = &scheduler_.add(std::move(spec));
+      answers_[answer.sequence->id] = &answer;
+    } catch (const std::exception& error) {
+      answer.error = error.what();
+      end_answer(answer);
+      if (last) return;  // the request is gone
+    }
+  }
+}
+
+void EngineLoop::step() {
+  const StepPlan& plan = scheduler_.schedule();
+  const auto now = Clock::now();
+  report_.tokens += plan.tokens;
+  if (plan.chunks.empty()) return;
+  for (const Chunk& chunk : plan.chunks) {
+    RequestTimes& times = answers_.at(chunk.sequence->id)->active->times;
+    if (times.scheduled == Clock::time_point()) times.scheduled = now;
+    report_.drafted += chunk.drafts;
+  }
+  const std::vector<Chunk> chunks = plan.chunks;
+  try {
+    batch_.build(plan, pool_.page_tokens());
+    const float* hidden = executor_.step(batch_.ids(), batch_.view(), cache_);
+    embed_step(plan, hidden);
+    sample_step(plan);
+  } catch (const std::exception& error) {
+    scheduler_.discard();
+    for (const Chunk& chunk : chunks) {
+      Answer& answer = *answers_.at(chunk.sequence->id);
+      answer.error = error.what();
+      end_answer(answer);
+    }
+    return;
+  }
+  std::vector<int64_t> accepted;
+  for (const Chunk& chunk : chunks) {
+    const Answer& answer = *answers_.at(chunk.sequence->id);
+    accepted.push_back(std::max<int64_t>(0, std::ssize(answer.sampled) - 1));
+    report_.accepted += accepted.back();
+  }
+  scheduler_.complete(accepted);
+  const auto done = Clock::now();
+  for (const Chunk& chunk : chunks) {
+    if (!chunk.samples) continue;
+    Answer& answer = *answers_.at(chunk.sequence->id);
+    RequestTimes& times = answer.active->times;
+    if (times.first_token == Clock::time_point()) times.first_token = done;
+    if (!answer.error.empty() || !answer.choice || answer.choice->finished()) {
+      end_answer(answer);
+      continue;
+    }
+    scheduler_.append(*answer.sequence, answer.sampled);
+    answer.sampled.clear();
+    event_of(answer);
+  }
+  propose_drafts();
+}
+
+// Adds up the final norm's output over the prompt; its mean, scaled to unit length, is the
+// embedding.
+void EngineLoop::embed_step(const StepPlan& plan, const float* hidden) {
+  const int64_t width = executor_.config().hidden_size;
+  const auto* weight = final_norm_.data<float>();
+  for (size_t c = 0; c < plan.chunks.size(); ++c) {
+    const Chunk& chunk = plan.chunks[c];
+    Answer& answer = *answers_.at(chunk.sequence->id);
+    if (answer.choice) continue;
+    // After a preemption the prompt begins anew.
+    if (chunk.start == 0) std::fill(answer.sum.begin(), answer.sum.end(), 0.0);
+    for (int64_t i = 0; i < chunk.count; ++i) {
+      const float* row = hidden + (batch_.first_row(c) + i) * width;
+      double squares = 0;
+      for (int64_t d = 0; d < width; ++d) squares += static_cast<double>(row[d]) * row[d];
+      const double scale = 1 / std::sqrt(squares / static_cast<double>(width) + final_norm_eps_);
+      for (int64_t d = 0; d < width; ++d) answer.sum[d] += row[d] * scale * weight[d];
+    }
+    if (!chunk.samples) continue;
+    double norm = 0;
+    for (const double value : answer.sum) norm += value * value;
+    norm = norm > 0 ? 1 / std::sqrt(norm) : 0;
+    for (const double value : answer.sum)
+      answer.event.embedding.push_back(static_cast<float>(value * norm));
+  }
+}
+
+void EngineLoop::sample_step(const StepPlan& plan) {
+  // Rows whose logits are wanted: after the known tokens and drafts of what samples, and after each
+  // token of a prompt whose log-probabilities are.
+  struct Task {
+    Answer* answer;
+    const Chunk* chunk;
+    int64_t count;            // rows
+    int64_t prompt_position;  // −1: samples
+    std::span<const uint64_t> allowed;
+  };
+  std::vector<Task> tasks;
+  std::vector<int32_t> rows;
+  const int64_t vocab = executor_.config().vocab_size;
+  const auto flush = [&] {
+    if (tasks.empty()) return;
+    const float* logits = executor_.logits(rows);
+    std::vector<int64_t> first(1, 0);
+    for (const Task& task : tasks) first.push_back(first.back() + task.count);
+    const auto serve = [&](size_t t, ChoiceWorkspace& workspace) {
+      const Task& task = tasks[t];
+      Answer& answer = *task.answer;
+      const float* mine = logits + first[t] * vocab;
+      if (task.prompt_position >= 0) {
+        const int32_t token = answer.active->request.prompt[task.prompt_position + 1];
+        const double total = log_sum_exp({mine, static_cast<size_t>(vocab)},
+                                         answer.active->request.prompt_logprobs, workspace.sampler);
+        answer.prompt[task.prompt_position] = {token, static_cast<float>(mine[token] - total),
+                                               workspace.sampler.top};
+        return;
+      }
+      try {
+        const size_t before = answer.choice->output().size();
+        answer.choice->sample(mine, task.count, task.chunk->sequence->draft, task.allowed,
+                              workspace, answer.event);
+        const std::vector<int32_t>& output = answer.choice->output();
+        answer.sampled.assign(output.begin() + static_cast<int64_t>(before), output.end());
+      } catch (const std::exception& error) {
+        answer.error = error.what();
+      }
+    };
+    if (tasks.size() == 1) {
+      serve(0, workspaces_[0]);
+    } else {
+      executor_.pool().run([&](const Worker& worker) {
+        const Range part = split(static_cast<int64_t>(tasks.size()), 1, worker);
+        for (int64_t t = part.begin; t < part.end; ++t) serve(t, workspaces_[worker.index]);
+      });
+    }
+    tasks.clear();
+    rows.clear();
+  };
+  const auto add = [&](const Task& task, int64_t first_row) {
+    if (std::ssize(rows) + task.count > executor_.options().max_logit_rows) flush();
+    tasks.push_back(task);
+    for (int64_t i = 0; i < task.count; ++i) rows.push_back(static_cast<int32_t>(first_row + i));
+  };
+  for (size_t c = 0; c < plan.chunks.size(); ++c) {
+    const Chunk& chunk = plan.chunks[c];
+    Answer& answer = *answers_.at(chunk.sequence->id);
+    if (!answer.choice) continue;
+    const int64_t base = batch_.first_row(c);
+    const int64_t prompt_rows =
+        std::min(chunk.start + chunk.count, chunk.sequence->prompt_length() - 1);
+    if (!answer.prompt.empty() && !answer.begun)
+      for (int64_t position = chunk.start; position < prompt_rows; ++position)
+        add({&answer, &chunk, 1, position, {}}, base + position - chunk.start);
+    if (!chunk.samples) continue;
+    std::span<const uint64_t> allowed;
+    try {
+      // One after the other: choices with the same grammar share what it has learnt.
+      if (GrammarMatcher* grammar = answer.choice->grammar()) allowed = grammar->allowed();
+    } catch (const std::exception& error) {
+      answer.error = error.what();
+      continue;
+    }
+    add({&answer, &chunk, 1 + chunk.drafts, -1, allowed}, base + chunk.count - 1 - chunk.drafts);
+  }
+  flush();
+}
+
+// What `answer` has to say after this step; sent with the report.
+RequestEvent& EngineLoop::event_of(Answer& answer) {
+  RequestEvent& event = answer.event;
+  event.id = answer.active->id;
+  event.context = answer.active->request.context;
+  event.choice = answer.index;
+  if (!answer.begun) {
+    answer.begun = event.first = true;
+    event.prompt_details = std::move(answer.prompt);
+    answer.prompt.clear();
+  }
+  report_.events.push_back(std::move(event));
+  answer.event = RequestEvent();
+  return report_.events.back();
+}
+
+void EngineLoop::end_answer(Answer& answer) {
+  Active& active = *answer.active;
+  answer.ended = true;
+  RequestEvent& event = event_of(answer);
+  event.finished = true;
+  event.error = answer.error;
+  event.prompt_tokens = std::ssize(active.request.prompt);
+  if (answer.choice) event.generated_tokens = std::ssize(answer.choice->output());
+  if (answer.sequence != nullptr) {
+    event.cached_tokens = std::max<int64_t>(0, answer.sequence->cached_tokens);
+    event.preemptions = answer.sequence->preemptions;
+    answers_.erase(answer.sequence->id);
+    scheduler_.finish(*answer.sequence);
+    answer.sequence = nullptr;
+  }
+  active.times.finished = Clock::now();
+  event.times = active.times;
+  event.last_choice = --active.left == 0;
+  {
+    std::lock_guard lock(mutex_);
+    --live_;
+  }
+  if (event.last_choice) active_.erase(active.id);
+}
+
+void EngineLoop::propose_drafts() {
+  if (options_.draft_tokens == 0) return;
+  for (auto& [id, answer] : answers_) {
+    Sequence& sequence = *answer->sequence;
+    if (answer->choice && !answer->choice->grammar() &&
+        sequence.computed + 1 == sequence.length() && sequence.generated() > 0)
+      sequence.draft = answer->choice->look_up_draft(sequence.tokens, options_.draft_tokens);
+  }
+}
+
+void EngineLoop::send_report() {
+  report_.scheduler = scheduler_.stats();
+  report_.pages = pool_.size();
+  report_.pages_used = pool_.in_use();
+  deliver_(std::move(report_));
+  report_ = StepReport();
+}
+
+}  // namespace whit

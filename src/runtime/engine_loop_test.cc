@@ -1,0 +1,306 @@
+#include "runtime/engine_loop.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <map>
+
+#include "text_model.h"
+
+namespace whit {
+namespace {
+
+using ::testing::ElementsAreArray;
+using ::testing::HasSubstr;
+
+// What a request got, all events together.
+struct Answer {
+  std::string text;
+  std::vector<TokenDetail> details, prompt_details;
+  int64_t tokens = 0, events = 0;
+  RequestEvent end;
+};
+
+class EngineLoopTest : public ::testing::Test {
+ protected:
+  EngineLoopTest() : model_(Model::open(files_.path())) {}
+  ~EngineLoopTest() override { loop_.reset(); }
+
+  static EngineLoopOptions small() {
+    EngineLoopOptions options;
+    options.scheduler.max_sequences = 6;
+    options.scheduler.max_step_tokens = 40;
+    options.scheduler.max_context = 128;
+    options.page_tokens = 16;
+    options.kv_dtype = DType::kF32;
+    return options;
+  }
+
+  void start(const EngineLoopOptions& options) {
+    loop_.reset();
+    executor_ = std::make_unique<Executor>(
+        model_.config(), model_.graph(), model_.weights(),
+        ExecutorOptions{.max_tokens = 40, .max_context = 128, .max_logit_rows = 16}, pool_);
+    loop_ = std::make_unique<EngineLoop>(model_, *executor_, options,
+                                         [this](StepReport report) { take(std::move(report)); });
+  }
+
+  void take(StepReport report) {
+    std::lock_guard lock(mutex_);
+    for (RequestEvent& event : report.events) {
+      Answer& answer = answers_[{event.id, event.choice}];
+      ++answer.events;
+      answer.text += event.text;
+      answer.tokens += event.tokens;
+      std::move(event.details.begin(), event.details.end(), std::back_inserter(answer.details));
+      if (event.first) answer.prompt_details = std::move(event.prompt_details);
+      if (event.finished) answer.end = event;
+      if (event.last_choice) ++done_;
+    }
+    drafted_ += report.drafted;
+    accepted_ += report.accepted;
+    report.events.clear();
+    last_ = std::move(report);
+    changed_.notify_all();
+  }
+
+  void wait_for(int64_t requests) {
+    std::unique_lock lock(mutex_);
+    ASSERT_TRUE(
+        changed_.wait_for(lock, std::chrono::seconds(60), [&] { return done_ >= requests; }));
+  }
+
+  Request greedy(std::string_view prompt, int64_t max_tokens) const {
+    Request request;
+    request.prompt = model_.tokenizer().encode(prompt);
+    request.options.sampling.temperature = 0;
+    request.options.max_tokens = max_tokens;
+    request.options.ignore_eos = true;
+    return request;
+  }
+
+  std::string alone(const Request& request) {
+    Executor executor(model_.config(), model_.graph(), model_.weights(),
+                      {.max_tokens = 64, .max_context = 128, .max_logit_rows = 1}, pool_);
+    Generator generator(executor, model_.tokenizer(), model_.stop_ids(), DType::kF32);
+    return generator.generate(request.prompt, request.options).text;
+  }
+
+  std::string message_of(Request request) {
+    try {
+      loop_->submit(std::move(request));
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no error";
+  }
+
+  TextModel files_;
+  Model model_;
+  ThreadPool pool_{2};
+  std::unique_ptr<Executor> executor_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::pair<RequestId, int64_t>, Answer> answers_;
+  int64_t done_ = 0, drafted_ = 0, accepted_ = 0;
+  StepReport last_;
+  std::unique_ptr<EngineLoop> loop_;
+};
+
+TEST_F(EngineLoopTest, an_answer_under_load_is_the_answer_alone) {
+  std::vector<Request> requests;
+  std::vector<std::string> expected;
+  for (int i = 0; i < 20; ++i) {
+    std::string prompt = "Once upon a time, in a harbour";
+    if (i % 3 != 0) prompt += std::string(static_cast<size_t>(i) * 2, static_cast<char>('a' + i));
+    requests.push_back(greedy(prompt, 12 + i * 2));
+    if (i % 4 == 1) {
+      requests.back().options.sampling.temperature = 1;
+      requests.back().options.sampling.seed = static_cast<uint64_t>(i);
+    }
+    expected.push_back(alone(requests.back()));
+  }
+  for (const int64_t draft : {0, 3}) {
+    EngineLoopOptions options = small();
+    // Few pages: sequences are preempted, and come back.
+    const int64_t page = model_.config().num_hidden_layers * 2 * 16 *
+                         model_.config().num_key_value_heads * model_.config().head_dim * 4;
+    options.cache_bytes = 9 * page;
+    options.draft_tokens = draft;
+    start(options);
+    done_ = 0;
+    answers_.clear();
+    std::vector<RequestId> ids;
+    for (const Request& request : requests) ids.push_back(loop_->submit(request));
+    wait_for(20);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const Answer& answer = answers_[{ids[i], 0}];
+      EXPECT_EQ(answer.text, expected[i]) << i;
+      EXPECT_EQ(answer.end.error, "");
+      EXPECT_EQ(answer.end.finish_reason, FinishReason::kLength);
+      EXPECT_EQ(answer.tokens, requests[i].options.max_tokens);
+      EXPECT_EQ(answer.end.generated_tokens, requests[i].options.max_tokens);
+    }
+    EXPECT_GT(last_.scheduler.preemptions, 0);
+    EXPECT_GT(last_.scheduler.prefix_hits, 0);
+    EXPECT_EQ(last_.pages_used, 0);
+  }
+  EXPECT_GT(drafted_, 0);
+}
+
+TEST_F(EngineLoopTest, the_pages_of_a_prompt_seen_before_are_not_computed_again) {
+  start(small());
+  const Request request = greedy("The quick brown fox jumps over the lazy dog by the sea.", 4);
+  const RequestId cold = loop_->submit(request);
+  wait_for(1);
+  const RequestId warm = loop_->submit(request);
+  Request salted = request;
+  salted.cache_salt = "another tenant";
+  const RequestId other = loop_->submit(salted);
+  wait_for(3);
+  EXPECT_EQ((answers_[{cold, 0}].end.cached_tokens), 0);
+  EXPECT_EQ((answers_[{warm, 0}].end.cached_tokens), 48);  // three pages of the 55 tokens
+  EXPECT_EQ((answers_[{other, 0}].end.cached_tokens), 0);
+  EXPECT_EQ((answers_[{cold, 0}].text), (answers_[{warm, 0}].text));
+}
+
+TEST_F(EngineLoopTest, choices_differ_by_seed_and_share_the_prompt) {
+  start(small());
+  Request request = greedy("Tell me about the weather in the mountains today", 12);
+  request.options.sampling.temperature = 1;
+  request.options.sampling.seed = 7;
+  request.choices = 3;
+  const RequestId first = loop_->submit(request);
+  request.choices = 1;
+  const RequestId single = loop_->submit(request);
+  wait_for(2);
+  EXPECT_EQ((answers_[{first, 0}].text), (answers_[{single, 0}].text));
+  EXPECT_NE((answers_[{first, 0}].text), (answers_[{first, 1}].text));
+  EXPECT_NE((answers_[{first, 1}].text), (answers_[{first, 2}].text));
+  for (int64_t choice = 0; choice < 3; ++choice)
+    EXPECT_EQ((answers_[{first, choice}].end.generated_tokens), 12);
+  EXPECT_GE((answers_[{first, 1}].end.cached_tokens), 32);
+}
+
+TEST_F(EngineLoopTest, log_probabilities_of_prompt_and_answer_are_the_models) {
+  start(small());
+  Request request = greedy("A grey harbour, and a very long pier in front of it; gulls.", 5);
+  request.prompt_logprobs = 2;
+  request.options.sampling.logprobs = 3;
+  const RequestId id = loop_->submit(request);
+  wait_for(1);
+  const Answer& answer = answers_[{id, 0}];
+  const std::vector<int32_t>& prompt = request.prompt;
+  ASSERT_EQ(answer.prompt_details.size(), prompt.size() - 1);
+  ASSERT_EQ(answer.details.size(), 5u);
+
+  std::vector<int32_t> ids = prompt;
+  for (const TokenDetail& detail : answer.details) ids.push_back(detail.token);
+  Executor executor(model_.config(), model_.graph(), model_.weights(),
+                    {.max_tokens = 128, .max_context = 128, .max_logit_rows = 1}, pool_);
+  KvCache cache = executor.make_cache(1, 128, DType::kF32);
+  const int64_t starts[] = {0}, counts[] = {std::ssize(ids)};
+  executor.step(ids, ContiguousBatch(starts, counts, cache.page_tokens()).view(), cache);
+  for (int32_t i = 0; i + 1 < std::ssize(ids); ++i) {
+    const float* logits = executor.logits({&i, 1});
+    const int64_t vocab = model_.config().vocab_size;
+    double sum = 0;
+    for (int64_t v = 0; v < vocab; ++v) sum += std::exp(static_cast<double>(logits[v]));
+    const double expected = logits[ids[i + 1]] - std::log(sum);
+    const bool in_prompt = i + 1 < std::ssize(prompt);
+    const TokenDetail& detail =
+        in_prompt ? answer.prompt_details[i] : answer.details[i + 1 - prompt.size()];
+    EXPECT_EQ(detail.token, ids[i + 1]);
+    EXPECT_NEAR(detail.logprob, expected, 1e-4) << i;
+    ASSERT_EQ(detail.top.size(), in_prompt ? 2u : 3u);
+    EXPECT_EQ(detail.top[0].token, executor.ops().argmax(logits, vocab));
+  }
+}
+
+TEST_F(EngineLoopTest, a_stop_text_and_a_stop_token_end_an_answer) {
+  start(small());
+  const Request request = greedy("Once upon a time", 40);
+  const RequestId whole = loop_->submit(request);
+  wait_for(1);
+  const std::string text = answers_[{whole, 0}].text;
+  ASSERT_GT(text.size(), 12u);
+  Request by_text = request;
+  by_text.options.stop = {text.substr(6, 3)};
+  const RequestId stopped = loop_->submit(by_text);
+  by_text.keep_stop_text = true;
+  const RequestId kept = loop_->submit(by_text);
+  wait_for(3);
+  const size_t at = text.find(text.substr(6, 3));
+  EXPECT_EQ((answers_[{stopped, 0}].text), text.substr(0, at));
+  EXPECT_EQ((answers_[{kept, 0}].text), text.substr(0, at + 3));
+  EXPECT_EQ((answers_[{stopped, 0}].end.stop_reason), text.substr(6, 3));
+  EXPECT_EQ((answers_[{stopped, 0}].end.finish_reason), FinishReason::kStop);
+}
+
+TEST_F(EngineLoopTest, a_cancelled_request_ends_also_within_its_prompt_and_returns_its_pages) {
+  start(small());
+  std::vector<RequestId> ids;
+  for (int i = 0; i < 12; ++i)
+    ids.push_back(loop_->submit(greedy(std::string(100, static_cast<char>('a' + i)), 27)));
+  for (const RequestId id : ids) loop_->cancel(id);
+  loop_->cancel(12345);
+  wait_for(12);
+  for (const RequestId id : ids)
+    EXPECT_EQ((answers_[{id, 0}].end.finish_reason), FinishReason::kCancelled);
+  const RequestId after = loop_->submit(greedy("And then", 3));
+  wait_for(13);
+  EXPECT_EQ((answers_[{after, 0}].end.generated_tokens), 3);
+  EXPECT_EQ(last_.pages_used, 0);
+}
+
+TEST_F(EngineLoopTest, an_embedding_is_a_unit_vector_that_depends_on_the_text_alone) {
+  start(small());
+  Request request = greedy(std::string(90, 'x') + "grey", 1);
+  request.embedding = true;
+  const RequestId first = loop_->submit(request), again = loop_->submit(request);
+  Request other = greedy("something else", 1);
+  other.embedding = true;
+  const RequestId third = loop_->submit(other);
+  wait_for(3);
+  const std::vector<float> vector = answers_[{first, 0}].end.embedding;
+  ASSERT_EQ(std::ssize(vector), model_.config().hidden_size);
+  double norm = 0;
+  for (const float value : vector) norm += static_cast<double>(value) * value;
+  EXPECT_NEAR(norm, 1, 1e-5);
+  EXPECT_THAT((answers_[{again, 0}].end.embedding), ElementsAreArray(vector));
+  EXPECT_NE((answers_[{third, 0}].end.embedding), vector);
+}
+
+TEST_F(EngineLoopTest, what_cannot_be_served_is_refused_before_it_waits) {
+  EngineLoopOptions options = small();
+  options.max_queue = 2;
+  start(options);
+  EXPECT_THAT(message_of(greedy("", 4)), HasSubstr("no tokens"));
+  EXPECT_THAT(message_of(greedy(std::string(128, 'x'), 4)), HasSubstr("128 tokens"));
+  Request unknown = greedy("x", 4);
+  unknown.prompt[0] = 100000;
+  EXPECT_THAT(message_of(unknown), HasSubstr("vocabulary"));
+  Request many = greedy("x", 4);
+  many.choices = 9;
+  EXPECT_THAT(message_of(many), HasSubstr("9 choices"));
+  EXPECT_THAT(message_of(greedy("x", 0)), HasSubstr("max_tokens"));
+  Request hot = greedy("x", 4);
+  hot.options.sampling.temperature = -1;
+  EXPECT_THAT(message_of(hot), HasSubstr("temperature"));
+  int accepted = 0;
+  std::string refusal;
+  for (int i = 0; i < 200 && refusal.empty(); ++i) {
+    const std::string message = message_of(greedy("Once upon a time", 100));
+    if (message == "no error")
+      ++accepted;
+    else
+      refusal = message;
+  }
+  EXPECT_GE(accepted, 8);
+  EXPECT_THAT(refusal, HasSubstr("queue is full"));
+}
+
+}  // namespace
+}  // namespace whit
