@@ -30,7 +30,7 @@ LAYERS = [
 ]
 LAYER = {folder: layer for layer, folders in enumerate(LAYERS) for folder in folders}
 # Folders of one layer do not see each other, but for these.
-SIBLINGS = {("quant", "tensor"), ("quantize", "calibrate")}
+SIBLINGS = {("quant", "tensor"), ("quantize", "calibrate"), ("cli", "server")}
 # Kernels are lower than most, and seen by few: the engine chooses and calls them; calibration makes its dense products
 # with the FP32 linear.
 KERNELS = {"kernels/cpu", "kernels/cuda"}

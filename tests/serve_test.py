@@ -56,8 +56,8 @@ def client_python():
 class Server:
     """A running server on a port of its own."""
 
-    def __init__(self, model, *arguments, log=None):
-        self.log = log or tempfile.TemporaryFile()
+    def __init__(self, model, *arguments):
+        self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen([str(WHIT), "serve", str(model), "--port", "0", "--threads", "2", *map(str, arguments)],
                                         stdout=subprocess.PIPE, stderr=self.log, stdin=subprocess.DEVNULL)
         line = self.process.stdout.readline().decode()
@@ -96,11 +96,11 @@ class Server:
             self.process.send_signal(number)
         status = self.process.wait(timeout)
         self.process.stdout.close()
+        if not self.log.closed:
+            self.log.seek(0)
+            self.log_text = self.log.read().decode()
+            self.log.close()
         return status
-
-    def log_text(self):
-        self.log.seek(0)
-        return self.log.read().decode()
 
 
 class ServeTest(unittest.TestCase):
@@ -432,10 +432,12 @@ class Lifecycle(unittest.TestCase):
             waited = pool.submit(server.stop)
             rest = response.read().decode()
             self.assertTrue(rest.endswith("data: [DONE]\n\n"))
+            idle.close()
+            connection.close()
             self.assertEqual(waited.result(), 0)
         with self.assertRaises(OSError):
             socket.create_connection((server.host, server.port), timeout=1).close()
-        log = server.log_text()
+        log = server.log_text
         self.assertNotIn("secret words", log)
         for line in log.splitlines():
             self.assertIn("event", json.loads(line))
@@ -449,6 +451,7 @@ class Lifecycle(unittest.TestCase):
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         self.assertEqual(server.stop(), 0)
+        connection.close()
 
     def test_tls_is_spoken_where_a_certificate_is_given(self):
         if shutil.which("openssl") is None:
@@ -473,7 +476,7 @@ class Lifecycle(unittest.TestCase):
                 old.wrap_socket(raw).close()
 
     def test_wrong_options_are_refused(self):
-        for arguments, status in [(["--port", "70000"], 2), (["--kv-cache-dtype", "int8"], 2), (["--max-num-seqs", "0"], 2),
+        for arguments, status in [(["--port", "70000"], 2), (["--kv-cache-dtype", "int8"], 3), (["--max-num-seqs", "0"], 2),
                                   (["--ssl-certfile", "x"], 2), (["--host", "nowhere.invalid"], 4), (["--max-model-len", "99999999"], 2)]:
             result = subprocess.run([str(WHIT), "serve", str(self.model), "--port", "0", *arguments], capture_output=True, timeout=60, check=False)
             self.assertEqual(result.returncode, status, (arguments, result.stderr))

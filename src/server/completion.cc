@@ -15,6 +15,17 @@ int64_t characters(std::string_view text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; });
 }
 
+bool is_utf8(std::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const auto lead = static_cast<uint8_t>(text[i++]);
+    const int rest = lead < 0x80 ? 0 : lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : lead >= 0xc2 ? 1 : -1;
+    if (rest < 0 || lead > 0xf4) return false;
+    for (int j = 0; j < rest; ++j, ++i)
+      if (i >= text.size() || (static_cast<uint8_t>(text[i]) & 0xc0) != 0x80) return false;
+  }
+  return true;
+}
+
 std::string base64(std::span<const uint8_t> bytes) {
   static constexpr char kDigits[] =
       "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -118,10 +129,14 @@ Json Completion::completion_logprobs(ChoiceState& choice,
   if (request_.top_logprobs < 0) return nullptr;
   Json tokens = Json::array(), logprobs = Json::array(), top = Json::array(),
        offsets = Json::array();
+  // Bytes that are no text on their own are spelled out, as OpenAI does: tokens stay distinct.
   const auto text_of = [&](int32_t token) {
     const std::string bytes = tokenizer_.is_special(token) ? std::string(tokenizer_.token(token))
                                                            : tokenizer_.token_bytes(token);
-    return bytes;
+    if (is_utf8(bytes)) return bytes;
+    std::string spelled = "bytes:";
+    for (const char byte : bytes) spelled += fmt::format("\\x{:02x}", static_cast<uint8_t>(byte));
+    return spelled;
   };
   for (const TokenDetail& detail : details) {
     const std::string text = text_of(detail.token);

@@ -138,20 +138,21 @@ TEST(GrammarTest, ambiguous_expressions_cost_bounded_time) {
 }
 
 TEST(GrammarTest, ebnf_describes_nested_texts) {
-  const auto grammar = ebnf(R"(
+  const auto grammar = ebnf(R"EBNF(
     # sums of numbers in brackets
     root ::= sum
     sum  ::= term (" + " term)*
-    term ::= [0-9]+ | "(" sum
-             ")" | "\x41\n") ");
-      EXPECT_TRUE(matches(grammar, "1 + (2 + (33)) + 4"));
+    term ::= [0-9]+ | "(" sum ")" |
+             ("\x41"
+              "\n")  )EBNF");
+  EXPECT_TRUE(matches(grammar, "1 + (2 + (33)) + 4"));
   EXPECT_TRUE(matches(grammar, "A\n"));
   EXPECT_FALSE(matches(grammar, "1 + (2 + 3"));
   EXPECT_FALSE(matches(grammar, "1+2"));
   EXPECT_TRUE(matches(ebnf("root ::= \"a\"{2,3} b?\nb ::= [^x]"), "aaay"));
   EXPECT_THAT(message_of([] { ebnf("root ::= root \"a\" | \"b\""); }),
               HasSubstr("begins with itself"));
-  EXPECT_THAT(message_of([] { ebnf("root ::= a\na ::= \"x\"? root"); }),
+  EXPECT_THAT(message_of([] { ebnf("root ::= a\na ::= \"x\"? root | \"y\""); }),
               HasSubstr("begins with itself"));
   EXPECT_THAT(message_of([] { ebnf("root ::= \"(\" root \")\""); }), HasSubstr("no text"));
   EXPECT_THAT(message_of([] { ebnf("root ::= b"); }), HasSubstr("\"b\" is not defined"));
@@ -166,7 +167,7 @@ TEST(GrammarTest, ebnf_describes_nested_texts) {
 TEST(GrammarTest, a_json_object_is_any_json_object) {
   const auto grammar = compile_json_schema(Json(), byte_tokens());
   for (const char* text : {"{}", R"({"a": 1})", R"({"a":[1, -2.5e3,{"b":null}], "c" : 1})",
-                           R"({"a": "\" \\ \u00e9 é"})", "{\n  \"a\": true\n}"})
+                           R"({"a": "\" \\ \u0001 é"})", "{\n  \"a\": true\n}"})
     EXPECT_EQ(matches(grammar, text), std::string_view(text).find(" :") == std::string_view::npos)
         << text;
   for (const char* text : {"", "[]", "{", "{\"a\"}", "{\"a\":01}", "{\"a\":1,}", "{'a':1}",
@@ -175,7 +176,9 @@ TEST(GrammarTest, a_json_object_is_any_json_object) {
   std::mt19937 random(7);
   for (int i = 0; i < 60; ++i) {
     const std::string text = draw(grammar, random);
-    if (text.size() < 4000) EXPECT_NO_THROW(Json::parse(text)) << text;
+    if (text.size() < 4000) {
+      EXPECT_TRUE(Json::accept(text)) << text;
+    }
   }
 }
 
@@ -241,7 +244,9 @@ TEST(GrammarTest, json_schemas_are_kept_to) {
     for (const std::string& text : each.no) EXPECT_FALSE(matches(grammar, text)) << text;
     for (int i = 0; i < 10; ++i) {
       const std::string text = draw(grammar, random);
-      if (text.size() < 4000) EXPECT_NO_THROW(Json::parse(text)) << text;
+      if (text.size() < 4000) {
+        EXPECT_TRUE(Json::accept(text)) << text;
+      }
     }
   }
 }
@@ -263,7 +268,9 @@ TEST(GrammarTest, schemas_that_are_impossible_or_not_understood_are_refused_by_n
       {"false", "no text"},
       {R"({"$ref":"#/nowhere"})", "nothing"},
       {R"({"$ref":"http://x"})", "itself"},
-      {R"({"$ref":"#"})", "begins with itself"},
+      {R"({"$ref":"#"})", "no text"},
+      {R"({"$defs":{"a":{"anyOf":[{"$ref":"#/$defs/a"},{"type":"null"}]}},"$ref":"#/$defs/a"})",
+       "begins with itself"},
       {R"({"$defs":{"a":{"type":"array","items":{"$ref":"#/$defs/a"},"minItems":1}},"$ref":"#/$defs/a"})",
        "no text"},
       {R"({"oneOf":[{"type":"integer"},{"type":"number"}]})", "both hold"},

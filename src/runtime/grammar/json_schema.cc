@@ -1,9 +1,9 @@
 // JSON Schema (draft 2020-12, and what draft 7 writes otherwise) to a grammar of its instances.
 //
 // Every text of the grammar satisfies the schema; not every instance is a text of it: members come
-// in the order of "properties", none beyond those where any are listed, numbers have at most 15
-// digits before and after the point, space between tokens is none, one blank, or a new line with
-// indentation.
+// in the order of "properties", none beyond those where any are listed, characters are escaped only
+// where they must be, numbers have at most 15 digits before and after the point, space between
+// tokens is none, one blank, or a new line with indentation.
 //
 // Understood: type, enum, const, properties, required, additionalProperties, items, prefixItems,
 // minItems, maxItems, minLength, maxLength, pattern, format (date, time, date-time, uuid, ipv4),
@@ -36,7 +36,8 @@ const std::map<std::string, std::string> kFormats = {
      "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-"
      "5][0-9])"},
     {"date-time",
-     "[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.["
+     "[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
+     "(\\.["
      "0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"},
     {"uuid", "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"},
     {"ipv4",
