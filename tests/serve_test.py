@@ -265,6 +265,12 @@ class Api(ServeTest):
                 answer = raw_socket.recv(4096)
                 self.assertTrue(answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer)
 
+    def test_pages_of_other_sites_are_refused(self):
+        for site, status in [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)]:
+            self.assertEqual(self.server.request("GET", "/v1/models", headers={"Sec-Fetch-Site": site})[0], status)
+        headers = self.server.request("GET", "/v1/models", headers={"Origin": "http://elsewhere.example"})[1]
+        self.assertFalse([name for name in headers if name.lower().startswith("access-control")])
+
     def test_an_embedding_is_a_unit_vector(self):
         status, body = self.server.post("/v1/embeddings", {"input": ["grey", "sea"]})
         self.assertEqual((status, len(body["data"])), (200, 2))

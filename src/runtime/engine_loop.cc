@@ -397,6 +397,7 @@ RequestEvent& EngineLoop::event_of(Answer& answer) {
   event.choice = answer.index;
   if (!answer.begun) {
     answer.begun = event.first = true;
+    event.times = answer.active->times;
     event.prompt_details = std::move(answer.prompt);
     answer.prompt.clear();
   }

@@ -50,7 +50,7 @@ struct RequestEvent {
   std::string text;                  // certain by now
   int64_t tokens = 0;                // generated in this step
   std::vector<TokenDetail> details;  // of those, where log-probabilities were asked for
-  bool first = false;                // the choice's first event
+  bool first = false;                // the choice's first event; `times` is set up to here
 
   // With choice 0's first event: of the prompt's tokens but the first.
   std::vector<TokenDetail> prompt_details;

@@ -316,7 +316,7 @@ class HttpServer::Impl::StreamConnection
     request.method = text(head.method_string());
     request.path = text(head.target().substr(0, head.target().find('?')));
     request.authorization = text(head[http::field::authorization]);
-    request.content_type = text(head[http::field::content_type]);
+    request.fetch_site = text(head["Sec-Fetch-Site"]);
     request.peer = peer_;
     if (std::distance(head.begin(), head.end()) > server_.options.max_header_fields) {
       co_await refuse(431, "the request has too many header fields");

@@ -40,7 +40,8 @@ struct HttpServerOptions {
 
 struct HttpRequest {
   std::string method, path;  // of the target without its query
-  std::string authorization, content_type;
+  std::string authorization;
+  std::string fetch_site;  // Sec-Fetch-Site: browsers say from which page they were sent
   std::string peer;
   std::string body;
 };

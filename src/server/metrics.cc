@@ -103,6 +103,12 @@ void ServerMetrics::record(const StepReport& report) {
         last->second = now;
       }
     }
+    const bool answered = event.times.first_token != RequestTimes::Clock::time_point();
+    if (event.first && event.choice == 0 && answered) {
+      first_token_.add(seconds(event.times.submitted, event.times.first_token));
+      queue_.add(seconds(event.times.submitted, event.times.scheduled));
+      prefill_.add(seconds(event.times.scheduled, event.times.first_token));
+    }
     if (!event.finished) continue;
     last_token_.erase(key);
     const bool cancelled = event.finish_reason == FinishReason::kCancelled;
@@ -116,11 +122,8 @@ void ServerMetrics::record(const StepReport& report) {
     cached_tokens_ += event.cached_tokens;
     prompt_length_.add(static_cast<double>(event.prompt_tokens));
     end_to_end_.add(seconds(times.submitted, times.finished));
-    if (times.first_token == RequestTimes::Clock::time_point()) continue;
+    if (!answered) continue;
     const double decode = seconds(times.first_token, times.finished);
-    first_token_.add(seconds(times.submitted, times.first_token));
-    queue_.add(seconds(times.submitted, times.scheduled));
-    prefill_.add(seconds(times.scheduled, times.first_token));
     inference_.add(seconds(times.scheduled, times.finished));
     decode_.add(decode);
     if (event.generated_tokens > 1)

@@ -208,6 +208,13 @@ std::optional<HttpResponse> Service::admit(const HttpRequest& head) {
                                    "the request needs a valid API key: Authorization: Bearer KEY",
                                    "", "invalid_api_key"));
   }
+  // A page of another site must not use a server that its visitor's browser can reach.
+  if (!open && head.path != "/" &&
+      (head.fetch_site == "cross-site" || head.fetch_site == "same-site")) {
+    metrics_.record_rejection("cross_site");
+    return error_response(
+        ApiError(403, "permission_error", "requests from pages of other sites are refused"));
+  }
   if (found == nullptr && allowed != nullptr) {
     HttpResponse response = error_response(
         ApiError(405, "invalid_request_error",
