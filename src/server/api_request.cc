@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "runtime/chat.h"
+#include "runtime/grammar/token_trie.h"
 
 namespace whit {
 namespace {
@@ -443,6 +444,12 @@ std::vector<ApiPrompt> parse_prompts(const Json& body, const char* field, const 
     ApiPrompt prompt;
     prompt.is_text = true;
     prompt.text = text.get<std::string>();
+    // What cannot fit, were all of its tokens long ones (and normalization halved it twice), need
+    // not be tokenized to be refused.
+    const int64_t tokens_at_least =
+        std::ssize(prompt.text) / (4 * std::max(1, context.tokens->max_depth()));
+    if (tokens_at_least >= context.limits.max_context)
+      check_prompt_length(tokens_at_least, field, context);
     try {
       // A client's text is text: what looks like a special token in it is none.
       prompt.ids = context.model.tokenizer().encode(
