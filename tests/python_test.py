@@ -62,7 +62,8 @@ def install(python):
     wheels = ROOT / "build/wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     shutil.rmtree(SITE, ignore_errors=True)
-    tools = os.environ | {"PATH": f"{Path(python).parent}:{os.environ['PATH']}"}
+    # The compilers by the names that CMake finds for build/release: another name is another compiler to ccache.
+    tools = {"CC": "cc", "CXX": "c++"} | os.environ | {"PATH": f"{Path(python).parent}:{os.environ['PATH']}"}
     # Two at a time: as ./test and CI have two cores. Isolation would put nanobind at another path each time, past ccache.
     run([python, "-m", "pip", "wheel", "--disable-pip-version-check", "--no-deps", "--no-build-isolation",
          "--wheel-dir", wheels, ROOT], env=tools | {"CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 2)}, cwd=ROOT / "build")
