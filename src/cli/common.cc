@@ -19,7 +19,8 @@ void MachineOptions::add_to(CLI::App& app) {
   app.add_option("-t,--threads", threads, "Threads; 0: one for each CPU that this process may use")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
-  app.add_option("--isa", isa, "Force the kernels' instruction set: portable, avx2, avx512, amx or auto")
+  app.add_option("--isa", isa,
+                 "Force the kernels' instruction set: portable, avx2, avx512, amx or auto")
       ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "amx"}))
       ->capture_default_str();
 }
