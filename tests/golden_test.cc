@@ -179,8 +179,8 @@ std::vector<Case> cases() {
   return result;
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Architectures, testing::ValuesIn(cases()), [](const auto& info) {
-  return fmt::format("{}_on_{}", info.param.model, cpu::name(info.param.isa));
+INSTANTIATE_TEST_SUITE_P(Golden, Architectures, testing::ValuesIn(cases()), [](const auto& test) {
+  return fmt::format("{}_on_{}", test.param.model, cpu::name(test.param.isa));
 });
 
 TEST(Golden, ran_on_every_instruction_set) {

@@ -2,9 +2,9 @@
 
 namespace whit {
 
-LoadedModel::LoadedModel(std::chrono::steady_clock::time_point start, Model model_to_run,
+LoadedModel::LoadedModel(std::chrono::steady_clock::time_point begin, Model model_to_run,
                          const ExecutorOptions& options, ThreadPool& pool)
-    : start(start), model(std::move(model_to_run)) {
+    : start(begin), model(std::move(model_to_run)) {
   if (options.max_context > model.config().max_position_embeddings)
     throw Error(ErrorKind::kInvalidArgument,
                 "a context of {} tokens was asked for, but {} was trained for {}",
