@@ -265,6 +265,19 @@ class Api(ServeTest):
                 answer = raw_socket.recv(4096)
                 self.assertTrue(answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer)
 
+    def test_the_load_generator_reports_what_it_got(self):
+        for arguments in (["--concurrency", "4"], ["--concurrency", "0", "--request-rate", "100"]):
+            result = subprocess.run([str(WHIT), "bench", "serve", "--port", str(self.server.port), "--num-prompts", "8", "--input-len", "5",
+                                     "--output-len", "6", "--json", *arguments], capture_output=True, timeout=60, check=False)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            report = json.loads(result.stdout)
+            self.assertEqual((report["completed"], report["failed"], report["total_output_tokens"]), (8, 0, 48))
+            self.assertEqual(report["request_goodput"], report["request_throughput"])
+            self.assertGreater(report["p99_itl_ms"], 0)
+            self.assertLessEqual(report["median_ttft_ms"], report["p99_ttft_ms"])
+        self.assertEqual(subprocess.run([str(WHIT), "bench", "serve", "--port", "1", "--num-prompts", "1", "--json"], capture_output=True,
+                                        timeout=60, check=False).returncode, 1)
+
     def test_pages_of_other_sites_are_refused(self):
         for site, status in [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)]:
             self.assertEqual(self.server.request("GET", "/v1/models", headers={"Sec-Fetch-Site": site})[0], status)

@@ -60,6 +60,10 @@ void Choice::sample(const float* logits, int64_t rows, std::span<const int32_t> 
       // Ending is allowed where the grammar's text is complete, whichever token the model ends
       // with.
       const bool may_end = grammar_->may_end();
+      if (!may_end &&
+          std::all_of(allowed.begin(), allowed.end(), [](uint64_t bits) { return bits == 0; }))
+        throw Error(ErrorKind::kResource,
+                    "the answer is nested deeper than its grammar can be followed");
       // A model's vocabulary may be padded beyond the tokenizer's.
       const int64_t known = std::ssize(allowed) * 64;
       for (int64_t id = 0; id < vocab_size_; ++id)
