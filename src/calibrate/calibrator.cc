@@ -8,8 +8,6 @@
 namespace whit {
 namespace {
 
-// Rows of one window: enough for the matrix products to be efficient, few enough that a window's
-// activations stay small (a few tens of MB for a 1B model).
 constexpr int64_t kWindowTokens = 4096;
 
 }  // namespace
@@ -43,6 +41,44 @@ CalibrationData calibration_from_text(const Tokenizer& tokenizer, std::string_vi
   return data;
 }
 
+std::vector<CalibrationWindow> calibration_windows(const CalibrationData& data) {
+  const int64_t sequences =
+      std::clamp<int64_t>(kWindowTokens / data.length, 1, std::max<int64_t>(1, data.samples / 16));
+  std::vector<CalibrationWindow> windows;
+  for (int64_t first = 0; first < data.samples; first += sequences) {
+    const int64_t count = std::min(sequences, data.samples - first);
+    windows.push_back({first, count, count * data.length,
+                       windows.size() % 8 == 7 ? Split::kHeldOut : Split::kSearch});
+  }
+  return windows;
+}
+
+int64_t rows_of(std::span<const CalibrationWindow> windows, Split split) {
+  int64_t rows = 0;
+  for (const CalibrationWindow& window : windows)
+    if (window.split == split) rows += window.rows;
+  return rows;
+}
+
+Tensor embed(const Graph& graph, const WeightProvider& original, const CalibrationData& data,
+             cpu::Isa isa, ThreadPool& pool) {
+  const Node& node = graph.node(0);
+  for (const int32_t id : data.ids)
+    if (id < 0 || id >= node.n)
+      throw Error(ErrorKind::kInvalidData, "calibration token {} is outside the vocabulary of {}",
+                  id, node.n);
+  const LinearWeight table = original.linear(node);
+  const int64_t tokens = data.samples * data.length, width = node.k;
+  Tensor hidden(DType::kF32, {tokens, width});
+  const EmbeddingArgs args{.table = table.view,
+                           .ids = data.ids.data(),
+                           .t = tokens,
+                           .out = hidden.data<float>(),
+                           .out_stride = width};
+  pool.run([&](const Worker& worker) { cpu::small_ops(isa).embedding(args, worker); });
+  return hidden;
+}
+
 LayerStream::LayerStream(const ModelConfig& config, const Graph& graph,
                          const WeightProvider& original, const CalibrationData& data, cpu::Isa isa,
                          ThreadPool& pool)
@@ -53,31 +89,14 @@ LayerStream::LayerStream(const ModelConfig& config, const Graph& graph,
       matmul_(pool, isa),
       rope_(rope_tables(config, data.length)),
       width_(config.hidden_size),
-      per_window_(std::clamp<int64_t>(kWindowTokens / data.length, 1,
-                                      std::max<int64_t>(1, data.samples / 16))),
-      hidden_(DType::kF32, {data.samples * data.length, config.hidden_size}) {
-  const Node& node = graph.node(0);
-  const LinearWeight table = original.linear(node);
-  const EmbeddingArgs args{.table = table.view,
-                           .ids = data.ids.data(),
-                           .t = data.samples * data.length,
-                           .out = hidden_.data<float>(),
-                           .out_stride = width_};
-  for (const int32_t id : data.ids)
-    if (id < 0 || id >= node.n)
-      throw Error(ErrorKind::kInvalidData, "calibration token {} is outside the vocabulary of {}",
-                  id, node.n);
-  pool.run([&](const Worker& worker) { cpu::small_ops(isa).embedding(args, worker); });
-}
+      windows_(calibration_windows(data)),
+      hidden_(embed(graph, original, data, isa, pool)) {}
 
 std::vector<InputStats> LayerStream::observe(int layer, const WeightProvider& weights,
                                              Advance advance) {
-  int64_t rows[2] = {0, 0};
-  for (int64_t w = 0; w < windows(); ++w)
-    rows[static_cast<int>(split_of(w))] +=
-        std::min(per_window_, data_.samples - w * per_window_) * data_.length;
   const std::vector<ScalingGroup> groups = scaling_groups(graph_, graph_.layer(layer));
-  Observer observer(graph_, groups, rows[0], rows[1], matmul_);
+  Observer observer(graph_, groups, rows_of(windows_, Split::kSearch),
+                    rows_of(windows_, Split::kHeldOut), matmul_);
   run(layer, weights, &observer, advance);
   return observer.finish();
 }
@@ -89,18 +108,18 @@ void LayerStream::advance(int layer, const WeightProvider& weights) {
 void LayerStream::run(int layer, const WeightProvider& weights, Observer* observer,
                       Advance advance) {
   const NodeRange range = graph_.layer(layer);
-  Program program(graph_, range, weights, {.max_tokens = per_window_ * data_.length, .isa = isa_},
+  const int64_t sequences = windows_.front().count;
+  Program program(graph_, range, weights, {.max_tokens = sequences * data_.length, .isa = isa_},
                   pool_);
-  KvCache cache(graph_, range, DType::kF32, per_window_, round_up(data_.length, 16));
-  for (int64_t w = 0; w < windows(); ++w) {
-    const int64_t first = w * per_window_, count = std::min(per_window_, data_.samples - first);
-    const std::vector<int64_t> starts(count, 0), lengths(count, data_.length);
+  KvCache cache(graph_, range, DType::kF32, sequences, round_up(data_.length, 16));
+  for (const CalibrationWindow& window : windows_) {
+    const std::vector<int64_t> starts(window.count, 0), lengths(window.count, data_.length);
     const ContiguousBatch batch(starts, lengths, cache.page_tokens());
-    float* hidden = hidden_.data<float>() + first * data_.length * width_;
+    float* hidden = hidden_.data<float>() + window.first * data_.length * width_;
     InputTap tap;
     if (observer != nullptr)
       tap = [&](ValueId value, const float* rows, int64_t n, int64_t stride) {
-        observer->observe(value, rows, n, stride, split_of(w));
+        observer->observe(value, rows, n, stride, window.split);
       };
     Program::Input input;
     input.hidden = hidden;
@@ -108,7 +127,7 @@ void LayerStream::run(int layer, const WeightProvider& weights, Observer* observ
     input.rope = &rope_;
     input.cache = &cache;
     const float* out = program.run(input, tap);
-    if (advance == Advance::kYes) std::memcpy(hidden, out, count * data_.length * width_ * 4);
+    if (advance == Advance::kYes) std::memcpy(hidden, out, window.rows * width_ * 4);
   }
 }
 

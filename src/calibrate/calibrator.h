@@ -2,6 +2,7 @@
 // activations are resident, beside the hidden states of all samples ([samples · length, D] f32).
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,9 +27,23 @@ struct CalibrationData {
 CalibrationData calibration_from_text(const Tokenizer& tokenizer, std::string_view text,
                                       std::string source, int64_t samples, int64_t length);
 
+// The sequences that run through a layer together: enough rows for the matrix products to be
+// efficient, few enough that activations stay small (a few tens of MB for a 1B model). Every eighth
+// window is held out.
+struct CalibrationWindow {
+  int64_t first, count, rows;  // sequences, and their tokens
+  Split split;
+};
+std::vector<CalibrationWindow> calibration_windows(const CalibrationData& data);
+// Rows of the windows of one split.
+int64_t rows_of(std::span<const CalibrationWindow> windows, Split split);
+
+// What the first layer reads, [samples · length, D]. Throws kInvalidData for an unknown token.
+Tensor embed(const Graph& graph, const WeightProvider& original, const CalibrationData& data,
+             cpu::Isa isa, ThreadPool& pool);
+
 class LayerStream {
  public:
-  // Embeds the data. Every eighth window of sequences is held out.
   LayerStream(const ModelConfig& config, const Graph& graph, const WeightProvider& original,
               const CalibrationData& data, cpu::Isa isa, ThreadPool& pool);
 
@@ -45,18 +60,14 @@ class LayerStream {
 
  private:
   void run(int layer, const WeightProvider& weights, Observer* observer, Advance advance);
-  int64_t windows() const { return ceil_div(data_.samples, per_window_); }
-  Split split_of(int64_t window) const {
-    return window % 8 == 7 ? Split::kHeldOut : Split::kSearch;
-  }
-
   const Graph& graph_;
   const CalibrationData& data_;
   cpu::Isa isa_;
   ThreadPool& pool_;
   Matmul matmul_;
   RopeTables rope_;
-  int64_t width_, per_window_;
+  int64_t width_;
+  std::vector<CalibrationWindow> windows_;
   Tensor hidden_;
 };
 

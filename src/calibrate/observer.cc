@@ -14,8 +14,11 @@ constexpr int64_t kBlocks = 4;
 }  // namespace
 
 Observer::Observer(const Graph& graph, std::span<const ScalingGroup> groups,
-                   int64_t expected_search_rows, int64_t expected_held_out_rows, Matmul& matmul)
-    : matmul_(matmul), expected_{expected_search_rows, expected_held_out_rows} {
+                   int64_t expected_search_rows, int64_t expected_held_out_rows, Matmul& matmul,
+                   int64_t gram_tokens_per_channel)
+    : matmul_(matmul),
+      expected_{expected_search_rows, expected_held_out_rows},
+      tokens_per_channel_(gram_tokens_per_channel) {
   for (const ScalingGroup& group : groups) {
     InputStats stats;
     stats.value = group.input;
@@ -31,8 +34,8 @@ Observer::Observer(const Graph& graph, std::span<const ScalingGroup> groups,
   }
 }
 
-void Observer::observe(ValueId value, const float* rows, int64_t count, int64_t stride,
-                       Split which) {
+void Observer::observe(ValueId value, const float* rows, int64_t count, int64_t stride, Split which,
+                       BesideRows beside) {
   const auto found = index_.find(value);
   if (found == index_.end()) return;
   InputStats& stats = stats_[found->second];
@@ -61,18 +64,39 @@ void Observer::observe(ValueId value, const float* rows, int64_t count, int64_t 
     std::memcpy(split.sample.data<float>() + split.sample_rows * k, rows + t * stride, k * 4);
     ++split.sample_rows;
   }
-  const int64_t every = std::max<int64_t>(1, expected / (kGramTokensPerChannel * k));
+  const int64_t every = std::max<int64_t>(1, expected / (tokens_per_channel_ * k));
   const int64_t skip = (every - split.tokens % every) % every;
   if (skip < count)
-    add_gram(rows + skip * stride, ceil_div(count - skip, every), stride * every, k, split);
+    add_gram(rows + skip * stride, ceil_div(count - skip, every), stride * every, k,
+             {beside.rows + skip * beside.width, beside.width}, every * beside.width, split);
   split.tokens += count;
 }
 
 void Observer::add_gram(const float* rows, int64_t count, int64_t stride, int64_t k,
-                        SplitStats& split) {
+                        BesideRows beside, int64_t beside_stride, SplitStats& split) {
   split.gram_tokens += count;
-  if (k * count * 4 > transposed_.bytes()) transposed_ = Buffer(k * count * 4);
+  transpose(rows, count, stride, k, transposed_);
+  if (beside.width > 0) {
+    transpose(beside.rows, count, beside_stride, beside.width, beside_);
+    if (split.cross.empty()) split.cross = Tensor::zeros(DType::kF32, {beside.width, k});
+  }
   auto* transposed = transposed_.as<float>();
+  const int64_t block = round_up(ceil_div(k, kBlocks), 16);
+  for (int64_t column = 0; column < k; column += block) {
+    const int64_t columns = std::min(block, k - column);
+    const cpu::PackedWeight packed = matmul_.pack(transposed + column * count, columns, count);
+    matmul_.multiply(transposed, count, std::min(k, column + block), packed,
+                     split.gram.data<float>() + column, k, Matmul::Output::kAccumulate);
+    if (beside.width > 0)
+      matmul_.multiply(beside_.as<float>(), count, beside.width, packed,
+                       split.cross.data<float>() + column, k, Matmul::Output::kAccumulate);
+  }
+}
+
+// out [k, count]
+void Observer::transpose(const float* rows, int64_t count, int64_t stride, int64_t k, Buffer& out) {
+  if (k * count * 4 > out.bytes()) out = Buffer(k * count * 4);
+  auto* transposed = out.as<float>();
   constexpr int64_t kTile = 32;
   matmul_.pool().parallel_for(ceil_div(k, kTile), [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile)
@@ -81,13 +105,6 @@ void Observer::add_gram(const float* rows, int64_t count, int64_t stride, int64_
           for (int64_t t = t0; t < std::min(count, t0 + kTile); ++t)
             transposed[i * count + t] = rows[t * stride + i];
   });
-  const int64_t block = round_up(ceil_div(k, kBlocks), 16);
-  for (int64_t column = 0; column < k; column += block) {
-    const int64_t columns = std::min(block, k - column);
-    const cpu::PackedWeight packed = matmul_.pack(transposed + column * count, columns, count);
-    matmul_.multiply(transposed, count, std::min(k, column + block), packed,
-                     split.gram.data<float>() + column, k, Matmul::Output::kAccumulate);
-  }
 }
 
 std::vector<InputStats> Observer::finish() {
@@ -100,11 +117,14 @@ std::vector<InputStats> Observer::finish() {
       float* gram = split->gram.data<float>();
       for (int64_t i = 0; i < k; ++i)
         for (int64_t j = i; j < k; ++j) gram[j * k + i] = gram[i * k + j] *= scale;
+      if (!split->cross.empty())
+        for (float& value : split->cross.f32()) value *= scale;
     }
     if (stats.held_out.tokens == 0) {
       stats.held_out.tokens = stats.search.tokens;
       stats.held_out.gram_tokens = stats.search.gram_tokens;
       stats.held_out.gram = stats.search.gram.clone();
+      if (!stats.search.cross.empty()) stats.held_out.cross = stats.search.cross.clone();
       stats.held_out.sample = stats.search.sample.clone();
       stats.held_out.sample_rows = stats.search.sample_rows;
     }

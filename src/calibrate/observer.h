@@ -19,6 +19,7 @@ struct SplitStats {
   int64_t tokens = 0;       // observed
   int64_t gram_tokens = 0;  // of these, summed in gram
   Tensor gram;  // [K, K] mean of x·xᵀ: ‖ΔW·x‖² averaged over tokens is the trace of ΔW·gram·ΔWᵀ
+  Tensor cross;   // [E, K] mean of e·xᵀ over the same tokens, where rows e were given beside x
   Tensor sample;  // [S, K] input rows, evenly strided: for losses that are not quadratic in x (int8
                   // activations)
   int64_t sample_rows = 0;
@@ -33,14 +34,22 @@ struct InputStats {
   SplitStats search, held_out;
 };
 
+// Contiguous rows of `width` values that go with observed rows, into `cross`.
+struct BesideRows {
+  const float* rows = nullptr;
+  int64_t width = 0;
+};
+
 class Observer {
  public:
   // Watches the given values. `expected_rows`: rows that will come per split, to spread the sample
   // over them.
   Observer(const Graph& graph, std::span<const ScalingGroup> groups, int64_t expected_search_rows,
-           int64_t expected_held_out_rows, Matmul& matmul);
+           int64_t expected_held_out_rows, Matmul& matmul,
+           int64_t gram_tokens_per_channel = kGramTokensPerChannel);
 
-  void observe(ValueId value, const float* rows, int64_t count, int64_t stride, Split split);
+  void observe(ValueId value, const float* rows, int64_t count, int64_t stride, Split split,
+               BesideRows beside = {});
   // Means in place of sums; without held-out rows the search split judges itself.
   std::vector<InputStats> finish();
 
@@ -51,13 +60,15 @@ class Observer {
   static constexpr int64_t kGramTokensPerChannel = 16;
 
  private:
-  void add_gram(const float* rows, int64_t count, int64_t stride, int64_t k, SplitStats& split);
+  void add_gram(const float* rows, int64_t count, int64_t stride, int64_t k, BesideRows beside,
+                int64_t beside_stride, SplitStats& split);
+  void transpose(const float* rows, int64_t count, int64_t stride, int64_t k, Buffer& out);
 
   Matmul& matmul_;
-  int64_t expected_[2];
+  int64_t expected_[2], tokens_per_channel_;
   std::vector<InputStats> stats_;
   std::map<ValueId, size_t> index_;
-  Buffer transposed_;
+  Buffer transposed_, beside_;
 };
 
 }  // namespace whit
