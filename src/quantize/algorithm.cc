@@ -22,10 +22,13 @@ std::string needs_int8_activations(const QuantScheme& scheme) {
 
 std::string refuses_nothing(const QuantScheme&) { return ""; }
 
-constexpr std::array<Algorithm, 3> kAlgorithms = {{
+constexpr std::array<Algorithm, 6> kAlgorithms = {{
     {"awq", true, needs_quantized_weights, decide_awq},
     {"smoothquant", true, needs_int8_activations, decide_smoothquant},
     {"rtn", false, refuses_nothing, decide_rtn},
+    {"gptq", true, needs_quantized_weights, decide_gptq},
+    {"awq-gptq", true, needs_quantized_weights, decide_awq_gptq},
+    {"smoothquant-gptq", true, needs_int8_activations, decide_smoothquant_gptq},
 }};
 
 // Candidates whose exact error is computed; the estimate chooses them. Over 223 groups of a 135M
@@ -51,8 +54,10 @@ std::span<const Algorithm> algorithms() { return kAlgorithms; }
 const Algorithm& find_algorithm(std::string_view name) {
   for (const Algorithm& algorithm : kAlgorithms)
     if (algorithm.name == name) return algorithm;
-  throw Error(ErrorKind::kInvalidArgument,
-              "unknown mode \"{}\"; choose one of awq, smoothquant, rtn", name);
+  std::string names;
+  for (const Algorithm& algorithm : kAlgorithms)
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", algorithm.name);
+  throw Error(ErrorKind::kInvalidArgument, "unknown mode \"{}\"; choose one of {}", name, names);
 }
 
 std::string group_name(const Graph& graph, const ScalingGroup& group) {
@@ -102,11 +107,15 @@ GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, Gr
   return report;
 }
 
-QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights,
-                           const LayerDecision& decision) {
+QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights, LayerDecision& decision) {
   QuantizedLayer layer;
   const WeightFormat format = weight_format(task.scheme);
   for (auto& [id, w] : weights.linears) {
+    if (const auto done = decision.rounded.find(id); done != decision.rounded.end()) {
+      layer.linears[id] = std::move(done->second);
+      w = Tensor();
+      continue;
+    }
     const int64_t n = w.dim(0), k = w.dim(1);
     const int64_t group_size =
         format == WeightFormat::kInt4Group ? task.scheme.weights->group_size : 0;

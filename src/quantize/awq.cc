@@ -16,15 +16,14 @@
 namespace whit {
 namespace {
 
-constexpr int kGrid = 20;
 constexpr int kClipSteps = 10;      // ranges 1.00, 0.95 … 0.55 of the largest magnitude
 constexpr float kSmallest = 1e-4f;  // of a channel's factor before normalisation
 
 std::vector<Candidate> scale_candidates(const std::vector<float>& mean_abs,
-                                        const ScalingGroup& group) {
+                                        const ScalingGroup& group, int steps) {
   std::vector<Candidate> candidates;
-  for (int step = 1; step <= kGrid; ++step) {
-    const double r = static_cast<double>(step) / kGrid;
+  for (int step = 1; step <= steps; ++step) {
+    const double r = static_cast<double>(step) / steps;
     std::vector<float> s(mean_abs.size());
     for (size_t i = 0; i < s.size(); ++i)
       s[i] = std::max(static_cast<float>(std::pow(static_cast<double>(mean_abs[i]), r)), kSmallest);
@@ -122,19 +121,19 @@ void clip_group(const LayerTask& task, const ScalingGroup& group, const LayerWei
 
 }  // namespace
 
+std::vector<Candidate> awq_candidates(const LayerTask& task, const ScalingGroup& group, int steps) {
+  if (group.producer < 0) return {};
+  const float* mean_abs = task.stats_of(group.input).mean_abs.data<float>();
+  return scale_candidates({mean_abs, mean_abs + task.graph.value(group.input).width}, group, steps);
+}
+
 LayerDecision decide_awq(const LayerTask& task, LayerWeights& weights) {
   LayerDecision decision;
   const std::vector<ScalingGroup> groups = scaling_groups(task.graph, task.range);
   for (const ScalingGroup& group : groups) {
-    std::vector<Candidate> candidates;
-    if (group.producer >= 0) {
-      const float* mean_abs = task.stats_of(group.input).mean_abs.data<float>();
-      candidates =
-          scale_candidates({mean_abs, mean_abs + task.graph.value(group.input).width}, group);
-    }
     GroupTrial trial(task, group, weights, nullptr);
     decision.reports.push_back(
-        choose_and_fold(task, group, trial, candidates, "awq", weights, decision));
+        choose_and_fold(task, group, trial, awq_candidates(task, group), "awq", weights, decision));
     if (group.producer < 0)
       decision.reports.back().note = "nothing before it can absorb the factors";
   }

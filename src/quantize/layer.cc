@@ -45,6 +45,13 @@ const InputStats& LayerTask::stats_of(ValueId value) const {
   throw Error(ErrorKind::kNotFound, "no calibration statistics for {}", graph.value(value).name);
 }
 
+int64_t channel_of_row(const ScalingGroup& group, int64_t row) {
+  // Row `row` of v_proj is head row / Dh; its first query head reads it at column head · repeats
+  // · Dh.
+  if (group.repeats <= 1) return row;
+  return row / group.head_dim * group.repeats * group.head_dim + row % group.head_dim;
+}
+
 void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWeights& weights) {
   for (const NodeId id : group.linears) {
     Tensor& w = weights.linears.at(id);
@@ -61,11 +68,7 @@ void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWe
   Tensor& w = weights.linears.at(group.producer);
   const bool bias = weights.biases.contains(group.producer);
   for (int64_t row = 0; row < producer.n; ++row) {
-    // Row `row` of v_proj is head row / Dh; its first query head reads it at column head · repeats
-    // · Dh.
-    int64_t channel = row;
-    if (group.repeats > 1)
-      channel = row / group.head_dim * group.repeats * group.head_dim + row % group.head_dim;
+    const int64_t channel = channel_of_row(group, row);
     for (int64_t i = 0; i < producer.k; ++i) w.data<float>()[row * producer.k + i] /= s[channel];
     if (bias) weights.biases.at(group.producer).data<float>()[row] /= s[channel];
   }

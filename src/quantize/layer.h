@@ -62,6 +62,10 @@ struct LayerTask {
 // their factors must be equal.
 void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWeights& weights);
 
+// The channel of `group.input` that row `row` of its producing linear becomes; the first of them
+// where query heads share it.
+int64_t channel_of_row(const ScalingGroup& group, int64_t row);
+
 // Σ a·b in f32 within blocks of 512 and f64 across them.
 double dot(const float* a, const float* b, int64_t count);
 

@@ -216,11 +216,15 @@ TEST_P(AlgorithmTest, no_group_is_worse_than_rounding_on_held_out_tokens) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, AlgorithmTest,
-                         ::testing::Values(std::pair("awq", "w4a16"), std::pair("awq", "w4a8"),
-                                           std::pair("awq", "w8a16"),
-                                           std::pair("smoothquant", "w8a8"),
-                                           std::pair("rtn", "w4a16")));
+INSTANTIATE_TEST_SUITE_P(
+    Modes, AlgorithmTest,
+    ::testing::Values(std::pair("awq", "w4a16"), std::pair("awq", "w4a8"),
+                      std::pair("awq", "w8a16"), std::pair("smoothquant", "w8a8"),
+                      std::pair("rtn", "w4a16"), std::pair("gptq", "w4a16"),
+                      std::pair("gptq", "w8a8"), std::pair("awq-gptq", "w4a16"),
+                      std::pair("awq-gptq", "w4a8"), std::pair("awq-gptq", "w8a16"),
+                      std::pair("smoothquant-gptq", "w8a8"),
+                      std::pair("smoothquant-gptq", "w4a8")));
 
 TEST(SmoothQuantTest, recovers_channels_that_plain_int8_loses) {
   // Four input channels of the norm are 100 times too large and their columns as much too small:

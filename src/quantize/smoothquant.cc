@@ -28,24 +28,29 @@ std::vector<float> smoothing_factors(const std::vector<float>& x, const std::vec
 
 }  // namespace
 
+std::vector<Candidate> smoothquant_candidates(const LayerTask& task, const ScalingGroup& group,
+                                              const GroupTrial& trial) {
+  std::vector<Candidate> candidates;
+  if (group.producer < 0) return candidates;
+  const std::vector<float> w = trial.max_abs_weight();
+  const auto add = [&](double alpha) {
+    candidates.push_back({alpha, smoothing_factors(trial.max_abs(), w, alpha)});
+    share_factors(group, candidates.back().factors);
+  };
+  if (task.fixed_alpha)
+    add(*task.fixed_alpha);
+  else
+    for (int step = 3; step <= 9; ++step) add(step * 0.1);
+  return candidates;
+}
+
 LayerDecision decide_smoothquant(const LayerTask& task, LayerWeights& weights) {
   LayerDecision decision;
   for (const ScalingGroup& group : scaling_groups(task.graph, task.range)) {
-    std::vector<Candidate> candidates;
     GroupTrial trial(task, group, weights, nullptr);
-    if (group.producer >= 0) {
-      const std::vector<float> w = trial.max_abs_weight();
-      const auto add = [&](double alpha) {
-        candidates.push_back({alpha, smoothing_factors(trial.max_abs(), w, alpha)});
-        share_factors(group, candidates.back().factors);
-      };
-      if (task.fixed_alpha)
-        add(*task.fixed_alpha);
-      else
-        for (int step = 3; step <= 9; ++step) add(step * 0.1);
-    }
     GroupReport report =
-        choose_and_fold(task, group, trial, candidates, "smoothquant", weights, decision);
+        choose_and_fold(task, group, trial, smoothquant_candidates(task, group, trial),
+                        "smoothquant", weights, decision);
     if (group.producer < 0) report.note = "nothing before it can absorb the factors";
     decision.reports.push_back(std::move(report));
   }

@@ -95,6 +95,27 @@ float GroupTrial::static_scale(const float* s) const {
   return largest / 127.0f;
 }
 
+double GroupTrial::activation_noise(const float* s) const {
+  if (!task_.scheme.int8_activations()) return 0;
+  // A uniform error of one step.
+  if (task_.scheme.static_activations()) {
+    const double step = static_scale(s);
+    return step * step / 12;
+  }
+  const SplitData& split = splits_[static_cast<int>(Split::kSearch)];
+  double sum = 0;
+  for (int64_t t = 0; t < split.sample_rows; ++t) {
+    float largest = 0;
+    for (int64_t i = 0; i < k_; ++i) {
+      const float x = std::fabs(split.sample.data<float>()[t * k_ + i]);
+      largest = std::max(largest, s == nullptr ? x : x / s[i]);
+    }
+    const double step = largest / 127.0;
+    sum += step * step / 12;
+  }
+  return sum / static_cast<double>(std::max<int64_t>(1, split.sample_rows));
+}
+
 Tensor& GroupTrial::round_trip(NodeId linear, const float* s, const Tensor* clip) {
   const Tensor& w = weights_.linears.at(linear);
   Tensor& rounded = rounded_[linear];
@@ -170,7 +191,10 @@ void GroupTrial::subtract_weights(NodeId linear, const float* s, Tensor& rounded
 }
 
 double GroupTrial::squared_error(Split which, NodeId linear, const float* s, const Tensor* clip) {
-  Tensor& rounded = round_trip(linear, s, clip);
+  return rounded_error(which, linear, s, round_trip(linear, s, clip));
+}
+
+double GroupTrial::rounded_error(Split which, NodeId linear, const float* s, Tensor& rounded) {
   const double activations =
       task_.scheme.int8_activations() ? activation_error(data(which), rounded, s) : 0;
   subtract_weights(linear, s, rounded);

@@ -27,10 +27,14 @@ class GroupTrial {
   double error(Split split, const float* s, const std::map<NodeId, Tensor>* clips = nullptr);
   // Of one linear alone, not divided by any energy.
   double squared_error(Split split, NodeId linear, const float* s, const Tensor* clip);
+  // The same of the values [N, K] that W·s was rounded to; they are overwritten.
+  double rounded_error(Split split, NodeId linear, const float* s, Tensor& rounded);
   // Nearly error(kSearch, s) times a constant.
   double estimate(const float* s);
   // Of the group's outputs.
   double energy(Split split);
+  // The mean variance that rounding the activations to int8 adds to x/s; 0 for floating point.
+  double activation_noise(const float* s) const;
 
   // Mean and largest magnitude of the input channels, after `applied`.
   const std::vector<float>& mean_abs() const { return mean_abs_; }
