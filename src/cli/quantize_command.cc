@@ -21,8 +21,13 @@ struct QuantizeOptionsOfUser {
 
 void add_options(CLI::App& app, QuantizeOptionsOfUser& user) {
   add_model(app, user.model);
-  app.add_option("--mode", user.mode, "Algorithm: awq, smoothquant or rtn (round to nearest)")
-      ->check(CLI::IsMember({"awq", "smoothquant", "rtn"}))
+  app.add_option(
+         "--mode", user.mode,
+         "Algorithm: auto (closest to the original, slowest), awq, smoothquant or rtn (round "
+         "to nearest); gptq, awq-gptq and smoothquant-gptq compensate each weight's "
+         "rounding in the weights after it")
+      ->check(CLI::IsMember(
+          {"auto", "awq", "smoothquant", "rtn", "gptq", "awq-gptq", "smoothquant-gptq"}))
       ->capture_default_str();
   app.add_option("--scheme", user.scheme,
                  "Numerics of the linears, weights x activations: w4a16, w4a8, w8a8, w8a16 or bf16 "
@@ -53,9 +58,9 @@ void add_options(CLI::App& app, QuantizeOptionsOfUser& user) {
 }
 
 QuantScheme scheme_of(const QuantizeOptionsOfUser& user) {
-  const std::string name = !user.scheme.empty()         ? user.scheme
-                           : user.mode == "smoothquant" ? "w8a8"
-                                                        : "w4a16";
+  const std::string name = !user.scheme.empty()                   ? user.scheme
+                           : user.mode.starts_with("smoothquant") ? "w8a8"
+                                                                  : "w4a16";
   QuantScheme scheme = QuantScheme::preset(name, user.group_size, user.symmetric);
   if (user.activations == "static") {
     if (name != "w8a8")
@@ -64,7 +69,7 @@ QuantScheme scheme_of(const QuantizeOptionsOfUser& user) {
     scheme.input_activations->dynamic = false;
     scheme.input_activations->strategy = QuantStrategy::kTensor;
   }
-  if (user.alpha && user.mode != "smoothquant")
+  if (user.alpha && !user.mode.starts_with("smoothquant"))
     throw Error(ErrorKind::kInvalidArgument,
                 "--alpha is SmoothQuant's; with --mode {} it has no meaning", user.mode);
   return scheme;
@@ -161,6 +166,7 @@ The engine directory holds the low-bit weights, the tokenizer and the record of 
 It appears when it is whole: an interrupted or failed run leaves nothing.
 
 Examples:
+  whit quantize MODEL --mode auto --scheme w4a8 -o OUT           the best that is known here, in minutes
   whit quantize MODEL --mode awq --scheme w4a16 -o OUT           smallest, for decoding
   whit quantize MODEL --mode awq --scheme w4a8 -o OUT            as small, faster prompts
   whit quantize MODEL --mode smoothquant --scheme w8a8 -o OUT    closest to the original

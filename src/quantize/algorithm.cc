@@ -22,10 +22,11 @@ std::string needs_int8_activations(const QuantScheme& scheme) {
 
 std::string refuses_nothing(const QuantScheme&) { return ""; }
 
-constexpr std::array<Algorithm, 6> kAlgorithms = {{
+constexpr std::array<Algorithm, 7> kAlgorithms = {{
     {"awq", true, needs_quantized_weights, decide_awq},
     {"smoothquant", true, needs_int8_activations, decide_smoothquant},
     {"rtn", false, refuses_nothing, decide_rtn},
+    {"auto", true, needs_quantized_weights, nullptr},
     {"gptq", true, needs_quantized_weights, decide_gptq},
     {"awq-gptq", true, needs_quantized_weights, decide_awq_gptq},
     {"smoothquant-gptq", true, needs_int8_activations, decide_smoothquant_gptq},

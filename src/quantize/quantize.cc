@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/progress.h"
+#include "quantize/sequential.h"
 #include "quantize/trial.h"
 
 namespace whit {
@@ -64,27 +65,6 @@ void write_plain(EngineWriter& writer, const Node& node, const WeightView& sourc
       node, {.format = WeightFormat::kBF16, .n = node.n, .k = node.k, .data = bf16.data<void>()});
 }
 
-// The working copy as an executor's weights; `task` memory must outlive the program.
-WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph,
-                           const QuantScheme& scheme) {
-  const auto id_of = [&graph](const Node& node) {
-    return static_cast<NodeId>(&node - graph.nodes().data());
-  };
-  return {.linear =
-              [&layer, &scheme, id_of](const Node& node) {
-                LinearWeight weight;
-                weight.view = layer.linears.at(id_of(node)).view();
-                if (scheme.int8_activations()) weight.activation = cpu::Activation::kInt8;
-                const auto fixed = layer.static_scales.find(id_of(node));
-                if (fixed != layer.static_scales.end()) weight.static_scale = fixed->second;
-                return weight;
-              },
-          .norm = [&layer,
-                   id_of](const Node& node) { return layer.folded.norms.at(id_of(node)).clone(); },
-          .bias = [&layer, id_of](
-                      const Node& node) { return layer.folded.biases.at(id_of(node)).clone(); }};
-}
-
 struct Job {
   const Recipe& recipe;
   const Algorithm& algorithm;
@@ -118,8 +98,70 @@ void write_layer_plain(Job& job, const Graph& graph, NodeRange range, const Weig
   }
 }
 
+// Through the model side by side with its quantized copy, for one recipe.
+void quantize_paired(Job& job, const Model& source, const WeightProvider& weights,
+                     const CalibrationData& data, cpu::Isa isa, ThreadPool& pool) {
+  const Graph& graph = source.graph();
+  Progress progress(fmt::format("calibrating and quantizing layer ({})", job.recipe.mode),
+                    graph.layers());
+  PairedStream stream(source.config(), graph, weights, data, isa, pool);
+  for (int index = 0; index < graph.layers(); ++index) {
+    const NodeRange range = graph.layer(index);
+    SequentialLayer done = quantize_sequentially(stream, graph, range, weights, job.recipe.scheme);
+    write_layer(job, graph, range, done.layer);
+    for (GroupReport& report : done.reports) job.summary.reports.push_back(std::move(report));
+    progress.update(index + 1);
+  }
+}
+
 bool needs_stats(const Job& job) {
   return job.algorithm.needs_calibration || job.recipe.scheme.static_activations();
+}
+
+// Recipes that are decided layer by layer, from one pass over the layers. `data` null: without
+// statistics.
+void quantize_together(std::span<Job* const> jobs, const Model& source,
+                       const WeightProvider& weights, const CalibrationData* data,
+                       const QuantizeOptions& options, ThreadPool& pool) {
+  const Graph& graph = source.graph();
+  Progress progress(data != nullptr ? "calibrating and quantizing layer" : "quantizing layer",
+                    graph.layers());
+  std::optional<LayerStream> stream;
+  if (data != nullptr) stream.emplace(source.config(), graph, weights, *data, options.isa, pool);
+  Matmul matmul(pool, options.isa);
+  const std::vector<InputStats> none;
+  for (int index = 0; index < graph.layers(); ++index) {
+    const NodeRange range = graph.layer(index);
+    std::vector<InputStats> stats;
+    if (stream)
+      stats = stream->observe(
+          index, weights,
+          options.propagate ? LayerStream::Advance::kNo : LayerStream::Advance::kYes);
+    const LayerWeights original = LayerWeights::load(graph, range, weights);
+    for (Job* const job : jobs) {
+      check_interrupt();
+      if (!job->recipe.scheme.weights) {
+        write_layer_plain(*job, graph, range, weights, pool);
+        if (options.propagate && stream) stream->advance(index, weights);
+        continue;
+      }
+      const LayerTask task{.graph = graph,
+                           .range = range,
+                           .stats = needs_stats(*job) ? stats : none,
+                           .scheme = job->recipe.scheme,
+                           .fixed_alpha = job->recipe.alpha,
+                           .matmul = matmul};
+      LayerWeights working = original.clone();
+      LayerDecision decision = job->algorithm.decide(task, working);
+      const QuantizedLayer layer = round_layer(task, std::move(working), decision);
+      write_layer(*job, graph, range, layer);
+      for (GroupReport& report : decision.reports)
+        job->summary.reports.push_back(std::move(report));
+      if (options.propagate && stream)
+        stream->advance(index, provider_of(layer, graph, job->recipe.scheme));
+    }
+    progress.update(index + 1);
+  }
 }
 
 // Static activations lose what one scale cannot hold: named where the loss is out of all
@@ -148,6 +190,9 @@ void check_recipe(const Recipe& recipe, const Model& source) {
                 recipe.head);
   if (recipe.alpha && !(*recipe.alpha >= 0 && *recipe.alpha <= 1))
     throw Error(ErrorKind::kInvalidArgument, "--alpha {} is outside 0 … 1", *recipe.alpha);
+  if (algorithm.decide == nullptr)
+    for (int layer = 0; layer < source.graph().layers(); ++layer)
+      layer_halves(source.graph(), source.graph().layer(layer));
   if (source.checkpoint() == nullptr)
     throw Error(ErrorKind::kUnsupported,
                 "{} is quantized already; quantize the Hugging Face directory or GGUF file it was "
@@ -174,11 +219,18 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
                                             const CalibrationData* data,
                                             const QuantizeOptions& options, ThreadPool& pool) {
   const Graph& graph = source.graph();
-  bool calibrate = false;
+  bool calibrate = false, together = false;  // any recipe; one of those that share a pass
   for (const Recipe& recipe : recipes) {
     check_recipe(recipe, source);
-    calibrate |=
-        find_algorithm(recipe.mode).needs_calibration || recipe.scheme.static_activations();
+    const Algorithm& algorithm = find_algorithm(recipe.mode);
+    const bool needs = algorithm.needs_calibration || recipe.scheme.static_activations();
+    calibrate |= needs;
+    together |= needs && algorithm.decide != nullptr;
+    if (options.propagate && algorithm.decide == nullptr)
+      throw Error(ErrorKind::kInvalidArgument,
+                  "--mode {} calibrates on the quantized layers' outputs already: leave out "
+                  "--propagate",
+                  recipe.mode);
   }
   if (calibrate && data == nullptr)
     throw Error(ErrorKind::kInvalidArgument, "calibration data is needed (--calib FILE or self)");
@@ -201,8 +253,6 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
     jobs.back()->summary.output = recipe.output;
   }
 
-  Progress progress(calibrate ? "calibrating and quantizing layer" : "quantizing layer",
-                    graph.layers() + 1);
   const Node& table = graph.node(graph.body().begin);
   {
     const LinearWeight embedding = weights.linear(table);
@@ -210,44 +260,14 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
       write_plain(job->writer, table, embedding.view,
                   job->writer.manifest().linears.at(module_of(table)), pool);
   }
-  std::optional<LayerStream> stream;
-  if (calibrate) stream.emplace(source.config(), graph, weights, *data, options.isa, pool);
-  Matmul matmul(pool, options.isa);
-
-  const std::vector<InputStats> none;
-  for (int index = 0; index < graph.layers(); ++index) {
-    const NodeRange range = graph.layer(index);
-    std::vector<InputStats> stats;
-    if (stream)
-      stats = stream->observe(
-          index, weights,
-          options.propagate ? LayerStream::Advance::kNo : LayerStream::Advance::kYes);
-    const LayerWeights original = LayerWeights::load(graph, range, weights);
-    for (const auto& job : jobs) {
-      check_interrupt();
-      if (!job->recipe.scheme.weights) {
-        write_layer_plain(*job, graph, range, weights, pool);
-        if (options.propagate && stream) stream->advance(index, weights);
-        continue;
-      }
-      const LayerTask task{.graph = graph,
-                           .range = range,
-                           .stats = needs_stats(*job) ? stats : none,
-                           .scheme = job->recipe.scheme,
-                           .fixed_alpha = job->recipe.alpha,
-                           .matmul = matmul};
-      LayerWeights working = original.clone();
-      LayerDecision decision = job->algorithm.decide(task, working);
-      const QuantizedLayer layer = round_layer(task, std::move(working), decision);
-      write_layer(*job, graph, range, layer);
-      for (GroupReport& report : decision.reports)
-        job->summary.reports.push_back(std::move(report));
-      if (options.propagate && stream)
-        stream->advance(index, provider_of(layer, graph, job->recipe.scheme));
-    }
-    progress.update(index + 1);
-  }
-
+  std::vector<Job*> sharing;  // of one pass over the layers
+  for (const auto& job : jobs)
+    if (job->algorithm.decide != nullptr) sharing.push_back(job.get());
+  if (!sharing.empty())
+    quantize_together(sharing, source, weights, together ? data : nullptr, options, pool);
+  for (const auto& job : jobs)
+    if (job->algorithm.decide == nullptr)
+      quantize_paired(*job, source, weights, *data, options.isa, pool);
   for (const auto& job : jobs) {
     const NodeRange head = graph.head();
     for (NodeId id = head.begin; id < head.end; ++id) {

@@ -1,5 +1,5 @@
-// From a floating-point model to engine directories: one pass over the layers, any number of
-// recipes from one calibration.
+// From a floating-point model to engine directories: any number of recipes from one calibration,
+// those that are decided layer by layer in one pass over the layers, mode "auto" in one of its own.
 #pragma once
 
 #include <filesystem>

@@ -1,0 +1,204 @@
+#include "quantize/sequential.h"
+
+#include <algorithm>
+
+#include "base/progress.h"
+#include "quantize/compensate.h"
+#include "quantize/paired_target.h"
+#include "tensor/dtype.h"
+
+namespace whit {
+namespace {
+
+constexpr int kAwqSteps = 10;  // of the exponent: every second of AWQ's own search
+
+// A rounded row divided by a factor: its scales take it.
+void divide_row(QuantizedTensor& weight, int64_t row, float by) {
+  if (weight.format == WeightFormat::kInt8Channel) {
+    weight.scales.data<float>()[row] /= by;
+    return;
+  }
+  const int64_t groups = ceil_div(weight.k, weight.group_size);
+  for (int64_t g = 0; g < groups; ++g) {
+    uint16_t& scale = weight.scales.data<uint16_t>()[row * groups + g];
+    scale = f32_to_f16(std::clamp(f16_to_f32(scale) / by, 0x1p-24f, 65504.0f));
+  }
+}
+
+Tensor scaled_columns(const Tensor& w, const float* s, ThreadPool& pool) {
+  Tensor scaled = w.clone();
+  if (s == nullptr) return scaled;
+  const int64_t k = w.dim(1);
+  pool.parallel_for(w.dim(0), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t i = 0; i < k; ++i) scaled.data<float>()[row * k + i] *= s[i];
+  });
+  return scaled;
+}
+
+class LayerRounder {
+ public:
+  LayerRounder(PairedStream& stream, const Graph& graph, NodeRange range,
+               const WeightProvider& original, const QuantScheme& scheme)
+      : stream_(stream),
+        graph_(graph),
+        range_(range),
+        source_(original),
+        scheme_(scheme),
+        weights_(LayerWeights::load(graph, range, original)) {
+    result_.layer.folded.norms = std::move(weights_.norms);
+    result_.layer.folded.biases = std::move(weights_.biases);
+  }
+
+  SequentialLayer run() {
+    for (const Half& half : layer_halves(graph_, range_)) {
+      check_interrupt();
+      round(half.inner, Beside::kInputDifference, stream_.observe_inner(half, source_));
+      check_interrupt();
+      const WeightProvider mixed = provider_of(result_.layer, graph_, scheme_);
+      const std::vector<float> factors =
+          round(half.outer, Beside::kWantedOutput, stream_.observe_outer(half, source_, mixed));
+      stream_.advance(half, mixed, factors.empty() ? nullptr : factors.data());
+    }
+    return std::move(result_);
+  }
+
+ private:
+  struct Rounded {
+    std::map<NodeId, QuantizedTensor> linears;
+    double error = 0;  // over the energy, on held-out tokens
+    std::string note;
+  };
+
+  // Returns the factors that the input is divided by; empty for none.
+  std::vector<float> round(const ScalingGroup& group, Beside beside, InputStats input) {
+    GroupReport report{.name = group_name(graph_, group), .algorithm = "auto"};
+    LayerWeights targets;
+    for (const NodeId id : group.linears) {
+      PairedTarget target =
+          paired_target(std::move(weights_.linears.at(id)), input, beside, stream_.matmul());
+      if (!target.note.empty())
+        add_note(report, fmt::format("{}: {}", graph_.node(id).name, target.note));
+      targets.linears[id] = std::move(target.weight);
+    }
+    std::vector<InputStats> stats;
+    stats.push_back(std::move(input));
+    const LayerTask task{.graph = graph_,
+                         .range = range_,
+                         .stats = stats,
+                         .scheme = scheme_,
+                         .fixed_alpha = std::nullopt,
+                         .matmul = stream_.matmul()};
+    GroupTrial trial(task, group, targets, nullptr);
+    std::optional<Candidate> chosen = search_under_compensation(
+        task, group, targets, trial, candidates(task, group, trial), report);
+    Rounded rounded =
+        round_linears(task, group, targets, trial, chosen ? chosen->factors.data() : nullptr);
+    if (chosen && rounded.error > report.rtn_error) {
+      add_note(report, "the best factors lost to plain rounding on held-out tokens: not used");
+      chosen.reset();
+      rounded = round_linears(task, group, targets, trial, nullptr);
+    }
+    add_note(report, rounded.note);
+    report.error = rounded.error;
+    std::vector<float> factors;
+    if (chosen) {
+      report.exponent = chosen->exponent;
+      factors = std::move(chosen->factors);
+      fold_producer(group, factors);
+    }
+    for (auto& [id, weight] : rounded.linears) {
+      result_.layer.linears[id] = std::move(weight);
+      if (scheme_.static_activations())
+        result_.layer.static_scales[id] =
+            trial.static_scale(factors.empty() ? nullptr : factors.data());
+    }
+    result_.reports.push_back(std::move(report));
+    return factors;
+  }
+
+  std::vector<Candidate> candidates(const LayerTask& task, const ScalingGroup& group,
+                                    const GroupTrial& trial) const {
+    std::vector<Candidate> all = awq_candidates(task, group, kAwqSteps);
+    if (scheme_.int8_activations())
+      for (Candidate& candidate : smoothquant_candidates(task, group, trial))
+        all.push_back(std::move(candidate));
+    return all;
+  }
+
+  static Rounded round_linears(const LayerTask& task, const ScalingGroup& group,
+                               const LayerWeights& targets, GroupTrial& trial, const float* s) {
+    Rounded rounded;
+    GroupReport notes;
+    const Hessian hessian(folded_gram(trial, s, task.pool()), trial.activation_noise(s),
+                          task.matmul);
+    add_note(notes, hessian.note());
+    for (const NodeId id : group.linears) {
+      JudgedRounding best = round_best(
+          task, scaled_columns(targets.linears.at(id), s, task.pool()), hessian,
+          task.graph.node(id).name,
+          [&](Tensor values) { return trial.rounded_error(Split::kHeldOut, id, s, values); },
+          notes);
+      rounded.error += best.error;
+      rounded.linears[id] = std::move(best.weight);
+    }
+    rounded.error /= trial.energy(Split::kHeldOut);
+    rounded.note = std::move(notes.note);
+    return rounded;
+  }
+
+  void fold_producer(const ScalingGroup& group, const std::vector<float>& s) {
+    const Node& producer = graph_.node(group.producer);
+    QuantizedLayer& layer = result_.layer;
+    if (producer.op == Op::kRmsNorm) {
+      float* norm = layer.folded.norms.at(group.producer).data<float>();
+      for (int64_t i = 0; i < producer.n; ++i) norm[i] /= s[i];
+      return;
+    }
+    // The producing linear has been rounded already. int4 scales are f16: dividing rounds them
+    // once more, by at most 2⁻¹¹.
+    for (int64_t row = 0; row < producer.n; ++row) {
+      const float by = s[channel_of_row(group, row)];
+      divide_row(layer.linears.at(group.producer), row, by);
+      if (layer.folded.biases.contains(group.producer))
+        layer.folded.biases.at(group.producer).data<float>()[row] /= by;
+    }
+  }
+
+  PairedStream& stream_;
+  const Graph& graph_;
+  NodeRange range_;
+  const WeightProvider& source_;
+  const QuantScheme& scheme_;
+  LayerWeights weights_;
+  SequentialLayer result_;
+};
+
+}  // namespace
+
+WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph,
+                           const QuantScheme& scheme) {
+  const auto id_of = [&graph](const Node& node) {
+    return static_cast<NodeId>(&node - graph.nodes().data());
+  };
+  return {.linear =
+              [&layer, &scheme, id_of](const Node& node) {
+                LinearWeight weight;
+                weight.view = layer.linears.at(id_of(node)).view();
+                if (scheme.int8_activations()) weight.activation = cpu::Activation::kInt8;
+                const auto fixed = layer.static_scales.find(id_of(node));
+                if (fixed != layer.static_scales.end()) weight.static_scale = fixed->second;
+                return weight;
+              },
+          .norm = [&layer,
+                   id_of](const Node& node) { return layer.folded.norms.at(id_of(node)).clone(); },
+          .bias = [&layer, id_of](
+                      const Node& node) { return layer.folded.biases.at(id_of(node)).clone(); }};
+}
+
+SequentialLayer quantize_sequentially(PairedStream& stream, const Graph& graph, NodeRange range,
+                                      const WeightProvider& original, const QuantScheme& scheme) {
+  return LayerRounder(stream, graph, range, original, scheme).run();
+}
+
+}  // namespace whit

@@ -1,0 +1,219 @@
+#include "quantize/sequential.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "base/file.h"
+#include "quantize/paired_target.h"
+#include "quantize/quantize.h"
+#include "tiny_model.h"
+
+namespace whit {
+namespace {
+
+using testing::golden_model;
+using ::testing::HasSubstr;
+using testing::random_tokens;
+using testing::ScratchDirectory;
+using testing::with_tokenizer;
+
+// Statistics of rows x̂ [T, K] and of what goes with them, e [T, E], in both splits.
+InputStats stats_of(const std::vector<float>& x, const std::vector<float>& e, int64_t k,
+                    int64_t width) {
+  const int64_t tokens = static_cast<int64_t>(x.size()) / k;
+  const auto moment = [&](const std::vector<float>& left, int64_t rows) {
+    Tensor result(DType::kF32, {rows, k});
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < k; ++j) {
+        double sum = 0;
+        for (int64_t t = 0; t < tokens; ++t)
+          sum += static_cast<double>(left[t * rows + i]) * x[t * k + j];
+        result.data<float>()[i * k + j] = static_cast<float>(sum / static_cast<double>(tokens));
+      }
+    return result;
+  };
+  InputStats stats;
+  stats.k = k;
+  for (SplitStats* split : {&stats.search, &stats.held_out}) {
+    split->tokens = split->gram_tokens = tokens;
+    split->gram = moment(x, k);
+    split->cross = moment(e, width);
+  }
+  return stats;
+}
+
+double mean_of_diagonal(const Tensor& gram) {
+  double sum = 0;
+  for (int64_t i = 0; i < gram.dim(0); ++i) sum += gram.data<float>()[i * gram.dim(0) + i];
+  return sum / static_cast<double>(gram.dim(0));
+}
+
+// The rows w of a least-squares fit by Gaussian elimination in f64: w·(gram + λ·I) = right.
+std::vector<double> fit(const Tensor& gram, const std::vector<double>& right, int64_t n) {
+  const int64_t k = gram.dim(0);
+  std::vector<double> a(k * k), b = right;
+  for (int64_t i = 0; i < k * k; ++i) a[i] = gram.data<float>()[i];
+  for (int64_t i = 0; i < k; ++i) a[i * k + i] += 0.01 * mean_of_diagonal(gram);
+  for (int64_t i = 0; i < k; ++i)
+    for (int64_t j = i + 1; j < k; ++j) {
+      const double by = a[j * k + i] / a[i * k + i];
+      for (int64_t c = i; c < k; ++c) a[j * k + c] -= by * a[i * k + c];
+      for (int64_t row = 0; row < n; ++row) b[row * k + j] -= by * b[row * k + i];
+    }
+  for (int64_t i = k - 1; i >= 0; --i)
+    for (int64_t row = 0; row < n; ++row) {
+      for (int64_t c = i + 1; c < k; ++c) b[row * k + i] -= a[i * k + c] * b[row * k + c];
+      b[row * k + i] /= a[i * k + i];
+    }
+  return b;
+}
+
+struct Fixture {
+  ThreadPool pool{2};
+  Matmul matmul{pool, cpu::detected_isa()};
+  std::mt19937 random{7};
+  std::normal_distribution<float> normal;
+  std::vector<float> rows(int64_t count) {
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(random);
+    return values;
+  }
+  Tensor weight(int64_t n, int64_t k) {
+    Tensor w(DType::kF32, {n, k});
+    for (float& value : w.f32()) value = normal(random);
+    return w;
+  }
+};
+
+TEST(PairedTargetTest, equals_a_direct_least_squares_fit_of_the_wanted_outputs) {
+  Fixture fixture;
+  const int64_t n = 5, k = 24, tokens = 200;
+  const Tensor w = fixture.weight(n, k);
+  const std::vector<float> x = fixture.rows(tokens * k);
+  std::vector<float> changed = x;  // as earlier roundings leave it: one channel leaks into the next
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t i = 1; i < k; ++i) changed[t * k + i] += 0.3f * x[t * k + i - 1];
+  std::vector<float> wanted(tokens * n, 0.0f), difference(tokens * k);
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t row = 0; row < n; ++row)
+      for (int64_t i = 0; i < k; ++i)
+        wanted[t * n + row] += w.data<float>()[row * k + i] * x[t * k + i];
+  for (size_t i = 0; i < difference.size(); ++i) difference[i] = x[i] - changed[i];
+
+  for (const Beside beside : {Beside::kWantedOutput, Beside::kInputDifference}) {
+    const bool output = beside == Beside::kWantedOutput;
+    const InputStats stats = stats_of(changed, output ? wanted : difference, k, output ? n : k);
+    const PairedTarget target = paired_target(w.clone(), stats, beside, fixture.matmul);
+    EXPECT_EQ(target.note, "");
+    EXPECT_GT(target.share, 0.9);
+    const InputStats direct = stats_of(changed, wanted, k, n);
+    // (y − W·x̂)·x̂ᵀ, fitted, from W on.
+    std::vector<double> missing(n * k);
+    for (int64_t row = 0; row < n; ++row)
+      for (int64_t j = 0; j < k; ++j) {
+        missing[row * k + j] = direct.search.cross.data<float>()[row * k + j];
+        for (int64_t i = 0; i < k; ++i)
+          missing[row * k + j] -= static_cast<double>(w.data<float>()[row * k + i]) *
+                                  direct.search.gram.data<float>()[i * k + j];
+      }
+    const std::vector<double> step = fit(stats.search.gram, missing, n);
+    for (int64_t i = 0; i < n * k; ++i)
+      // f32 moments of size about 2 go through a system of condition about 100.
+      EXPECT_NEAR(target.weight.data<float>()[i], w.data<float>()[i] + target.share * step[i], 1e-3)
+          << output << " " << i;
+  }
+}
+
+TEST(PairedTargetTest, moves_nothing_where_held_out_tokens_say_the_opposite) {
+  Fixture fixture;
+  const int64_t n = 3, k = 16;
+  const Tensor w = fixture.weight(n, k);
+  const std::vector<float> x = fixture.rows(100 * k);
+  InputStats stats = stats_of(x, fixture.rows(100 * k), k, k);
+  for (int64_t i = 0; i < k * k; ++i)
+    stats.held_out.cross.data<float>()[i] = -stats.search.cross.data<float>()[i];
+  const PairedTarget target =
+      paired_target(w.clone(), stats, Beside::kInputDifference, fixture.matmul);
+  EXPECT_EQ(target.share, 0);
+  EXPECT_THAT(target.note, HasSubstr("not done"));
+  for (int64_t i = 0; i < n * k; ++i) EXPECT_EQ(target.weight.data<float>()[i], w.data<float>()[i]);
+}
+
+TEST(PairedTargetTest, statistics_that_cannot_be_factored_are_noted_and_correct_nothing) {
+  Fixture fixture;
+  const int64_t n = 2, k = 8;
+  const Tensor w = fixture.weight(n, k);
+  InputStats stats = stats_of(fixture.rows(50 * k), fixture.rows(50 * k), k, k);
+  stats.search.gram.data<float>()[0] = -1000;
+  const PairedTarget target =
+      paired_target(w.clone(), stats, Beside::kInputDifference, fixture.matmul);
+  EXPECT_THAT(target.note, HasSubstr("not positive definite"));
+  for (int64_t i = 0; i < n * k; ++i) EXPECT_EQ(target.weight.data<float>()[i], w.data<float>()[i]);
+}
+
+class SequentialSchemeTest : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(SequentialSchemeTest, no_group_is_worse_than_rounding_on_held_out_tokens) {
+  const Model model = Model::open(golden_model("mistral"));
+  const CalibrationData data = random_tokens(model, 16, 24, 3);
+  ThreadPool pool(2);
+  const WeightProvider weights = model.weights();
+  const QuantScheme scheme = QuantScheme::preset(GetParam(), 32);
+  PairedStream stream(model.config(), model.graph(), weights, data, cpu::detected_isa(), pool);
+  for (int index = 0; index < model.graph().layers(); ++index) {
+    const SequentialLayer layer =
+        quantize_sequentially(stream, model.graph(), model.graph().layer(index), weights, scheme);
+    ASSERT_EQ(layer.reports.size(), 4u);
+    for (const GroupReport& report : layer.reports) {
+      EXPECT_GT(report.rtn_error, 0) << report.name;
+      EXPECT_LE(report.error, report.rtn_error * (1 + 1e-6)) << report.name;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Schemes, SequentialSchemeTest,
+                         ::testing::Values("w4a16", "w4a8", "w8a8", "w8a16"));
+
+TEST(SequentialTest, the_same_inputs_make_the_same_engine_with_any_number_of_threads) {
+  ScratchDirectory scratch;
+  const Model source = Model::open(with_tokenizer(scratch, "mistral"));
+  const CalibrationData data = random_tokens(source, 16, 16, 1);
+  std::vector<std::string> contents;
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    const Recipe recipe{.mode = "auto",
+                        .scheme = QuantScheme::preset("w4a8", 32),
+                        .output = scratch.path() / std::to_string(threads)};
+    quantize_model(source, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool);
+    contents.push_back(read_file(recipe.output / "weights.safetensors"));
+  }
+  EXPECT_EQ(contents[0], contents[1]);
+}
+
+TEST(SequentialTest, stands_beside_other_recipes_and_refuses_propagate) {
+  ScratchDirectory scratch;
+  const Model source = Model::open(with_tokenizer(scratch, "llama_untied"));
+  const CalibrationData data = random_tokens(source, 8, 16, 1);
+  ThreadPool pool(2);
+  const std::vector<Recipe> recipes = {
+      {.mode = "auto", .scheme = QuantScheme::preset("w4a16", 32), .output = scratch.path() / "a"},
+      {.mode = "awq", .scheme = QuantScheme::preset("w4a16", 32), .output = scratch.path() / "b"}};
+  const auto both = quantize_model(source, recipes, &data, {.isa = cpu::detected_isa()}, pool);
+  ASSERT_EQ(both.size(), 2u);
+  EXPECT_EQ(both[0].reports.front().algorithm, "auto");
+  EXPECT_EQ(both[1].reports.front().algorithm, "awq");
+  EXPECT_EQ(both[0].bits_per_weight, both[1].bits_per_weight);
+  try {
+    quantize_model(source, {&recipes[0], 1}, &data, {.isa = cpu::detected_isa(), .propagate = true},
+                   pool);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("--propagate"));
+  }
+}
+
+}  // namespace
+}  // namespace whit
