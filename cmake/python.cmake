@@ -14,7 +14,8 @@ target_compile_options(_native PRIVATE -fvisibility=hidden -Wno-shadow)  # nanob
 
 # The wheel carries the shared libraries that it needs beyond the C and C++ run-time: it runs where none is installed.
 set(WHIT_BUNDLE "")
-foreach(library IN ITEMS "${ONIGURUMA_LIBRARY}" "${UTF8PROC_LIBRARY}" "${XXHASH_LIBRARY}" "$<TARGET_FILE:fmt::fmt>")
+foreach(library IN ITEMS "${ONIGURUMA_LIBRARY}" "${UTF8PROC_LIBRARY}" "${XXHASH_LIBRARY}" "${OPENSSL_SSL_LIBRARY}"
+        "${OPENSSL_CRYPTO_LIBRARY}" "$<TARGET_FILE:fmt::fmt>")
   if(NOT library MATCHES "\\.a$")
     list(APPEND WHIT_BUNDLE "${library}")
   endif()

@@ -175,9 +175,8 @@ class Engines(BadInput):
         edit_json(self.engine / "engine.json", lambda manifest: manifest.update(format_version=99))
         self.refused(DAMAGED, ["engine.json", "99", "newer"], "run", self.engine, "--prompt", "x")
 
-    def test_an_engine_is_neither_quantized_nor_converted(self):
+    def test_an_engine_is_not_quantized_again(self):
         self.refuse_quantizing(DAMAGED, ["quantized already"], model=self.engine)
-        self.refused(DAMAGED, ["engine"], "convert", self.engine, self.folder / "out")
 
     def test_a_failed_run_leaves_the_older_engine(self):
         short = self.folder / "short.txt"
