@@ -26,14 +26,24 @@ class Wheel(ModelTest):
     def test_carries_every_library_that_a_bare_system_lacks(self):
         if shutil.which("objdump") is None:
             self.skipTest("objdump is not installed")
-        bundled = {path.name for path in (PACKAGE / "lib").iterdir()}
-        binaries = [*PACKAGE.glob("_native*.so"), PACKAGE / "bin/whit", *(PACKAGE / "lib").iterdir()]
-        for binary in binaries:
+        def needed(binary):
             headers = subprocess.run(["objdump", "-p", binary], capture_output=True, text=True, check=True).stdout
-            for library in re.findall(r"NEEDED\s+(\S+)", headers):
-                self.assertTrue(library in bundled or SYSTEM.match(library), f"{binary.name} needs {library}")
-            if bundled & set(re.findall(r"NEEDED\s+(\S+)", headers)):
+            return set(re.findall(r"NEEDED\s+(\S+)", headers)), headers
+
+        libraries = {path.name: path for path in (PACKAGE / "lib").iterdir()}
+        own = [*PACKAGE.glob("_native*.so"), PACKAGE / "bin/whit", *PACKAGE.glob("lib/libwhit.so*")]
+        for binary in {*own, *libraries.values()}:
+            for library in needed(binary)[0]:
+                self.assertTrue(library in libraries or SYSTEM.match(library), f"{binary.name} needs {library}")
+        # What is ours finds libraries beside itself. Others' libraries do not look there: whatever they need of the bundle,
+        # the binary of ours that brings them must bring too.
+        for binary in own:
+            direct, headers = needed(binary)
+            direct &= libraries.keys()
+            if direct:
                 self.assertRegex(headers, r"RUNPATH\s+\$ORIGIN", binary.name)
+            for library in direct:
+                self.assertLessEqual(needed(libraries[library])[0] & libraries.keys(), direct, f"{library} of {binary.name}")
 
     def test_holds_no_path_of_the_machine_that_built_it(self):
         with zipfile.ZipFile(os.environ["WHIT_WHEEL"]) as wheel:
