@@ -10,9 +10,9 @@
 // scale, exact in f32; int8_channel sums code · x and multiplies the sum by the row's scale.
 //
 // M ≤ V::kMostDirectRows: a panel's words are widened in registers and used at once (bound by the
-// panel's bytes). More: blocks of kBlockColumns × 32 rows are widened to f32 in scratch, which L1
-// and L2 hold, then used by every row of x in tiles of kTileRows × kTileColumns outputs kept in
-// registers (bound by the FMA units).
+// panel's bytes). More: blocks of kBlockColumns × 32 rows, which L1 and L2 hold, are used by every
+// row of x in tiles of kTileRows × kTileColumns outputs kept in registers (bound by the FMA units).
+// A block is the panel itself where that is f32, else its columns widened to f32 in scratch.
 #pragma once
 
 #include "kernels/cpu/linear_layout.h"
@@ -172,18 +172,23 @@ struct FloatLinear {
       });
   }
 
-  // sums [MR][32] += x · block for the block's `columns` columns and kTileColumns of the panel's
-  // rows.
+  // Floats from a column of a block to the next, and from a tile's columns to the next tile's.
+  static constexpr bool kWidened = format != WeightFormat::kF32;
+  static constexpr int64_t kColumnStride = kWidened ? kTileColumns : kPanelRows;
+  static constexpr int64_t kTileStride = kTileColumns * (kWidened ? kBlockColumns : 1);
+
+  // sums [MR][32] = x · block, added to them unless `first`, for the block's `columns` columns and
+  // kTileColumns of the panel's rows.
   template <int MR>
   static void multiply_tile(const float* block, int64_t columns, const float* x, int64_t x_stride,
-                            float* sums) {
+                            bool first, float* sums) {
     constexpr int kVectors = V::kTileVectors;
     Reg acc[MR][kVectors];
     repeat<MR * kVectors>([&](auto i) __attribute__((always_inline)) {
-      acc[i / kVectors][i % kVectors] =
-          V::load(sums + i / kVectors * kPanelRows + V::kLanes * (i % kVectors));
+      const float* from = sums + i / kVectors * kPanelRows + V::kLanes * (i % kVectors);
+      acc[i / kVectors][i % kVectors] = first ? V::zero() : V::load(from);
     });
-    for (int64_t k = 0; k < columns; ++k, block += kTileColumns) {
+    for (int64_t k = 0; k < columns; ++k, block += kColumnStride) {
       Reg w[kVectors];
       repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
         w[v] = V::load(block + V::kLanes * v);
@@ -201,36 +206,51 @@ struct FloatLinear {
     });
   }
 
-  using TileFunction = void (*)(const float*, int64_t, const float*, int64_t, float*);
+  using TileFunction = void (*)(const float*, int64_t, const float*, int64_t, bool, float*);
   template <int... M>
   static TileFunction tile_function(int64_t rows, std::integer_sequence<int, M...>) {
     static constexpr TileFunction kFunctions[] = {multiply_tile<M + 1>...};
     return kFunctions[rows - 1];
   }
 
-  // All rows of x · one block of the panel.
+  // All rows of x · one block of the panel. `next` is what will be read after it: its
+  // `next_lines` cache lines are brought to L2 meanwhile.
   static void multiply_block(const float* block, int64_t columns, const float* x, int64_t x_stride,
-                             int64_t rows, float* sums) {
-    for (int tile = 0; tile < kPanelRows / kTileColumns; ++tile) {
-      const float* tile_block = block + tile * kBlockColumns * kTileColumns;
+                             int64_t rows, bool first, const float* next, int64_t next_lines,
+                             float* sums) {
+    constexpr int kTiles = kPanelRows / kTileColumns;
+    const int64_t calls = kTiles * ((rows + V::kTileRows - 1) / V::kTileRows);
+    const int64_t lines = (next_lines + calls - 1) / calls;
+    for (int tile = 0; tile < kTiles; ++tile)
       for (int64_t m = 0; m < rows; m += V::kTileRows) {
+        for (int64_t i = 0; i < lines; ++i, next += 16) __builtin_prefetch(next, 0, 2);
         const int64_t count = rows - m < V::kTileRows ? rows - m : V::kTileRows;
         tile_function(count, std::make_integer_sequence<int, V::kTileRows>{})(
-            tile_block, columns, x + m * x_stride, x_stride,
+            block + tile * kTileStride, columns, x + m * x_stride, x_stride, first,
             sums + m * kPanelRows + tile * kTileColumns);
       }
-    }
   }
 
-  // Whole panel × any number of rows of x, through scratch; sums [rows][32].
+  // Whole panel × any number of rows of x, in blocks; sums [rows][32]. `block` is scratch.
   static void multiply_panel_blocked(const PackedWeight& weight, const std::byte* panel,
                                      const float* x, int64_t x_stride, int64_t rows, float* block,
                                      float* sums) {
-    for (int64_t i = 0; i < rows * kPanelRows; i += V::kLanes) V::store(sums + i, V::zero());
+    if constexpr (!kWidened) {
+      const auto* next = reinterpret_cast<const float*>(panel);
+      for (int64_t k = 0; k < weight.k; k += kBlockColumns) {
+        const int64_t columns = weight.k - k < kBlockColumns ? weight.k - k : kBlockColumns;
+        const float* at = next;
+        next += columns * kPanelRows;
+        multiply_block(at, columns, x + k, x_stride, rows, k == 0, next, 2 * columns, sums);
+      }
+      return;
+    }
     PanelReader reader(weight, panel);
+    bool first = true;
     int64_t filled = 0;  // columns of the block
     const auto flush = [&] {
-      multiply_block(block, filled, x, x_stride, rows, sums);
+      multiply_block(block, filled, x, x_stride, rows, first, nullptr, 0, sums);
+      first = false;
       x += filled;
       filled = 0;
     };
@@ -262,17 +282,30 @@ struct FloatLinear {
     return 4 * kPanelRows * (kBlockColumns + block_rows(weight, m));
   }
 
+  // y = sums (· the channels' scales) (+ bias) (+ residual)
   static void finish(const LinearArgs& args, const std::byte* panel, int64_t panel_index,
                      int64_t row_begin, int64_t rows, float* sums) {
-    if constexpr (format == WeightFormat::kInt8Channel) {
-      const auto* scales = reinterpret_cast<const float*>(panel);
-      for (int64_t m = 0; m < rows; ++m)
-        for (int v = 0; v < kPanelVectors; ++v) {
-          float* at = sums + m * kPanelRows + V::kLanes * v;
-          V::store(at, V::multiply(V::load(at), V::load(scales + V::kLanes * v)));
+    const int64_t column = panel_index * kPanelRows;
+    const bool whole = column + kPanelRows <= args.weight->n;
+    const auto* scales = reinterpret_cast<const float*>(panel);  // where weights are int8_channel
+    for (int64_t m = 0; m < rows; ++m)
+      for (int v = 0; v < kPanelVectors; ++v) {
+        const int64_t lane = V::kLanes * v;
+        float* at = sums + m * kPanelRows + lane;
+        Reg value = V::load(at);
+        if constexpr (format == WeightFormat::kInt8Channel)
+          value = V::multiply(value, V::load(scales + lane));
+        if (!whole) {
+          V::store(at, value);
+          continue;
         }
-    }
-    store_tile(args, panel_index, row_begin, rows, sums);
+        if (args.bias != nullptr) value = V::add(value, V::load(args.bias + column + lane));
+        if (args.residual != nullptr)
+          value = V::add(value, V::load(args.residual + (row_begin + m) * args.residual_stride +
+                                        column + lane));
+        V::store(args.y + (row_begin + m) * args.y_stride + column + lane, value);
+      }
+    if (!whole) store_tile(args, panel_index, row_begin, rows, sums);
   }
 
   static void run(const LinearArgs& args, const Worker& worker) {

@@ -1,5 +1,7 @@
 #include "kernels/cpu/linear_layout.h"
 
+#include <emmintrin.h>
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -28,43 +30,52 @@ RowSource find_row(std::span<const WeightView> parts, int64_t row) {
 }
 
 // Eight codes in canonical order (nibble i is column i) to the packed order: a perfect shuffle of
-// eight nibbles, made of two exchanges of the middle halves.
-inline uint32_t shuffle_nibbles(uint32_t word) {
-  word = (word & 0xff0000ffu) | (word & 0x00ff0000u) >> 8 | (word & 0x0000ff00u) << 8;
-  return (word & 0xf00ff00fu) | (word & 0x0f000f00u) >> 4 | (word & 0x00f000f0u) << 4;
+// eight nibbles, made of two exchanges of the middle halves. Four words at a time.
+inline __m128i shuffle_nibbles(__m128i words) {
+  const auto exchange = [&](int keep, int up, int down, int shift) {
+    return _mm_or_si128(
+        _mm_and_si128(words, _mm_set1_epi32(keep)),
+        _mm_or_si128(_mm_srli_epi32(_mm_and_si128(words, _mm_set1_epi32(up)), shift),
+                     _mm_slli_epi32(_mm_and_si128(words, _mm_set1_epi32(down)), shift)));
+  };
+  words = exchange(static_cast<int>(0xff0000ffu), 0x00ff0000, 0x0000ff00, 8);
+  return exchange(static_cast<int>(0xf00ff00fu), 0x0f000f00, 0x00f000f0, 4);
 }
 
-// `count` words from `bytes` bytes at `from`, the rest zero.
-inline void load_words(const uint8_t* from, int64_t bytes, uint32_t* words, int64_t count) {
-  const int64_t available = std::clamp<int64_t>(bytes, 0, 4 * count);
-  std::memcpy(words, from, available);
-  std::memset(reinterpret_cast<uint8_t*>(words) + available, 0, 4 * count - available);
-}
-
-inline void scatter(const uint32_t* words, int64_t count, uint32_t* to) {
-  for (int64_t i = 0; i < count; ++i) to[i * kPanelRows] = words[i];
+// Four words of a row from byte `at` on, zero from byte `end` on.
+inline __m128i load_words(const RowSource& row, int64_t at, int64_t end) {
+  if (row.part == nullptr || at >= end) return _mm_setzero_si128();
+  if (at + 16 <= end) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row.data + at));
+  alignas(16) uint8_t bytes[16] = {};
+  std::memcpy(bytes, row.data + at, end - at);
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
 }
 
 // Lines [0, lines) at `to` from bytes [offset, offset + …) of each row of a panel; `row_end` is
-// where rows end.
+// where rows end. Squares of four rows × four words are transposed in registers.
 template <bool kNibbles>
 void pack_lines(const RowSource* rows, int64_t offset, int64_t row_end, int64_t lines,
                 std::byte* to) {
-  uint32_t words[kChunkLines];
-  for (int64_t begin = 0; begin < lines; begin += kChunkLines) {
-    const int64_t count = std::min(kChunkLines, lines - begin);
-    auto* line = reinterpret_cast<uint32_t*>(to + begin * kLineBytes);
-    for (int64_t r = 0; r < kPanelRows; ++r) {
-      if (rows[r].part == nullptr) {
-        std::memset(words, 0, 4 * count);
-      } else {
-        const int64_t at = offset + 4 * begin;
-        load_words(rows[r].data + at, row_end - at, words, count);
+  for (int64_t chunk = 0; chunk < lines; chunk += kChunkLines) {
+    const int64_t chunk_end = std::min(lines, chunk + kChunkLines);
+    for (int64_t r = 0; r < kPanelRows; r += 4)
+      for (int64_t line = chunk; line < chunk_end; line += 4) {
+        __m128i w[4];
+        for (int i = 0; i < 4; ++i) {
+          w[i] = load_words(rows[r + i], offset + 4 * line, row_end);
+          if constexpr (kNibbles) w[i] = shuffle_nibbles(w[i]);
+        }
+        const __m128i low01 = _mm_unpacklo_epi32(w[0], w[1]),
+                      low23 = _mm_unpacklo_epi32(w[2], w[3]);
+        const __m128i high01 = _mm_unpackhi_epi32(w[0], w[1]);
+        const __m128i high23 = _mm_unpackhi_epi32(w[2], w[3]);
+        const __m128i columns[4] = {
+            _mm_unpacklo_epi64(low01, low23), _mm_unpackhi_epi64(low01, low23),
+            _mm_unpacklo_epi64(high01, high23), _mm_unpackhi_epi64(high01, high23)};
+        for (int64_t i = 0; i < std::min<int64_t>(4, chunk_end - line); ++i)
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (line + i) * kLineBytes + 4 * r),
+                           columns[i]);
       }
-      if constexpr (kNibbles)
-        for (int64_t i = 0; i < count; ++i) words[i] = shuffle_nibbles(words[i]);
-      scatter(words, count, line + r);
-    }
   }
 }
 
@@ -115,6 +126,13 @@ void pack_panel_dense(const RowSource* rows, int64_t k, std::byte* to) {
   constexpr WeightFormat kFormat = kBF16 ? WeightFormat::kBF16 : WeightFormat::kF32;
   constexpr int64_t kPerWord = columns_per_word(kFormat);
   const int64_t lines = lines_of(kFormat, k);
+  const auto as_stored = [](const RowSource& row) {
+    return row.part == nullptr || row.part->format == kFormat;
+  };
+  if (std::all_of(rows, rows + kPanelRows, as_stored)) {
+    pack_lines<false>(rows, 0, k * (kBF16 ? 2 : 4), lines, to);
+    return;
+  }
   std::vector<float> values(kChunkLines * kPerWord);
   uint32_t words[kChunkLines];
   for (int64_t begin = 0; begin < lines; begin += kChunkLines) {
@@ -136,7 +154,7 @@ void pack_panel_dense(const RowSource* rows, int64_t k, std::byte* to) {
         else
           words[i] = std::bit_cast<uint32_t>(values[i]);
       }
-      scatter(words, count, line + r);
+      for (int64_t i = 0; i < count; ++i) line[i * kPanelRows + r] = words[i];
     }
   }
 }

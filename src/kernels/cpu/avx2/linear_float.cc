@@ -28,6 +28,7 @@ struct Avx2 {
   static void store(float* to, Reg value) { _mm256_storeu_ps(to, value); }
   static Reg broadcast(const float* from) { return _mm256_broadcast_ss(from); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg multiply(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg multiply_subtract(Reg a, Reg b, Reg c) { return _mm256_fmsub_ps(a, b, c); }
 

@@ -28,6 +28,7 @@ struct Avx512 {
   static void store(float* to, Reg value) { _mm512_storeu_ps(to, value); }
   static Reg broadcast(const float* from) { return _mm512_set1_ps(*from); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg multiply(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static Reg multiply_subtract(Reg a, Reg b, Reg c) { return _mm512_fmsub_ps(a, b, c); }
 
