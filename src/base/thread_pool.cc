@@ -1,9 +1,13 @@
 #include "base/thread_pool.h"
 
+#include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <climits>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -16,17 +20,43 @@
 namespace whit {
 namespace {
 
-// Spinning between tasks: about 50 µs of pauses, longer than the gap between two steps of a decode
-// loop and far shorter than a scheduler tick.
-constexpr int kIdleSpins = 2000;
-// Spinning inside a task before the first yield: about as long, several times the imbalance of
-// evenly divided work. A thread that was descheduled must get the CPU back from those who wait for
-// it.
-constexpr int kSpinsBeforeYield = 2000;
-constexpr int kSpinsBeforeSleep =
-    50;  // with fewer CPUs than threads: whoever is awaited is probably not running
+// Spinning between tasks: longer than the gap between two steps of a decode loop and far shorter
+// than a scheduler tick.
+constexpr std::chrono::microseconds kIdleSpin{50};
+// Spinning inside a task before sleeping: about twice what sleeping and being woken costs, and
+// several times the imbalance of evenly divided work. Who is still awaited then was probably
+// descheduled, and gets the CPU back sooner when those who wait for it leave theirs.
+constexpr std::chrono::microseconds kTaskSpin{50};
+// With fewer CPUs than threads whoever is awaited is probably not running.
+constexpr std::chrono::microseconds kOversubscribedSpin{2};
+// Sleeps inside one task after which the CPUs count as shared with other work: from then on the
+// scheduler may move the workers, which it cannot while each is bound to a CPU that may be another
+// process's too.
+constexpr uint32_t kSleepsBeforeUnpinning = 4;
 
 inline void cpu_relax() { __builtin_ia32_pause(); }
+
+// Returns true as soon as done() is, false when `limit` has passed.
+template <typename Done>
+bool spin_until(std::chrono::microseconds limit, const Done& done) {
+  const auto end = std::chrono::steady_clock::now() + limit;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (done()) return true;
+      cpu_relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return done();
+}
+
+// Sleeps while word == value, at the most until somebody calls futex_wake.
+void futex_wait(const std::atomic<uint32_t>& word, uint32_t value) {
+  static_assert(sizeof(std::atomic<uint32_t>) == 4);
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+void futex_wake(const std::atomic<uint32_t>& word) {
+  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
 
 // Thrown by barrier() when another thread's task has failed; run() never lets it out, because the
 // failure that caused it was recorded before.
@@ -109,7 +139,6 @@ ThreadPool::ThreadPool(int threads)
     throw Error(ErrorKind::kInvalidArgument,
                 "{} threads wanted; choose 1 to {}, or 0 for one per CPU", threads, kMaxThreads);
   oversubscribed_ = size_ > available_cpus();
-  const std::vector<int> cpus = allowed_cpus();
   threads_.reserve(size_ - 1);
   for (int index = 1; index < size_; ++index) {
     try {
@@ -119,15 +148,8 @@ ThreadPool::ThreadPool(int threads)
       throw Error(ErrorKind::kResource, "cannot start thread {} of {}: {}; ask for fewer threads",
                   index + 1, size_, error.what());
     }
-    // The caller stays free: pinning a thread that belongs to the user would outlive the pool. With
-    // as many workers as CPUs the scheduler leaves it the one CPU that no worker is pinned to.
-    if (!oversubscribed_ && static_cast<int>(cpus.size()) == size_) {
-      cpu_set_t set;
-      CPU_ZERO(&set);
-      CPU_SET(cpus[index], &set);
-      pthread_setaffinity_np(threads_.back().native_handle(), sizeof(set), &set);
-    }
   }
+  pin();
 }
 
 ThreadPool::~ThreadPool() { stop_and_join(); }
@@ -142,24 +164,41 @@ void ThreadPool::stop_and_join() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ThreadPool::wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value) const {
-  const int spins = oversubscribed_ ? kSpinsBeforeSleep : kSpinsBeforeYield;
-  for (int i = 0; i < spins; ++i) {
-    if (word.load(std::memory_order_acquire) != value) return;
-    cpu_relax();
-  }
-  if (oversubscribed_) {
-    word.wait(value, std::memory_order_acquire);
-    return;
-  }
-  while (word.load(std::memory_order_acquire) == value) {
-    sched_yield();
-    cpu_relax();
-  }
+void ThreadPool::wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value) {
+  const auto changed = [&] { return word.load(std::memory_order_acquire) != value; };
+  if (spin_until(oversubscribed_ ? kOversubscribedSpin : kTaskSpin, changed)) return;
+  // Sequentially consistent, as is notify: either the sleeper is seen there, or the change here.
+  sleepers_.fetch_add(1);
+  while (word.load() == value) futex_wait(word, value);
+  sleepers_.fetch_sub(1);
+  if (sleeps_.fetch_add(1, std::memory_order_relaxed) + 1 == kSleepsBeforeUnpinning) unpin();
 }
 
-void ThreadPool::notify(std::atomic<uint32_t>& word) const {
-  if (oversubscribed_) word.notify_all();
+void ThreadPool::notify(const std::atomic<uint32_t>& word) {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (sleepers_.load() > 0) futex_wake(word);
+}
+
+void ThreadPool::pin() {
+  const std::vector<int> cpus = allowed_cpus();
+  // The caller stays free: pinning a thread that belongs to the user would outlive the pool. With
+  // as many workers as CPUs the scheduler leaves it the one CPU that no worker is pinned to.
+  if (oversubscribed_ || static_cast<int>(cpus.size()) != size_) return;
+  CPU_ZERO(&allowed_);
+  for (const int cpu : cpus) CPU_SET(cpu, &allowed_);
+  for (int index = 1; index < size_; ++index) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpus[index], &set);
+    pthread_setaffinity_np(threads_[index - 1].native_handle(), sizeof(set), &set);
+  }
+  pinned_.store(true);
+}
+
+void ThreadPool::unpin() {
+  if (!pinned_.exchange(false)) return;
+  for (std::thread& thread : threads_)
+    pthread_setaffinity_np(thread.native_handle(), sizeof(allowed_), &allowed_);
 }
 
 void ThreadPool::run_part(int index) {
@@ -179,12 +218,8 @@ void ThreadPool::run_part(int index) {
 void ThreadPool::worker_loop(int index) {
   uint32_t seen = 0;
   while (true) {
-    int spins = oversubscribed_ ? kIdleSpins : 0;
-    while (generation_.load(std::memory_order_acquire) == seen && spins < kIdleSpins) {
-      cpu_relax();
-      ++spins;
-    }
-    if (generation_.load(std::memory_order_acquire) == seen) {
+    const auto called = [&] { return generation_.load(std::memory_order_acquire) != seen; };
+    if (!spin_until(oversubscribed_ ? kOversubscribedSpin : kIdleSpin, called)) {
       std::unique_lock lock(mutex_);
       parked_.fetch_add(1);
       wake_.wait(lock, [&] { return generation_.load() != seen; });
@@ -217,6 +252,7 @@ void ThreadPool::run(const std::function<void(const Worker&)>& task) {
     if (left == 0) break;
     wait_while_equal(running_, left);
   }
+  sleeps_.store(0, std::memory_order_relaxed);
   failed_.store(false, std::memory_order_relaxed);
   barrier_arrived_.store(0, std::memory_order_relaxed);
   const std::exception_ptr error = std::exchange(error_, nullptr);

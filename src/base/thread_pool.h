@@ -2,11 +2,13 @@
 // the task.
 //
 // A forward pass is one run(): every thread walks the same node list and meets the others at
-// barrier(). Inside a task waiting is spinning (a futex round trip costs more than a layer of a
-// small model), with yields once it takes longer than work that is evenly divided would; between
-// tasks workers spin for a short while and then park. When the pool has more threads than the
-// process may use CPUs, waiting threads sleep almost at once.
+// barrier(). Waiting is spinning (a futex round trip costs more than a layer of a small model), but
+// only for about as long as such a round trip takes: whoever is awaited longer has lost its CPU to
+// other work, and the waiting thread sleeps until it comes. When that happens repeatedly in a task,
+// or the pool has more threads than the process may use CPUs, workers are not bound to CPUs.
 #pragma once
+
+#include <sched.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -57,8 +59,10 @@ class ThreadPool {
  private:
   void worker_loop(int index);
   void run_part(int index);
-  void wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value) const;
-  void notify(std::atomic<uint32_t>& word) const;
+  void wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value);
+  void notify(const std::atomic<uint32_t>& word);  // after a change of the word
+  void pin();
+  void unpin();
   void stop_and_join();
 
   int size_;
@@ -74,6 +78,10 @@ class ThreadPool {
       false};  // of the running task; read by every thread that waits at a barrier
   alignas(64) std::atomic<uint32_t> parked_{0};
   std::atomic<bool> stop_{false};
+  std::atomic<uint32_t> sleepers_{0};            // in wait_while_equal
+  alignas(64) std::atomic<uint32_t> sleeps_{0};  // of the running task
+  std::atomic<bool> pinned_{false};
+  cpu_set_t allowed_;  // where workers may run once they are not pinned
   std::mutex mutex_;
   std::condition_variable wake_;
   std::mutex error_mutex_;

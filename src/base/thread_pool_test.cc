@@ -203,6 +203,20 @@ TEST(ThreadPoolTest, idle_workers_use_no_cpu_time) {
   EXPECT_LT(static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC, 0.1);
 }
 
+TEST(ThreadPoolTest, who_waits_long_for_another_thread_leaves_the_cpu) {
+  // Either thread may be the late one; spinning would take the whole time that it sleeps.
+  for (const int late : {0, 1}) {
+    ThreadPool pool(2);
+    const std::clock_t before = std::clock();  // of the whole process
+    pool.run([&](const Worker& worker) {
+      if (worker.index == late) std::this_thread::sleep_for(std::chrono::milliseconds(60));
+      pool.barrier();
+      if (worker.index == late) std::this_thread::sleep_for(std::chrono::milliseconds(60));
+    });
+    EXPECT_LT(static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC, 0.03) << late;
+  }
+}
+
 TEST(ThreadPoolTest, can_be_made_and_destroyed_many_times_used_or_not) {
   for (int round = 0; round < 20; ++round) {
     ThreadPool unused(4);
