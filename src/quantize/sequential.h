@@ -17,7 +17,6 @@ namespace whit {
 struct SequentialLayer {
   QuantizedLayer layer;
   std::vector<GroupReport> reports;
-  std::vector<Json> profiles;  // quantize/profile.h
 };
 
 // Rounds one layer and leaves `stream` before the next. Layers come in their order.
