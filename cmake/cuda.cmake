@@ -39,7 +39,10 @@ endif()
 function(whit_cuda_sources)
   set(flags --expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall,-Wextra,-Wno-unused-parameter
     # As for the CPU: contraction is written where it is wanted.
-    -fmad=false -gencode arch=compute_90a,code=sm_90a)
+    -fmad=false
+    # nvcc 13 stumbles over fmt 9: no compile-time check of format strings in .cu files, and constexpr as for g++.
+    -DFMT_CONSTEVAL= -DFMT_USE_CONSTEXPR=1
+    -gencode arch=compute_90a,code=sm_90a)
   foreach(source IN LISTS ARGN)
     set(own ${flags})
     if(NOT source MATCHES "/sm90/")

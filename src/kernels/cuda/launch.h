@@ -1,0 +1,37 @@
+// Launching and error checks shared by CUDA sources.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <type_traits>
+
+#include "base/error.h"
+
+namespace whit::cuda {
+
+// Throws kResource naming what was asked of the device.
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess)
+    throw Error(ErrorKind::kResource, "CUDA: {}: {}", what, cudaGetErrorString(status));
+}
+
+// Launches a kernel that may start before the one in front of it on the stream has ended
+// (programmatic dependent launch): the kernel must call wait_for_previous_kernel before it reads
+// what others write, or writes anything.
+template <typename... Args>
+void launch_dependent(void (*kernel)(Args...), dim3 grid, dim3 block, size_t shared_bytes,
+                      cudaStream_t stream, std::type_identity_t<Args>... args) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, args...), "launch");
+}
+
+}  // namespace whit::cuda

@@ -1,0 +1,75 @@
+#include <cuda_runtime.h>
+
+#include <optional>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_dense.h"
+#include "kernels/cuda/linear_skinny.h"
+#include "kernels/cuda/sm90/linear_wide.h"
+
+namespace whit::cuda {
+namespace {
+
+// Up to here the weight's bytes bound the product and the streaming kernel is the faster one.
+constexpr int64_t kSkinnyRows = 32;
+
+void require(bool condition, const LinearArgs& args, const char* rule) {
+  if (!condition)
+    throw Error(ErrorKind::kInvalidArgument, "CUDA linear {} [M {}, N {}, K {}]: {}",
+                name(args.weight.format), args.m, args.weight.n, args.weight.k, rule);
+}
+
+bool aligned(const void* pointer, uintptr_t to) {
+  return reinterpret_cast<uintptr_t>(pointer) % to == 0;
+}
+
+void check_args(const LinearArgs& args) {
+  require(args.m > 0 && args.m < (int64_t{1} << 20), args, "M is not in 1 … 2^20");
+  require(args.weight.data != nullptr && args.x != nullptr && args.y != nullptr, args,
+          "weight, x or y is null");
+  require(aligned(args.weight.data, 256), args, "the weight is not 256-byte aligned");
+  require(aligned(args.x, 16) && args.x_stride % 16 == 0, args,
+          "rows of x are not aligned to 16 bytes and 16 elements");
+  require(args.x_stride >= args.weight.k && args.y_stride >= args.weight.n, args,
+          "a stride is shorter than its row");
+  require((args.x_scale == nullptr) == (input_of(args.weight.format) == LinearInput::kBf16), args,
+          "x_scale belongs to int8 and e4m3 inputs, and to them alone");
+}
+
+}  // namespace
+
+struct LinearRunner::State {
+  DeviceInfo device;
+  std::optional<DenseLinear> dense;
+};
+
+LinearRunner::LinearRunner() : state_(std::make_unique<State>()) {
+  int device = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&state_->device.sms, cudaDevAttrMultiProcessorCount, device),
+        "number of SMs");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "capability");
+  state_->device.capability = 10 * major + minor;
+  if (major < 8)
+    throw Error(ErrorKind::kUnsupported,
+                "this GPU has compute capability {}.{}; the kernels need 8.0 (Ampere) or later",
+                major, minor);
+}
+
+LinearRunner::~LinearRunner() = default;
+
+void LinearRunner::run(const LinearArgs& args, CUstream_st* stream) {
+  check_args(args);
+  if (args.weight.format == LinearFormat::kBf16 || args.weight.format == LinearFormat::kFp8) {
+    if (!state_->dense) state_->dense.emplace();
+    state_->dense->run(args, stream);
+  } else if (args.m > kSkinnyRows && wide_supports(args.weight, state_->device)) {
+    run_wide(args, state_->device, stream);
+  } else {
+    run_skinny(args, state_->device, stream);
+  }
+}
+
+}  // namespace whit::cuda

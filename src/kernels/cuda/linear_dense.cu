@@ -1,0 +1,209 @@
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <dlfcn.h>
+
+#include <map>
+#include <string>
+#include <tuple>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_dense.h"
+#include "kernels/cuda/ptx.cuh"
+
+namespace whit::cuda {
+namespace {
+
+// 32 MiB is what cuBLAS's documentation recommends for Hopper.
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+
+struct Library {
+  decltype(&cublasLtCreate) create;
+  decltype(&cublasLtDestroy) destroy;
+  decltype(&cublasLtMatmulDescCreate) desc_create;
+  decltype(&cublasLtMatmulDescDestroy) desc_destroy;
+  decltype(&cublasLtMatmulDescSetAttribute) desc_set;
+  decltype(&cublasLtMatrixLayoutCreate) layout_create;
+  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
+  decltype(&cublasLtMatmulPreferenceCreate) preference_create;
+  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+  decltype(&cublasLtMatmul) matmul;
+};
+
+template <typename F>
+void resolve(void* library, const char* symbol, F& function) {
+  function = reinterpret_cast<F>(dlsym(library, symbol));
+  if (function == nullptr)
+    throw Error(ErrorKind::kUnsupported, "cuBLASLt: the library has no {}", symbol);
+}
+
+Library open_library() {
+  const std::string name = "libcublasLt.so." + std::to_string(CUDART_VERSION / 1000);
+  void* handle = nullptr;
+  for (const std::string& path : {name, "/usr/local/cuda/lib64/" + name})
+    if (handle == nullptr) handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr)
+    throw Error(ErrorKind::kUnsupported,
+                "dense products on the GPU need {}, which the loader does not find: install "
+                "cuBLAS of CUDA {} or add its folder to LD_LIBRARY_PATH",
+                name, CUDART_VERSION / 1000);
+  Library library{};
+  resolve(handle, "cublasLtCreate", library.create);
+  resolve(handle, "cublasLtDestroy", library.destroy);
+  resolve(handle, "cublasLtMatmulDescCreate", library.desc_create);
+  resolve(handle, "cublasLtMatmulDescDestroy", library.desc_destroy);
+  resolve(handle, "cublasLtMatmulDescSetAttribute", library.desc_set);
+  resolve(handle, "cublasLtMatrixLayoutCreate", library.layout_create);
+  resolve(handle, "cublasLtMatrixLayoutDestroy", library.layout_destroy);
+  resolve(handle, "cublasLtMatmulPreferenceCreate", library.preference_create);
+  resolve(handle, "cublasLtMatmulPreferenceDestroy", library.preference_destroy);
+  resolve(handle, "cublasLtMatmulPreferenceSetAttribute", library.preference_set);
+  resolve(handle, "cublasLtMatmulAlgoGetHeuristic", library.heuristic);
+  resolve(handle, "cublasLtMatmul", library.matmul);
+  return library;
+}
+
+void check(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS)
+    throw Error(ErrorKind::kResource, "cuBLASLt: {}: status {}", what, static_cast<int>(status));
+}
+
+// y += bias
+template <typename Y>
+__global__ void add_bias(const float* bias, Y* y, int64_t y_stride, int n) {
+  wait_for_previous_kernel();
+  let_next_kernel_launch();
+  const int column = blockIdx.x * blockDim.x + threadIdx.x;
+  if (column >= n) return;
+  Y& value = y[blockIdx.y * y_stride + column];
+  value = static_cast<Y>(static_cast<float>(value) + bias[column]);
+}
+
+// One product's descriptors and algorithm. Column-major in cuBLAS's eyes: yᵀ[N, M] = w[N, K] · xᵀ.
+struct Plan {
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr, residual = nullptr;
+  cublasLtMatmulAlgo_t algorithm{};
+  size_t workspace = 0;
+};
+
+}  // namespace
+
+struct DenseLinear::State {
+  Library library = open_library();
+  cublasLtHandle_t handle = nullptr;
+  void* workspace = nullptr;
+  using Key =
+      std::tuple<LinearFormat, OutputType, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+  std::map<Key, Plan> plans;
+
+  State() {
+    check(library.create(&handle), "create");
+    // The first product may come while a graph is captured, which forbids allocation by default.
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    const cudaError_t allocated = cudaMalloc(&workspace, kWorkspaceBytes);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    if (allocated != cudaSuccess) {
+      library.destroy(handle);
+      throw Error(ErrorKind::kResource, "cuBLASLt: no {} MiB of GPU memory for its workspace",
+                  kWorkspaceBytes >> 20);
+    }
+  }
+  ~State() {
+    for (auto& [key, plan] : plans) {
+      library.desc_destroy(plan.desc);
+      for (cublasLtMatrixLayout_t layout : {plan.w, plan.x, plan.y, plan.residual})
+        library.layout_destroy(layout);
+    }
+    cudaFree(workspace);
+    library.destroy(handle);
+  }
+
+  template <typename T>
+  void set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, const T& value) {
+    check(library.desc_set(desc, attribute, &value, sizeof(value)), "attribute of a product");
+  }
+
+  void set_scales(const LinearArgs& args, const Plan& plan) {
+    if (args.weight.format != LinearFormat::kFp8) return;
+    const int64_t scales = round_up(args.weight.n * args.weight.k, 16);
+    const void* weight_scales = static_cast<const std::byte*>(args.weight.data) + scales;
+    set(plan.desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, weight_scales);
+    set(plan.desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, args.x_scale);
+  }
+
+  Plan make_plan(const LinearArgs& args) {
+    const bool fp8 = args.weight.format == LinearFormat::kFp8;
+    const cudaDataType_t input = fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+    const cudaDataType_t output = args.y_type == OutputType::kF32 ? CUDA_R_32F : CUDA_R_16BF;
+    const int64_t n = args.weight.n, k = args.weight.k;
+    const int64_t residual_stride = args.residual == nullptr ? args.y_stride : args.residual_stride;
+    Plan plan;
+    check(library.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product");
+    set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+    if (fp8) {
+      constexpr int32_t kPerRow = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+      set(plan.desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, kPerRow);
+      set(plan.desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, kPerRow);
+      set_scales(args, plan);
+    }
+    check(library.layout_create(&plan.w, input, k, n, k), "layout");
+    check(library.layout_create(&plan.x, input, k, args.m, args.x_stride), "layout");
+    check(library.layout_create(&plan.y, output, n, args.m, args.y_stride), "layout");
+    check(library.layout_create(&plan.residual, output, n, args.m, residual_stride), "layout");
+    cublasLtMatmulPreference_t preference = nullptr;
+    check(library.preference_create(&preference), "preference");
+    check(library.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                 &kWorkspaceBytes, sizeof(kWorkspaceBytes)),
+          "preference");
+    cublasLtMatmulHeuristicResult_t found{};
+    int count = 0;
+    const cublasStatus_t status = library.heuristic(
+        handle, plan.desc, plan.w, plan.x, plan.residual, plan.y, preference, 1, &found, &count);
+    library.preference_destroy(preference);
+    if (status != CUBLAS_STATUS_SUCCESS || count == 0)
+      throw Error(ErrorKind::kUnsupported,
+                  "cuBLASLt has no {} product of M {}, N {}, K {} for this GPU (status {})",
+                  name(args.weight.format), args.m, n, k, static_cast<int>(status));
+    plan.algorithm = found.algo;
+    plan.workspace = found.workspaceSize;
+    return plan;
+  }
+};
+
+DenseLinear::DenseLinear() : state_(std::make_unique<State>()) {}
+DenseLinear::~DenseLinear() = default;
+
+void DenseLinear::run(const LinearArgs& args, CUstream_st* stream) {
+  State& state = *state_;
+  const State::Key key{args.weight.format,
+                       args.y_type,
+                       args.m,
+                       args.weight.n,
+                       args.weight.k,
+                       args.x_stride,
+                       args.y_stride,
+                       args.residual == nullptr ? -1 : args.residual_stride};
+  auto plan = state.plans.find(key);
+  if (plan == state.plans.end()) plan = state.plans.emplace(key, state.make_plan(args)).first;
+  state.set_scales(args, plan->second);
+  const float alpha = 1, beta = args.residual == nullptr ? 0 : 1;
+  const Plan& p = plan->second;
+  check(state.library.matmul(state.handle, p.desc, &alpha, args.weight.data, p.w, args.x, p.x,
+                             &beta, args.residual == nullptr ? args.y : args.residual, p.residual,
+                             args.y, p.y, &p.algorithm, state.workspace, p.workspace, stream),
+        "product");
+  if (args.bias == nullptr) return;
+  const int n = static_cast<int>(args.weight.n);
+  const dim3 grid((n + 255) / 256, static_cast<unsigned>(args.m));
+  if (args.y_type == OutputType::kF32)
+    launch_dependent(add_bias<float>, grid, dim3(256), 0, stream, args.bias,
+                     static_cast<float*>(args.y), args.y_stride, n);
+  else
+    launch_dependent(add_bias<__nv_bfloat16>, grid, dim3(256), 0, stream, args.bias,
+                     static_cast<__nv_bfloat16*>(args.y), args.y_stride, n);
+}
+
+}  // namespace whit::cuda

@@ -1,0 +1,94 @@
+// What becomes of a finished sum, the same operations in the same order in every linear kernel.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/linear.h"
+
+namespace whit::cuda {
+
+struct Epilogue {
+  const float* x_scale;  // [M] or null
+  const float* bias;     // [N] or null
+  const void* residual;  // [M, N] or null
+  int64_t residual_stride;
+  void* y;
+  int64_t y_stride;
+  bool y_f32;
+
+  // sum · x_scale + bias + residual of one element.
+  __device__ __forceinline__ float finish(float sum, int64_t row, int64_t column) const {
+    float value = x_scale == nullptr ? sum : __fmul_rn(sum, x_scale[row]);
+    if (bias != nullptr) value = __fadd_rn(value, bias[column]);
+    if (residual != nullptr) {
+      const int64_t at = row * residual_stride + column;
+      value = __fadd_rn(value,
+                        y_f32 ? static_cast<const float*>(residual)[at]
+                              : __bfloat162float(static_cast<const __nv_bfloat16*>(residual)[at]));
+    }
+    return value;
+  }
+  __device__ __forceinline__ void store(float sum, int64_t row, int64_t column) const {
+    const float value = finish(sum, row, column);
+    const int64_t at = row * y_stride + column;
+    if (y_f32)
+      static_cast<float*>(y)[at] = value;
+    else
+      static_cast<__nv_bfloat16*>(y)[at] = __float2bfloat16_rn(value);
+  }
+
+  // Whether eight neighbours of a row can be moved as vectors.
+  bool vectors_of_8() const {
+    const auto fits = [](const void* rows, int64_t stride) {
+      return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride % 8 == 0;
+    };
+    return fits(y, y_stride) && (residual == nullptr || fits(residual, residual_stride));
+  }
+  // store() of columns column … column + 7, those below `columns` of them; column is a multiple of
+  // 8, vectors the answer of vectors_of_8.
+  __device__ __forceinline__ void store_8(const float (&sums)[8], int64_t row, int64_t column,
+                                          int64_t columns, bool vectors) const {
+    if (!vectors || column + 8 > columns || y_f32) {
+      for (int i = 0; i < 8; ++i)
+        if (column + i < columns) store(sums[i], row, column + i);
+      return;
+    }
+    float values[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      values[i] = x_scale == nullptr ? sums[i] : __fmul_rn(sums[i], x_scale[row]);
+      if (bias != nullptr) values[i] = __fadd_rn(values[i], bias[column + i]);
+    }
+    if (residual != nullptr) {
+      const auto* from = static_cast<const __nv_bfloat16*>(residual) + row * residual_stride;
+      const uint4 packed = *reinterpret_cast<const uint4*>(from + column);
+      const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        values[i] = __fadd_rn(values[i], __uint_as_float(i % 2 == 0 ? words[i / 2] << 16
+                                                                    : words[i / 2] & 0xffff0000u));
+    }
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
+      words[i] = *reinterpret_cast<const uint32_t*>(&pair);
+    }
+    auto* to = static_cast<__nv_bfloat16*>(y) + row * y_stride + column;
+    *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+};
+
+inline Epilogue epilogue_of(const LinearArgs& args) {
+  return {.x_scale = args.x_scale,
+          .bias = args.bias,
+          .residual = args.residual,
+          .residual_stride = args.residual_stride,
+          .y = args.y,
+          .y_stride = args.y_stride,
+          .y_f32 = args.y_type == OutputType::kF32};
+}
+
+}  // namespace whit::cuda

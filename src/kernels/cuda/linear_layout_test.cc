@@ -1,0 +1,165 @@
+#include "kernels/cuda/linear_layout.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <vector>
+
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_test_util.h"
+
+namespace whit::cuda {
+namespace {
+
+struct Packed {
+  LinearWeight weight;
+  std::vector<std::byte> bytes;
+};
+
+Packed pack(LinearFormat format, std::span<const WeightView> parts) {
+  int64_t n = 0;
+  for (const WeightView& part : parts) n += part.n;
+  Packed packed;
+  packed.bytes.resize(
+      static_cast<size_t>(packed_bytes(format, n, parts[0].k, parts[0].group_size)));
+  ThreadPool pool(2);
+  packed.weight = pack_linear(format, parts, packed.bytes.data(), pool);
+  return packed;
+}
+
+// The value that a kernel reads for (row, k), by the formulas of linear_layout.h.
+float value_at(const Packed& packed, int64_t row, int64_t k) {
+  const LinearFormat format = packed.weight.format;
+  const bool int4 = format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16;
+  const TileLayout layout =
+      tile_layout(int4 ? 4 : 8, packed.weight.n, packed.weight.k, packed.weight.group_size);
+  const std::byte* tile =
+      packed.bytes.data() + row / 64 * layout.block_bytes() + k / layout.tile_k * layout.tile_bytes;
+  const int unit = static_cast<int>(row % 64 / 16), r = static_cast<int>(row % 16);
+  const int inside = static_cast<int>(k % layout.tile_k);
+  auto word = [&](const std::byte* base, int64_t index) {
+    uint32_t bits;
+    std::memcpy(&bits, base + index * 4, 4);
+    return bits;
+  };
+  if (!int4) {
+    const uint32_t bits =
+        word(tile, unit * 256 + unit_word(r, inside % 32 / 8, inside % 8 / 4, inside / 32));
+    const auto code = static_cast<int8_t>(bits >> (8 * (inside % 4)));
+    float scale;
+    std::memcpy(&scale, packed.bytes.data() + layout.scales_offset() + row * 4, 4);
+    return static_cast<float>(code) * scale;
+  }
+  uint32_t code;
+  if (format == LinearFormat::kW4A8) {
+    const int i = inside / 64, jj = inside % 64 / 32;
+    code = word(tile, unit * 256 + unit_word(r, inside % 32 / 8, inside % 8 / 4, jj)) >>
+           (8 * (inside % 4) + 4 * i);
+  } else {
+    const int i = inside / 32, jj = inside % 32 / 16;
+    code = word(tile, unit * 256 + unit_word(r, inside % 16 / 4, inside % 4 / 2, jj)) >>
+           (16 * (inside % 2) + 4 * i);
+  }
+  const int group = inside / (128 / layout.groups);
+  const uint32_t scale = word(tile, 1024 + (unit * layout.groups + group) * 16 + r % 8 * 2 + r / 8);
+  const uint32_t zero = (scale >> 16) - (format == LinearFormat::kW4A8 ? 0 : 0x4300);
+  return static_cast<float>(static_cast<int>(code & 15) - static_cast<int>(zero)) *
+         f16_to_f32(static_cast<uint16_t>(scale));
+}
+
+void expect_same_values(LinearFormat format, std::span<const WeightView> parts) {
+  const Packed packed = pack(format, parts);
+  const int64_t k = parts[0].k;
+  std::vector<float> expected(static_cast<size_t>(k));
+  int64_t row = 0;
+  for (const WeightView& part : parts)
+    for (int64_t i = 0; i < part.n; ++i, ++row) {
+      dequantize_rows(part, i, i + 1, expected.data());
+      for (int64_t c = 0; c < k; ++c)
+        ASSERT_EQ(value_at(packed, row, c), expected[c])
+            << name(format) << " row " << row << " column " << c;
+    }
+  EXPECT_EQ(packed.weight.n, row);
+  // Padding is zero: rows to a multiple of 64, columns to the tile's end.
+  for (int64_t i = row; i < round_up(row, 64); ++i) ASSERT_EQ(value_at(packed, i, 0), 0) << i;
+  const int64_t k_end = round_up(k, format == LinearFormat::kW8A8 ? 64 : 128);
+  for (int64_t c = k; c < k_end; ++c) ASSERT_EQ(value_at(packed, 0, c), 0) << c;
+}
+
+TEST(CudaLinearLayout, keeps_every_weight_of_stacked_parts) {
+  for (const int64_t group_size : {32, 64, 128})
+    for (const bool zero_points : {false, true})
+      for (const int64_t k : {int64_t{320}, int64_t{200}}) {
+        const auto a = random_weight(WeightFormat::kInt4Group, 70, k, group_size, zero_points, 1);
+        const auto b = random_weight(WeightFormat::kInt4Group, 9, k, group_size, zero_points, 2);
+        const WeightView parts[] = {a.view(), b.view()};
+        expect_same_values(LinearFormat::kW4A8, parts);
+        expect_same_values(LinearFormat::kW4A16, parts);
+      }
+  const auto a = random_weight(WeightFormat::kInt8Channel, 70, 200, 0, false, 3);
+  const auto b = random_weight(WeightFormat::kInt8Channel, 9, 200, 0, false, 4);
+  const WeightView parts[] = {a.view(), b.view()};
+  expect_same_values(LinearFormat::kW8A8, parts);
+}
+
+TEST(CudaLinearLayout, says_whether_zero_points_differ_from_eight) {
+  auto weight = random_weight(WeightFormat::kInt4Group, 5, 256, 128, true, 5);
+  std::memset(weight.zeros.data<uint8_t>(), 0x88, weight.zeros.bytes());
+  WeightView view = weight.view();
+  EXPECT_FALSE(pack(LinearFormat::kW4A8, {&view, 1}).weight.zero_points);
+  weight.zeros.data<uint8_t>()[4] = 0x87;
+  EXPECT_TRUE(pack(LinearFormat::kW4A8, {&view, 1}).weight.zero_points);
+}
+
+// Values of the 127 finite non-negative e4m3 codes.
+float e4m3_value(int code) {
+  const int exponent = code >> 3, fraction = code & 7;
+  return exponent == 0 ? std::ldexp(static_cast<float>(fraction), -9)
+                       : std::ldexp(static_cast<float>(8 + fraction), exponent - 10);
+}
+
+TEST(CudaLinearLayout, rounds_to_the_nearest_e4m3_number) {
+  // 448 fixes the scale at 1.
+  std::vector<float> row = {448.0f, -448.0f, 0.0f};
+  std::mt19937 random(6);
+  std::uniform_real_distribution<float> exponent(-11.0f, 8.7f);
+  while (row.size() < 4000) row.push_back(std::exp2(exponent(random)) * (random() % 2 ? 1 : -1));
+  for (int code = 0; code < 126; ++code)
+    row.push_back((e4m3_value(code) + e4m3_value(code + 1)) / 2);  // ties
+  WeightView view{.format = WeightFormat::kF32, .n = 1, .data = row.data()};
+  view.k = static_cast<int64_t>(row.size());
+  const Packed packed = pack(LinearFormat::kFp8, {&view, 1});
+  for (size_t i = 0; i < row.size(); ++i) {
+    const int code = static_cast<int>(packed.bytes[i]) & 0x7f;
+    ASSERT_LE(code, 126);
+    ASSERT_EQ(static_cast<int>(packed.bytes[i]) >> 7, std::signbit(row[i])) << row[i];
+    const float error = std::fabs(std::fabs(row[i]) - e4m3_value(code));
+    for (int other = std::max(0, code - 1); other <= std::min(126, code + 1); ++other) {
+      const float distance = std::fabs(std::fabs(row[i]) - e4m3_value(other));
+      ASSERT_TRUE(error < distance || (error == distance && (other == code || code % 2 == 0)))
+          << row[i] << " became " << e4m3_value(code);
+    }
+  }
+}
+
+TEST(CudaLinearLayout, refuses_what_has_no_kernel) {
+  EXPECT_THROW(packed_bytes(LinearFormat::kW4A8, 64, 256, 48), Error);
+  EXPECT_THROW(packed_bytes(LinearFormat::kW8A8, 0, 256, 0), Error);
+  const auto a = random_weight(WeightFormat::kInt8Channel, 4, 64, 0, false, 7);
+  const auto b = random_weight(WeightFormat::kInt8Channel, 4, 128, 0, false, 8);
+  const WeightView parts[] = {a.view(), b.view()};
+  std::vector<std::byte> out(1 << 16);
+  ThreadPool pool(1);
+  EXPECT_THROW(pack_linear(LinearFormat::kW8A8, parts, out.data(), pool), Error);
+  EXPECT_THROW(pack_linear(LinearFormat::kW4A8, {parts, 1}, out.data(), pool), Error);
+}
+
+TEST(CudaLinearLayout, sums_K_in_chunks_that_depend_on_the_shape_alone) {
+  EXPECT_EQ(k_chunks(4096, 4096), 4);
+  EXPECT_EQ(k_chunks(28672, 4096), 1);
+  EXPECT_EQ(k_chunks(14336, 4096), 2);
+  EXPECT_EQ(k_chunks(576, 128), 1);  // one tile
+}
+
+}  // namespace
+}  // namespace whit::cuda

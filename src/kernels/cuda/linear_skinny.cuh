@@ -1,0 +1,313 @@
+// The kernel of linear_skinny.h, a template of format, token tile and scale groups. Each format's
+// instances are a source of their own (linear_skinny_*.cu), which nvcc compiles side by side.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_epilogue.cuh"
+#include "kernels/cuda/linear_layout.h"
+#include "kernels/cuda/linear_skinny.h"
+#include "kernels/cuda/linear_unpack.cuh"
+#include "kernels/cuda/ptx.cuh"
+
+namespace whit::cuda {
+
+struct SkinnyParams {
+  const uint8_t* weight;
+  TileLayout layout;
+  const uint8_t* x;
+  int64_t x_row_bytes;
+  Epilogue epilogue;
+  int m, n, k;
+  int units;   // of 16 rows
+  int chunks;  // of K, each a warp
+  int slots;   // units that a block works on at once
+  int blocks;
+};
+
+constexpr int kSkinnyWarps = 16;
+
+template <LinearFormat format>
+struct SkinnyTraits {
+  static constexpr bool kInt4 = format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16;
+  static constexpr bool kInteger = format == LinearFormat::kW4A8 || format == LinearFormat::kW8A8;
+  // Whether sums are integers to the end.
+  static constexpr bool kExact = format == LinearFormat::kW8A8;
+  static constexpr int kTileK = kInt4 ? 128 : 64;
+  static constexpr int kInputBytes = kInteger ? 1 : 2;
+  // A lane's inputs of one tile and token: 8 of every 32 of K, in runs.
+  static constexpr int kRun = format == LinearFormat::kW4A16 ? 4 : 8;
+  static constexpr int kRunWords = kRun * kInputBytes / 4;
+  static constexpr int kRuns = kTileK / (4 * kRun);
+};
+
+template <LinearFormat format, int kTokenTiles>
+struct SkinnyInputs {
+  using T = SkinnyTraits<format>;
+  uint32_t words[kTokenTiles][T::kRuns * T::kRunWords];
+
+  __device__ __forceinline__ void load(const SkinnyParams& p,
+                                       const uint8_t* const (&rows)[kTokenTiles], int tile, int t) {
+#pragma unroll
+    for (int run = 0; run < T::kRuns; ++run) {
+      const int k = tile * T::kTileK + run * 4 * T::kRun + T::kRun * t;
+      const bool inside = k < p.k;
+#pragma unroll
+      for (int nt = 0; nt < kTokenTiles; ++nt) {
+        uint32_t* to = words[nt] + run * T::kRunWords;
+        const uint8_t* from = rows[nt] + k * T::kInputBytes;
+        if constexpr (T::kRunWords == 2) {
+          uint2 v = make_uint2(0, 0);
+          if (inside) v = *reinterpret_cast<const uint2*>(from);
+          to[0] = v.x, to[1] = v.y;
+        } else {
+          uint4 v = make_uint4(0, 0, 0, 0);
+          if (inside) v = *reinterpret_cast<const uint4*>(from);
+          to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+        }
+        // What follows the last column may be a NaN, which times a weight of 0 is one too.
+        if constexpr (!T::kInteger) {
+          if (p.k % T::kRun != 0 && inside && k + T::kRun > p.k) {
+#pragma unroll
+            for (int w = 0; w < T::kRunWords; ++w) {
+              if (k + 2 * w >= p.k) to[w] = 0;
+              if (k + 2 * w + 1 >= p.k) to[w] &= 0xffffu;
+            }
+          }
+        }
+      }
+    }
+  }
+};
+
+// One tile of a unit: 16 rows × kTileK.
+template <int kGroups>
+struct SkinnyTile {
+  uint4 half[2];  // rows r and r + 8; words [upper][jj]
+  uint2 scales[kGroups == 0 ? 1 : kGroups];
+
+  __device__ __forceinline__ void load(const SkinnyParams& p, int unit, int tile, int lane) {
+    const int r = lane / 4, t = lane % 4;
+    const uint8_t* from =
+        p.weight + (unit / 4) * p.layout.block_bytes() + int64_t{tile} * p.layout.tile_bytes;
+    const uint8_t* codes = from + (unit % 4) * kUnitBytes + (t / 2) * 256 + r * 32 + (t % 2) * 16;
+    half[0] = load_streaming(codes);
+    half[1] = load_streaming(codes + 512);
+    if constexpr (kGroups > 0) {
+      from += 4 * kUnitBytes + (unit % 4) * kGroups * 64 + r * 8;
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) scales[g] = load_streaming_8(from + g * 64);
+    }
+  }
+};
+
+// sums (or, where sums are exact, integers) += tile · inputs
+template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups>
+__device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
+                                              const SkinnyInputs<format, kTokenTiles>& x,
+                                              float (&sums)[kTokenTiles][4],
+                                              int (&integers)[kTokenTiles][4]) {
+  const uint32_t low[4] = {tile.half[0].x, tile.half[0].y, tile.half[0].z, tile.half[0].w};
+  const uint32_t high[4] = {tile.half[1].x, tile.half[1].y, tile.half[1].z, tile.half[1].w};
+  if constexpr (format == LinearFormat::kW8A8) {
+#pragma unroll
+    for (int jj = 0; jj < 2; ++jj) {
+      const uint32_t a[4] = {low[jj], high[jj], low[2 + jj], high[2 + jj]};
+#pragma unroll
+      for (int nt = 0; nt < kTokenTiles; ++nt)
+        mma_s8(integers[nt], a, x.words[nt][2 * jj], x.words[nt][2 * jj + 1]);
+    }
+  } else if constexpr (format == LinearFormat::kW8A16) {
+#pragma unroll
+    for (int jj = 0; jj < 2; ++jj)
+#pragma unroll
+      for (int upper = 0; upper < 2; ++upper) {
+        const uint32_t l = low[2 * upper + jj], h = high[2 * upper + jj];
+        const uint32_t a[4] = {bf16_of_bytes(l, 0), bf16_of_bytes(h, 0), bf16_of_bytes(l, 1),
+                               bf16_of_bytes(h, 1)};
+#pragma unroll
+        for (int nt = 0; nt < kTokenTiles; ++nt)
+          mma_bf16(sums[nt], a, x.words[nt][4 * jj + 2 * upper],
+                   x.words[nt][4 * jj + 2 * upper + 1]);
+      }
+  } else {
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const uint32_t word_low = tile.scales[g].x, word_high = tile.scales[g].y;
+      int products[kTokenTiles][4] = {};
+      float float_products[kTokenTiles][4] = {};
+      if constexpr (format == LinearFormat::kW4A8) {
+        const uint32_t zero_low = zero_bytes_of(word_low), zero_high = zero_bytes_of(word_high);
+#pragma unroll
+        for (int step = g * 4 / kGroups; step < (g + 1) * 4 / kGroups; ++step) {
+          const int i = step / 2, jj = step % 2;
+          const uint32_t a[4] = {int8_of_nibbles<kZeroPoints>(low[jj], i, zero_low),
+                                 int8_of_nibbles<kZeroPoints>(high[jj], i, zero_high),
+                                 int8_of_nibbles<kZeroPoints>(low[2 + jj], i, zero_low),
+                                 int8_of_nibbles<kZeroPoints>(high[2 + jj], i, zero_high)};
+#pragma unroll
+          for (int nt = 0; nt < kTokenTiles; ++nt)
+            mma_s8(products[nt], a, x.words[nt][2 * step], x.words[nt][2 * step + 1]);
+        }
+      } else {
+        const uint32_t zero_low = minus_zero_of(word_low), zero_high = minus_zero_of(word_high);
+#pragma unroll
+        for (int i = g * 4 / kGroups; i < (g + 1) * 4 / kGroups; ++i)
+#pragma unroll
+          for (int jj = 0; jj < 2; ++jj) {
+            const uint32_t a[4] = {bf16_of_nibbles(low[jj], i, zero_low),
+                                   bf16_of_nibbles(high[jj], i, zero_high),
+                                   bf16_of_nibbles(low[2 + jj], i, zero_low),
+                                   bf16_of_nibbles(high[2 + jj], i, zero_high)};
+#pragma unroll
+            for (int nt = 0; nt < kTokenTiles; ++nt)
+              mma_bf16(float_products[nt], a, x.words[nt][4 * i + 2 * jj],
+                       x.words[nt][4 * i + 2 * jj + 1]);
+          }
+      }
+      constexpr float kUnit = format == LinearFormat::kW4A8 ? kInt4Unit<kZeroPoints> : 1.0f;
+      const float scale[2] = {scale_of(word_low) * kUnit, scale_of(word_high) * kUnit};
+#pragma unroll
+      for (int nt = 0; nt < kTokenTiles; ++nt)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const float product = format == LinearFormat::kW4A8 ? __int2float_rn(products[nt][c])
+                                                              : float_products[nt][c];
+          sums[nt][c] = __fmaf_rn(scale[c / 2], product, sums[nt][c]);
+        }
+    }
+  }
+}
+
+template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups>
+__global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
+    skinny(const __grid_constant__ SkinnyParams p) {
+  using T = SkinnyTraits<format>;
+  // Tiles of 1 KB that a warp has in flight: with the 14 to 16 warps of an SM 56 to 64 KB, twice
+  // what a loaded memory latency of 0.8 µs asks for at 4.6 TB/s. Above 16 tokens registers are
+  // short, and weights come from L2 in part.
+  constexpr int kAhead = kTokenTiles <= 2 ? 4 : 2;
+  constexpr int kInputBuffers = kTokenTiles <= 2 ? 2 : 1;
+  constexpr int kValues = 4 * kTokenTiles;
+  extern __shared__ uint32_t partials[];  // [slot][chunk][value][lane]
+
+  const int lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
+  const int warp = threadIdx.x / 32, slot = warp / p.chunks, chunk = warp % p.chunks;
+  int unit = static_cast<int>(int64_t{blockIdx.x} * p.units / gridDim.x) + slot;
+  const int end_unit = static_cast<int>((int64_t{blockIdx.x} + 1) * p.units / gridDim.x);
+  const int tile_begin = chunk * p.layout.tiles / p.chunks;
+  const int tile_end = (chunk + 1) * p.layout.tiles / p.chunks;
+  const int token = blockIdx.y * 8 * kTokenTiles;
+
+  SkinnyTile<kGroups> ring[kAhead];
+  if (unit < end_unit) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (tile_begin + i < tile_end) ring[i].load(p, unit, tile_begin + i, lane);
+  }
+  let_next_kernel_launch();
+  wait_for_previous_kernel();
+
+  const uint8_t* rows[kTokenTiles];
+#pragma unroll
+  for (int nt = 0; nt < kTokenTiles; ++nt)
+    rows[nt] = p.x + int64_t{min(token + nt * 8 + r, p.m - 1)} * p.x_row_bytes;
+
+  auto store = [&](uint32_t bits, int value) {
+    const int row = unit * kUnitRows + r + 8 * (value % 4 / 2);
+    const int at = token + value / 4 * 8 + 2 * t + value % 2;
+    if (row >= p.n || at >= p.m) return;
+    float sum = __uint_as_float(bits);
+    if constexpr (T::kExact) sum = __int2float_rn(static_cast<int>(bits));
+    if constexpr (!T::kInt4)
+      sum =
+          __fmul_rn(sum, reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row]);
+    p.epilogue.store(sum, at, row);
+  };
+
+  SkinnyInputs<format, kTokenTiles> inputs[kInputBuffers];
+  if constexpr (kInputBuffers == 2) inputs[0].load(p, rows, tile_begin, t);
+  for (; unit < end_unit; unit += p.slots) {
+    float sums[kTokenTiles][4] = {};
+    int integers[kTokenTiles][4] = {};
+#pragma unroll 1
+    for (int first = tile_begin; first < tile_end; first += kAhead) {
+      // Where this round's tiles come from next: the next round, or the next unit's first.
+      const bool last_round = first + kAhead >= tile_end;
+      const int next_unit = last_round ? unit + p.slots : unit;
+      const int next_first = last_round ? tile_begin : first + kAhead;
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const bool present = first + i < tile_end;
+        if constexpr (kInputBuffers == 2) {
+          // The buffers alternate over a round's tiles, present or not.
+          const int next = i + 1 < kAhead ? first + i + 1 : next_first;
+          inputs[(i + 1) % 2].load(p, rows, next, t);
+        } else if (present) {
+          inputs[0].load(p, rows, first + i, t);
+        }
+        if (present)
+          multiply_tile<format, kTokenTiles, kZeroPoints, kGroups>(
+              ring[i], inputs[i % kInputBuffers], sums, integers);
+        if (next_unit < end_unit && next_first + i < tile_end)
+          ring[i].load(p, next_unit, next_first + i, lane);
+      }
+    }
+    auto bits_of = [&](int value) {
+      if constexpr (T::kExact)
+        return static_cast<uint32_t>(integers[value / 4][value % 4]);
+      else
+        return __float_as_uint(sums[value / 4][value % 4]);
+    };
+    if (p.chunks == 1) {
+#pragma unroll
+      for (int value = 0; value < kValues; ++value) store(bits_of(value), value);
+      continue;
+    }
+    uint32_t* mine = partials + slot * p.chunks * kValues * 32 + lane;
+#pragma unroll
+    for (int value = 0; value < kValues; ++value)
+      mine[(chunk * kValues + value) * 32] = bits_of(value);
+    named_barrier(1 + slot, p.chunks * 32);
+    for (int value = chunk; value < kValues; value += p.chunks) {
+      uint32_t total = mine[value * 32];
+      for (int c = 1; c < p.chunks; ++c) {
+        const uint32_t next = mine[(c * kValues + value) * 32];
+        if constexpr (T::kExact)
+          total += next;
+        else
+          total = __float_as_uint(__fadd_rn(__uint_as_float(total), __uint_as_float(next)));
+      }
+      store(total, value);
+    }
+    // The next unit's partial sums shall not overwrite those that others still read.
+    if (unit + p.slots < end_unit) named_barrier(1 + slot, p.chunks * 32);
+  }
+}
+
+template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups>
+void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
+  const int shared = p.chunks == 1 ? 0 : p.slots * p.chunks * kTokenTiles * 4 * 32 * 4;
+  launch_dependent(skinny<format, kTokenTiles, kZeroPoints, kGroups>,
+                   dim3(p.blocks, (p.m + 8 * kTokenTiles - 1) / (8 * kTokenTiles)),
+                   dim3(p.slots * p.chunks * 32), shared, stream, p);
+}
+
+template <LinearFormat format, bool kZeroPoints, int kGroups>
+void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
+  if (p.m <= 8)
+    launch_skinny<format, 1, kZeroPoints, kGroups>(p, stream);
+  else if (p.m <= 16)
+    launch_skinny<format, 2, kZeroPoints, kGroups>(p, stream);
+  else
+    launch_skinny<format, 4, kZeroPoints, kGroups>(p, stream);
+}
+
+void skinny_w4a8(const SkinnyParams& p, bool zero_points, cudaStream_t stream);
+void skinny_w4a16(const SkinnyParams& p, cudaStream_t stream);
+void skinny_w8(const SkinnyParams& p, LinearFormat format, cudaStream_t stream);
+
+}  // namespace whit::cuda

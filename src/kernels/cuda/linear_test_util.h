@@ -1,0 +1,36 @@
+// Random weights and their double-precision products, for tests and benchmarks of CUDA linears.
+#pragma once
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "quant/weight.h"
+
+namespace whit::cuda {
+
+// Random codes (all sixteen; −127…127), zero points where `zero_points`, and scales around 0.01.
+inline QuantizedTensor random_weight(WeightFormat format, int64_t n, int64_t k, int64_t group_size,
+                                     bool zero_points, uint32_t seed) {
+  QuantizedTensor weight = make_quantized(format, n, k, group_size, !zero_points);
+  std::mt19937 random(seed);
+  auto* data = weight.data.data<uint8_t>();
+  for (int64_t i = 0; i < weight.data.bytes(); ++i) {
+    data[i] = static_cast<uint8_t>(random());
+    if (format == WeightFormat::kInt8Channel && data[i] == 0x80) data[i] = 0;
+  }
+  std::uniform_real_distribution<float> scale(0.004f, 0.016f);
+  if (format == WeightFormat::kInt8Channel) {
+    for (float& value : weight.scales.f32()) value = scale(random);
+  } else {
+    auto* scales = weight.scales.data<uint16_t>();
+    for (int64_t i = 0; i < weight.scales.size(); ++i) scales[i] = f32_to_f16(scale(random));
+  }
+  if (zero_points) {
+    auto* zeros = weight.zeros.data<uint8_t>();
+    for (int64_t i = 0; i < weight.zeros.bytes(); ++i) zeros[i] = static_cast<uint8_t>(random());
+  }
+  return weight;
+}
+
+}  // namespace whit::cuda

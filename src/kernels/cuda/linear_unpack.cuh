@@ -1,0 +1,57 @@
+// Codes of packed weights as operands of the tensor cores.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace whit::cuda {
+
+// The low f16 of a scale word, and its zero point in all four bytes.
+__device__ __forceinline__ float scale_of(uint32_t word) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xffff)));
+}
+__device__ __forceinline__ uint32_t zero_bytes_of(uint32_t word) {
+  return (word >> 16) * 0x01010101u;
+}
+
+// Nibble i of each byte, as int8. With zero points: code − zero. Without: 16 · (code − 8), three
+// instructions for eight weights instead of seven; the scale is then divided by 16, which changes
+// no bit of scale · integer.
+template <bool kZeroPoints>
+__device__ __forceinline__ uint32_t int8_of_nibbles(uint32_t word, int i, uint32_t zero_bytes) {
+  if constexpr (kZeroPoints) {
+    // 0x80 keeps each byte's subtraction from borrowing; xor makes it two's complement.
+    const uint32_t biased = ((i == 0 ? word : word >> 4) & 0x0f0f0f0fu) | 0x80808080u;
+    return (biased - zero_bytes) ^ 0x80808080u;
+  } else {
+    return ((i == 0 ? word << 4 : word) & 0xf0f0f0f0u) ^ 0x80808080u;
+  }
+}
+template <bool kZeroPoints>
+constexpr float kInt4Unit = kZeroPoints ? 1.0f : 0.0625f;
+
+// Nibble i of each half-word less the zero point, as two bf16 numbers, exact. minus_zero holds
+// −(128 + zero point) twice.
+__device__ __forceinline__ uint32_t bf16_of_nibbles(uint32_t word, int i, uint32_t minus_zero) {
+  const uint32_t biased = ((word >> (4 * i)) & 0x000f000fu) | 0x43004300u;  // 128 + code
+  uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(biased), "r"(0x3f803f80u), "r"(minus_zero));
+  return out;
+}
+__device__ __forceinline__ uint32_t minus_zero_of(uint32_t word) {
+  return __byte_perm(word, 0, 0x3232) ^ 0x80008000u;
+}
+
+// Bytes 2·i and 2·i + 1 of four int8 weights as two bf16 numbers, exact.
+__device__ __forceinline__ uint32_t bf16_of_bytes(uint32_t word, int i) {
+  const uint32_t unsigned_bytes = word ^ 0x80808080u;
+  // 2^23 + (weight + 128) as f32.
+  const float low = __uint_as_float(__byte_perm(unsigned_bytes, 0x4b000000u, 0x7540 + 2 * i));
+  const float high = __uint_as_float(__byte_perm(unsigned_bytes, 0x4b000000u, 0x7541 + 2 * i));
+  uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high - 8388736.0f), "f"(low - 8388736.0f));
+  return out;
+}
+
+}  // namespace whit::cuda
