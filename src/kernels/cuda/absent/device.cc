@@ -1,0 +1,27 @@
+// The device of a program that was built without CUDA: there is none.
+#include "kernels/cuda/device.h"
+
+#include "base/error.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/small_ops.h"
+
+namespace whit::cuda {
+namespace {
+
+[[noreturn]] void built_without_cuda() {
+  throw Error(ErrorKind::kUnsupported,
+              "this program was built without CUDA: use --backend cpu, or build it where the CUDA "
+              "toolkit (12.4 or later, nvcc) is installed");
+}
+
+}  // namespace
+
+std::unique_ptr<Device> open_device() { built_without_cuda(); }
+const SmallOps& small_ops() { built_without_cuda(); }
+
+struct LinearRunner::State {};
+LinearRunner::LinearRunner() { built_without_cuda(); }
+LinearRunner::~LinearRunner() = default;
+void LinearRunner::run(const LinearArgs&, CUstream_st*) { built_without_cuda(); }
+
+}  // namespace whit::cuda

@@ -1,0 +1,193 @@
+// Attention of 16 query rows over a block of 64 keys, with tensor cores (mma m16n8k16, bf16, f32
+// sums): the pieces that decode and prefill put together differently and to the same bits.
+//
+//   s = (q · k) · scale · log2 e      sums over Dh in steps of 16, ascending
+//   m' = max(m, max s);  p = 2^(s − m');  acc = acc · 2^(m − m') + bf16(p) · v;  l likewise with v
+//   = 1
+// Keys and values lie in shared memory as rows of kPitch bytes, an odd number of 16-byte units, so
+// that eight rows of one column lie in different banks. INT8 ones are widened to bf16 (exactly) on
+// their way to the tensor cores; a key's scale multiplies s, a value's scale multiplies p.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/small_ops.h"
+
+namespace whit::cuda {
+
+constexpr int kBlockKeys = 64;
+constexpr float kLowest = -1e30f;  // a maximum of nothing; finite, so that no difference is NaN
+constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Copies 16 bytes, or zeros where `valid` is false.
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
+template <int kLeft>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+// Two int8 in bytes 0 and 2 of x (the others zero) as bf16: 128 + the low seven bits, less 128 or,
+// for a negative number, 256: both exact.
+__device__ __forceinline__ uint32_t widen(uint32_t x) {
+  const uint32_t low = (x & 0x007f007fu) | 0x43004300u, sign = (x & 0x00800080u) | 0x43004300u;
+  const __nv_bfloat162 y = __hsub2(reinterpret_cast<const __nv_bfloat162&>(low),
+                                   reinterpret_cast<const __nv_bfloat162&>(sign));
+  return reinterpret_cast<const uint32_t&>(y);
+}
+
+template <int D, bool kInt8>
+struct Tile {
+  static constexpr int kPitch = (kInt8 ? D : 2 * D) + 16;
+  static constexpr int kUnits = (kInt8 ? D : 2 * D) / 16;  // of 16 bytes a row
+  static constexpr int kSteps = D / 16;
+
+  // A fragments of 16 rows: `row(r)` points to the D (of them `dim` stored) bf16 of row r, or is
+  // null for a row of zeros. INT8 tiles want the dimensions of a step in the order in which one
+  // 32-bit load of a key gives them.
+  template <typename Row>
+  static __device__ __forceinline__ void load_queries(uint32_t (&q)[kSteps][4], int dim, Row row) {
+    const int lane = threadIdx.x % 32;
+    const __nv_bfloat16* rows[2] = {row(lane / 4), row(lane / 4 + 8)};
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int d = step * 16 + (kInt8 ? lane % 4 * 4 + i / 2 * 2 : lane % 4 * 2 + i / 2 * 8);
+        const __nv_bfloat16* base = rows[i % 2];
+        q[step][i] = base != nullptr && d < dim ? *reinterpret_cast<const uint32_t*>(base + d) : 0;
+      }
+  }
+
+  // s[0…1] = q · keys 16·pair … 16·pair + 15 of the block at `keys`, not scaled.
+  static __device__ __forceinline__ void scores(float (&s)[2][4], const uint32_t (&q)[kSteps][4],
+                                                const unsigned char* keys, int pair) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[0][i] = s[1][i] = 0;
+    if constexpr (kInt8) {
+      const unsigned char* first = keys + (16 * pair + lane / 4) * kPitch + lane % 4 * 4;
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+          const uint32_t word =
+              *reinterpret_cast<const uint32_t*>(first + 8 * tile * kPitch + step * 16);
+          mma_bf16(s[tile], q[step], widen(__byte_perm(word, 0, 0x4140)),
+                   widen(__byte_perm(word, 0, 0x4342)));
+        }
+    } else {
+      // Matrices: keys 0…7 and 8…15 of the pair, each with dimensions 0…7 and 8…15 of the step.
+      const uint32_t first = shared_address(keys) +
+                             (16 * pair + lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 16;
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t b[4];
+        load_matrices(b, first + step * 32);
+        mma_bf16(s[0], q[step], b[0], b[1]);
+        mma_bf16(s[1], q[step], b[2], b[3]);
+      }
+    }
+  }
+
+  // acc[0…1] += p · values of output tiles 2·pair, 2·pair + 1 and keys 16·step … + 15.
+  static __device__ __forceinline__ void accumulate(float (&acc0)[4], float (&acc1)[4],
+                                                    const uint32_t (&p)[4],
+                                                    const unsigned char* values, int step,
+                                                    int pair) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (kInt8) {
+      // Output tile 4·g + j has the dimensions 32·g + 4·column + j, so that one word of a value
+      // serves four tiles.
+      const unsigned char* first =
+          values + (16 * step + lane % 4 * 2) * kPitch + pair / 2 * 32 + lane / 4 * 4;
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        words[i] = *reinterpret_cast<const uint32_t*>(first + (i / 2 * 8 + i % 2) * kPitch);
+      if (pair % 2 == 0) {
+        mma_bf16(acc0, p, widen(__byte_perm(words[0], words[1], 0x0400) & 0x00ff00ffu),
+                 widen(__byte_perm(words[2], words[3], 0x0400) & 0x00ff00ffu));
+        mma_bf16(acc1, p, widen(__byte_perm(words[0], words[1], 0x0501) & 0x00ff00ffu),
+                 widen(__byte_perm(words[2], words[3], 0x0501) & 0x00ff00ffu));
+      } else {
+        mma_bf16(acc0, p, widen(__byte_perm(words[0], words[1], 0x0602) & 0x00ff00ffu),
+                 widen(__byte_perm(words[2], words[3], 0x0602) & 0x00ff00ffu));
+        mma_bf16(acc1, p, widen(__byte_perm(words[0], words[1], 0x0703) & 0x00ff00ffu),
+                 widen(__byte_perm(words[2], words[3], 0x0703) & 0x00ff00ffu));
+      }
+    } else {
+      uint32_t b[4];
+      load_matrices_transposed(b, shared_address(values) + (16 * step + lane % 16) * kPitch +
+                                      pair * 32 + lane / 16 * 16);
+      mma_bf16(acc0, p, b[0], b[1]);
+      mma_bf16(acc1, p, b[2], b[3]);
+    }
+  }
+
+  // The dimension of accumulator i (0…3, of which i % 2 counts) of an output tile.
+  static __device__ __forceinline__ int dimension(int tile, int i) {
+    const int column = threadIdx.x % 4 * 2 + i % 2;
+    return kInt8 ? tile / 4 * 32 + column * 4 + tile % 4 : tile * 8 + column;
+  }
+};
+
+// Whether a query at `position` sees a key.
+__device__ __forceinline__ bool visible(int key, int position, int window) {
+  return key <= position && (window == 0 || key > position - window);
+}
+
+// What a chunk adds to the sums over the chunks before it.
+struct Merge {
+  float before, chunk;
+};
+__device__ __forceinline__ Merge merge_factors(float before, float chunk, float both) {
+  return {exp2_fast(before - both), exp2_fast(chunk - both)};
+}
+__device__ __forceinline__ float merge(float total, float chunk, const Merge& factors) {
+  return fmaf(total, factors.before, chunk * factors.chunk);
+}
+
+// Index of a key's row in the cache, in tokens.
+__device__ __forceinline__ int64_t cache_row(const AttentionArgs& args, const int32_t* pages,
+                                             int kv_head, int key) {
+  const auto page_tokens = static_cast<uint32_t>(args.cache.page_tokens);
+  const uint32_t page = static_cast<uint32_t>(key) / page_tokens;
+  const uint32_t offset = static_cast<uint32_t>(key) - page * page_tokens;
+  return (int64_t{pages[page]} * args.cache.kv_heads + kv_head) * page_tokens + offset;
+}
+
+}  // namespace whit::cuda

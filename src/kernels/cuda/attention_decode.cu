@@ -1,0 +1,322 @@
+// Attention of sequences with few rows in this step: one block of four warps for each chunk of 128
+// keys of a sequence and key/value head, for all query heads that share it (16 rows of one mma).
+//
+// Every byte of a chunk is requested at once (64 KB of bf16 at Dh = 128; three blocks on an SM keep
+// 192 KB in flight, far above the 40–56 KB that saturate Hopper's memory); arithmetic is idle.
+// Warps share the keys for q·k and the output dimensions for p·v: sums are those of prefill. The
+// block that finishes last for a sequence and head merges its chunks, in ascending order.
+//
+// Bound: the bytes of keys and values; at batch 1 about 4 µs of latency (page table, keys, merge).
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/launch.h"
+
+namespace whit::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kRows = static_cast<int>(kDecodeRows);
+constexpr int kKeys = static_cast<int>(kChunk);
+constexpr int kProbabilityPitch = 2 * kKeys + 16;
+
+template <int D, bool kInt8>
+struct Shared {
+  // The probabilities of the chunk take the keys' place once the scores are there.
+  static constexpr int kKeyBytes = kKeys * Tile<D, kInt8>::kPitch;
+  static constexpr int kProbabilityBytes = (kInt8 ? 2 : 1) * kRows * kProbabilityPitch;
+  alignas(16) unsigned char keys[kKeyBytes > kProbabilityBytes ? kKeyBytes : kProbabilityBytes];
+  alignas(16) unsigned char values[kKeys * Tile<D, kInt8>::kPitch];
+  int64_t rows[kKeys];
+  float key_scales[kInt8 ? kKeys : 1], value_scales[kInt8 ? kKeys : 1];
+  float maxima[2][kWarps][kRows];  // of each block of 64 keys
+  Merge factors[kRows][32];
+  int last;
+};
+
+template <int D, bool kInt8>
+__device__ void merge_chunks(const AttentionArgs& args, Shared<D, kInt8>& shared, int sequence,
+                             int kv_head, int chunks, int rows) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int group = static_cast<int>(args.heads / args.cache.kv_heads);
+  const int dim = static_cast<int>(args.cache.head_dim);
+  const int64_t first = (int64_t{sequence} * args.cache.kv_heads + kv_head) * args.max_chunks;
+  const float* acc = args.partials + first * kRows * D;
+  const float* sums =
+      args.partials + args.batch.b * args.cache.kv_heads * args.max_chunks * kRows * D;
+  const float* chunk_sums = sums + first * kRows * 2;  // [chunk][row] m and l
+  // A thread has one dimension of every kStride-th row.
+  constexpr int kStride = kThreads / D;
+  constexpr int kOwn = kRows / kStride;
+  const int d = threadIdx.x % D, own = threadIdx.x / D;
+  float total[kOwn], length[kOwn];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) total[i] = length[i] = 0;
+  float carry[kRows / kWarps];
+#pragma unroll
+  for (int i = 0; i < kRows / kWarps; ++i) carry[i] = kLowest;
+  for (int begin = 0; begin < chunks; begin += 32) {
+    const int count = min(32, chunks - begin);
+    // Running maxima of 32 chunks at once, a warp for each row.
+#pragma unroll
+    for (int i = 0; i < kRows / kWarps; ++i) {
+      const int row = warp + kWarps * i;
+      if (row >= rows) continue;
+      const float m =
+          lane < count ? __ldcg(chunk_sums + (int64_t{begin + lane} * kRows + row) * 2) : kLowest;
+      float running = m;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const float other = __shfl_up_sync(0xffffffffu, running, offset);
+        if (lane >= offset) running = fmaxf(running, other);
+      }
+      running = fmaxf(running, carry[i]);
+      float before = __shfl_up_sync(0xffffffffu, running, 1);
+      if (lane == 0) before = carry[i];
+      shared.factors[row][lane] = merge_factors(before, m, running);
+      carry[i] = __shfl_sync(0xffffffffu, running, 31);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int row = own + kStride * i;
+      if (row >= rows) continue;
+      const float* mine = acc + (int64_t{begin} * kRows + row) * D + d;
+      const float* lengths = chunk_sums + (int64_t{begin} * kRows + row) * 2 + 1;
+#pragma unroll 8
+      for (int c = 0; c < count; ++c) {
+        const Merge factors = shared.factors[row][c];
+        total[i] = merge(total[i], __ldcg(mine + int64_t{c} * kRows * D), factors);
+        length[i] = merge(length[i], __ldcg(lengths + int64_t{c} * kRows * 2), factors);
+      }
+    }
+    __syncthreads();
+  }
+  if (d >= dim) return;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int row = own + kStride * i;
+    if (row >= rows) continue;
+    const int64_t token = args.batch.query_start[sequence] + row / group;
+    const int head = kv_head * group + row % group;
+    static_cast<__nv_bfloat16*>(args.out)[token * args.out_stride + head * dim + d] =
+        __float2bfloat16_rn(length[i] > 0 ? total[i] * (1.0f / length[i]) : 0.0f);
+  }
+}
+
+template <int D, bool kInt8>
+__global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
+  using T = Tile<D, kInt8>;
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared<D, kInt8>*>(memory);
+  wait_for_previous_kernel();
+  let_next_kernel_launch();
+  const int sequence = blockIdx.z, kv_head = blockIdx.y;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int group = static_cast<int>(args.heads / args.cache.kv_heads);
+  const int dim = static_cast<int>(args.cache.head_dim);
+  const int window = static_cast<int>(args.sliding_window);
+  const int start = args.batch.query_start[sequence];
+  const int tokens = args.batch.query_start[sequence + 1] - start, rows = tokens * group;
+  const int context = args.batch.context_len[sequence], first_position = context - tokens;
+  if (tokens == 0 || rows > kRows) return;
+  const int first_chunk = window == 0 ? 0 : max(0, first_position - window + 1) / kKeys;
+  const int chunks = (context - 1) / kKeys - first_chunk + 1;
+  if (static_cast<int>(blockIdx.x) >= chunks) return;
+  const int first_key = (first_chunk + static_cast<int>(blockIdx.x)) * kKeys;
+  const int32_t* pages = args.batch.block_table + sequence * args.batch.max_blocks;
+
+  // Keys past the context are zeros: what lies there may not be numbers.
+  {
+    const int key = first_key + static_cast<int>(threadIdx.x);
+    const int64_t row = key < context ? cache_row(args, pages, kv_head, key) : -1;
+    shared.rows[threadIdx.x] = row;
+    if constexpr (kInt8) {
+      shared.key_scales[threadIdx.x] = row < 0 ? 0 : args.cache.k_scales[row];
+      shared.value_scales[threadIdx.x] = row < 0 ? 0 : args.cache.v_scales[row];
+    }
+  }
+  __syncthreads();
+  const auto copy = [&](unsigned char* to, const void* from) {
+    constexpr int kRowStep = kThreads / T::kUnits;
+    constexpr int kUnitValues = kInt8 ? 16 : 8;
+    const int unit = threadIdx.x % T::kUnits;
+    const bool stored = unit * kUnitValues < dim;
+    const int64_t pitch = int64_t{dim} * (kInt8 ? 1 : 2);
+#pragma unroll 8
+    for (int r = threadIdx.x / T::kUnits; r < kKeys; r += kRowStep) {
+      const int64_t row = shared.rows[r];
+      const bool valid = stored && row >= 0;
+      copy_async(to + r * T::kPitch + unit * 16,
+                 static_cast<const unsigned char*>(from) + (valid ? row * pitch + unit * 16 : 0),
+                 valid);
+    }
+    commit_copies();
+  };
+  copy(shared.keys, args.cache.k);
+  copy(shared.values, args.cache.v);
+
+  uint32_t q[T::kSteps][4];
+  T::load_queries(q, dim, [&](int row) -> const __nv_bfloat16* {
+    if (row >= rows) return nullptr;
+    return static_cast<const __nv_bfloat16*>(args.q) + (start + row / group) * args.q_stride +
+           (kv_head * group + row % group) * dim;
+  });
+  wait_for_copies<1>();
+  __syncthreads();
+
+  // Warp w: keys 16·w … 16·w + 15 of either block of 64.
+  float s[2][2][4];
+  const int row0 = lane / 4;
+  const float factor = args.scale * kLog2E;
+#pragma unroll
+  for (int block = 0; block < 2; ++block) {
+    T::scores(s[block], q, shared.keys + block * kBlockKeys * T::kPitch, warp);
+    float largest[2] = {kLowest, kLowest};
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = block * kBlockKeys + 16 * warp + 8 * tile + lane % 4 * 2 + i % 2;
+        const int row = row0 + i / 2 * 8;
+        float& value = s[block][tile][i];
+        if constexpr (kInt8) value = value * shared.key_scales[at];
+        value = row < rows && visible(first_key + at, first_position + row / group, window)
+                    ? value * factor
+                    : -INFINITY;
+        largest[i / 2] = fmaxf(largest[i / 2], value);
+      }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      largest[half] = fmaxf(largest[half], __shfl_xor_sync(0xffffffffu, largest[half], 1));
+      largest[half] = fmaxf(largest[half], __shfl_xor_sync(0xffffffffu, largest[half], 2));
+      if (lane % 4 == 0) shared.maxima[block][warp][row0 + 8 * half] = largest[half];
+    }
+  }
+  __syncthreads();
+  float m[2][2];  // after block 0 and 1, of rows row0 and row0 + 8
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int block = 0; block < 2; ++block) {
+      float largest = block == 0 ? kLowest : m[0][half];
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w)
+        largest = fmaxf(largest, shared.maxima[block][w][row0 + 8 * half]);
+      m[block][half] = largest;
+    }
+  unsigned char* probabilities = shared.keys;
+  unsigned char* scaled = shared.keys + kRows * kProbabilityPitch;  // times the values' scales
+#pragma unroll
+  for (int block = 0; block < 2; ++block)
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int at = block * kBlockKeys + 16 * warp + 8 * tile + lane % 4 * 2;
+        const float p0 = exp2_fast(s[block][tile][2 * half] - m[block][half]);
+        const float p1 = exp2_fast(s[block][tile][2 * half + 1] - m[block][half]);
+        const int to = (row0 + 8 * half) * kProbabilityPitch + 2 * at;
+        *reinterpret_cast<uint32_t*>(probabilities + to) = pack_bf16(p0, p1);
+        if constexpr (kInt8)
+          *reinterpret_cast<uint32_t*>(scaled + to) =
+              pack_bf16(p0 * shared.value_scales[at], p1 * shared.value_scales[at + 1]);
+      }
+  wait_for_copies<0>();
+  __syncthreads();
+
+  // Warp w: output tiles w · kTiles …
+  constexpr int kTiles = D / 8 / kWarps;
+  constexpr int kPairs = (kTiles + 1) / 2;
+  float acc[2 * kPairs][4] = {}, length[4] = {};
+  constexpr uint32_t kOnes = 0x3f803f80u;
+  const uint32_t matrix =
+      shared_address(probabilities) + lane % 16 * kProbabilityPitch + lane / 16 * 16;
+  const uint32_t scaled_matrix = matrix + kRows * kProbabilityPitch;
+#pragma unroll
+  for (int block = 0; block < 2; ++block) {
+    if (block == 1) {
+      const float alpha[2] = {exp2_fast(m[0][0] - m[1][0]), exp2_fast(m[0][1] - m[1][1])};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        length[i] *= alpha[i / 2];
+#pragma unroll
+        for (int tile = 0; tile < 2 * kPairs; ++tile) acc[tile][i] *= alpha[i / 2];
+      }
+    }
+#pragma unroll
+    for (int step = 0; step < kBlockKeys / 16; ++step) {
+      uint32_t p[4], weighted[4];
+      const int at = block * (kBlockKeys / 16) + step;
+      load_matrices(p, matrix + at * 32);
+      mma_bf16(length, p, kOnes, kOnes);
+      if constexpr (kInt8) load_matrices(weighted, scaled_matrix + at * 32);
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair)
+        T::accumulate(acc[2 * pair], acc[2 * pair + 1], kInt8 ? weighted : p, shared.values, at,
+                      warp * kTiles / 2 + pair);
+    }
+  }
+
+  const int64_t slot =
+      (int64_t{sequence} * args.cache.kv_heads + kv_head) * args.max_chunks + blockIdx.x;
+  float* out = args.partials + slot * kRows * D;
+  // A warp of one tile has computed its neighbour's too.
+  const int first_tile = kTiles == 1 ? warp / 2 * 2 : warp * kTiles;
+#pragma unroll
+  for (int tile = 0; tile < 2 * kPairs; ++tile) {
+    if (kTiles == 1 && tile != warp % 2) continue;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = row0 + i / 2 * 8;
+      if (row < rows) __stcg(out + row * D + T::dimension(first_tile + tile, i), acc[tile][i]);
+    }
+  }
+  float* sums = args.partials + args.batch.b * args.cache.kv_heads * args.max_chunks * kRows * D +
+                slot * kRows * 2;
+  if (warp == 0 && lane % 4 == 0)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (row0 + 8 * half < rows) {
+        __stcg(sums + (row0 + 8 * half) * 2, m[1][half]);
+        __stcg(sums + (row0 + 8 * half) * 2 + 1, length[2 * half]);
+      }
+  __threadfence();
+  __syncthreads();
+  int32_t* counter = args.counters + sequence * args.cache.kv_heads + kv_head;
+  if (threadIdx.x == 0) shared.last = atomicAdd(counter, 1) == chunks - 1;
+  __syncthreads();
+  if (!shared.last) return;
+  __threadfence();
+  if (threadIdx.x == 0) *counter = 0;
+  merge_chunks<D, kInt8>(args, shared, sequence, kv_head, chunks, rows);
+}
+
+template <int D, bool kInt8>
+void launch_decode(const AttentionArgs& args, cudaStream_t stream) {
+  constexpr int kShared = sizeof(Shared<D, kInt8>);
+  check(cudaFuncSetAttribute(decode_kernel<D, kInt8>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             kShared),
+        "asking for shared memory");
+  launch_dependent(
+      decode_kernel<D, kInt8>,
+      dim3(static_cast<unsigned>(args.max_chunks), static_cast<unsigned>(args.cache.kv_heads),
+           static_cast<unsigned>(args.batch.b)),
+      dim3(kThreads), kShared, stream, args);
+}
+
+}  // namespace
+
+void attention_decode(const AttentionArgs& args, cudaStream_t stream) {
+  const bool int8 = args.cache.k_scales != nullptr;
+  if (args.cache.head_dim <= 32)
+    int8 ? launch_decode<32, true>(args, stream) : launch_decode<32, false>(args, stream);
+  else if (args.cache.head_dim <= 64)
+    int8 ? launch_decode<64, true>(args, stream) : launch_decode<64, false>(args, stream);
+  else
+    int8 ? launch_decode<128, true>(args, stream) : launch_decode<128, false>(args, stream);
+}
+
+}  // namespace whit::cuda
