@@ -43,7 +43,8 @@ struct BuildConfig {
   std::filesystem::path engine_dir;  // empty: under ${XDG_CACHE_HOME:-~/.cache}/whit/engines
   int threads = 0;                   // 0: one for each CPU that the process may use
   int64_t max_model_len = 0;         // longest context; 0: the model's
-  std::string isa;  // "portable", "avx2", "avx512", "amx"; empty: the best that the CPU has
+  std::string isa;      // "portable", "avx2", "avx512", "amx"; empty: the best that the CPU has
+  std::string backend;  // where the model runs: "cpu" (or empty), or "cuda", an NVIDIA GPU
 };
 
 // How the next token is chosen and when to end.
@@ -140,6 +141,7 @@ struct StateDict {
 struct EngineInfo {
   std::string description;
   std::string isa;
+  std::string backend;  // "cpu", "cuda"
   int threads = 0;
   int64_t max_model_len = 0;
   int64_t parameters = 0;

@@ -74,6 +74,7 @@ typedef struct whit_engine_options {
   int64_t group_size;    /* of int4 weights: 32, 64 or 128 */
   int64_t max_model_len; /* tokens; 0: the model's */
   int32_t threads;       /* 0: one for each CPU */
+  const char* backend;   /* "cpu", or "cuda" for an NVIDIA GPU; NULL: the CPU */
 } whit_engine_options;
 WHIT_API void whit_engine_options_init(whit_engine_options* options);
 

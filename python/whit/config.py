@@ -36,6 +36,8 @@ class BuildConfig:
     """0: one for each CPU that the process may use."""
     isa: str = ""
     """"portable", "avx2" or "avx512"; "": the best that the CPU has."""
+    backend: str = "cpu"
+    """Where the model runs: "cpu", or "cuda" for an NVIDIA GPU."""
 
     def __post_init__(self) -> None:
         _checks.only_default("BuildConfig", vars(self), {"max_beam_width": 1}, "beam search is not implemented")
@@ -46,6 +48,7 @@ class BuildConfig:
         _checks.flag("symmetric", self.symmetric)
         _checks.integer("threads", self.threads, 0, 1024)
         _checks.text("isa", self.isa)
+        _checks.text("backend", self.backend)
         if self.engine_dir is not None:
             _checks.text("engine_dir", os.fspath(self.engine_dir))
 
@@ -101,4 +104,5 @@ def native_config(build: BuildConfig, *, calib: Any, calib_samples: Any, calib_l
     native.threads = int(build.threads)
     native.max_model_len = 0 if build.max_seq_len is None else int(build.max_seq_len)
     native.isa = build.isa
+    native.backend = build.backend
     return native

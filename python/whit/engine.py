@@ -307,9 +307,9 @@ class LLMEngine:
 
     @property
     def info(self) -> dict[str, Any]:
-        """How it runs: description, isa, threads, max_model_len, parameters, weight_bytes, bits_per_weight, load_s."""
+        """How it runs: description, isa, backend, threads, max_model_len, parameters, weight_bytes, bits_per_weight, load_s."""
         native = self._native_engine.info
-        names = ("description", "isa", "threads", "max_model_len", "parameters", "weight_bytes", "bits_per_weight", "load_s")
+        names = ("description", "isa", "backend", "threads", "max_model_len", "parameters", "weight_bytes", "bits_per_weight", "load_s")
         return {name: getattr(native, name) for name in names}
 
     # Life

@@ -183,6 +183,7 @@ whit_status whit_engine_create(const char* model, const whit_engine_options* opt
     config.threads = c.threads;
     config.max_model_len = c.max_model_len;
     config.isa = text_or(c.isa, "");
+    config.backend = text_or(c.backend, "");
     *engine = new whit_engine{.engine = whit::LLMEngine::from_pretrained(
                                   model, mode_of(text_or(c.mode, "none")),
                                   {.weight_dtype = text_or(c.weight_dtype, ""),

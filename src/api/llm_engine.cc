@@ -36,6 +36,7 @@ void check_threads(const BuildConfig& config) {
   if (config.max_model_len < 0)
     throw Error(ErrorKind::kInvalidArgument,
                 "BuildConfig::max_model_len is {}; 0 means the model's", config.max_model_len);
+  parse_backend(config.backend);
 }
 
 BuildReport build_or_reuse(const Model& model, const BuildPlan& wanted, cpu::Isa isa,
@@ -119,7 +120,11 @@ LLMEngine::State::State(const BuildConfig& config, fs::path path_to_run, Model m
     : path(std::move(path_to_run)),
       pool(config.threads),
       loaded(std::chrono::steady_clock::now(), std::move(model),
-             {.max_context = config.max_model_len, .max_logit_rows = kLogitRows, .isa = isa}, pool),
+             {.max_context = config.max_model_len,
+              .max_logit_rows = kLogitRows,
+              .isa = isa,
+              .backend = parse_backend(config.backend)},
+             pool),
       generator(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
                 loaded.model.default_kv_dtype()) {}
 
@@ -255,6 +260,7 @@ EngineInfo LLMEngine::info() const {
   const Model& model = state_->loaded.model;
   return {.description = model.description(),
           .isa = std::string(cpu::name(executor.options().isa)),
+          .backend = std::string(name(executor.options().backend)),
           .threads = state_->pool.size(),
           .max_model_len = executor.options().max_context,
           .parameters = model.parameters(),

@@ -99,6 +99,9 @@ TEST_F(LLMEngineTest, bad_settings_are_refused_before_any_work) {
   wrong.isa = "sse";
   EXPECT_THAT(build(QuantMode::AWQ, {}, wrong), HasSubstr("avx2"));
   wrong = config("e");
+  wrong.backend = "tpu";
+  EXPECT_THAT(build(QuantMode::AWQ, {}, wrong), HasSubstr("cpu, cuda"));
+  wrong = config("e");
   wrong.threads = -1;
   EXPECT_THAT(build(QuantMode::AWQ, {}, wrong), HasSubstr("threads"));
   EXPECT_FALSE(std::filesystem::exists(files_.folder() / "e"));

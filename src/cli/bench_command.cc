@@ -33,7 +33,8 @@ int run_bench(const BenchOptionsOfUser& user) {
   LoadedModel loaded(user.model,
                      {.max_tokens = std::max<int64_t>(512, batch),
                       .max_logit_rows = std::max<int64_t>(1, batch),
-                      .isa = machine.isa},
+                      .isa = machine.isa,
+                      .backend = machine.backend},
                      machine.pool);
   BenchOptions options = user.bench;
   options.kv_dtype = loaded.model.default_kv_dtype();
@@ -44,7 +45,7 @@ int run_bench(const BenchOptionsOfUser& user) {
                     "{} tokens are more than the model's context of {}", length,
                     loaded.executor->options().max_context);
   const std::vector<BenchRow> rows = bench(*loaded.executor, options, bandwidth);
-  const std::string backend = fmt::format("CPU {}", cpu::name(machine.isa));
+  const std::string backend = machine.description();
   if (user.json) {
     Json list = Json::array();
     for (const BenchRow& row : rows) list.push_back(to_json(row));
@@ -106,6 +107,7 @@ Action add_bench(CLI::App& app) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   user->machine.add_to(app);
+  user->machine.add_backend(app);
   add_json(app, user->json);
   app.footer(R"(
 pp512: tokens per second of a prompt of 512 tokens. tg128: of 128 decoding steps, all sequences together.

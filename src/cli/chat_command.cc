@@ -122,10 +122,12 @@ class Conversation {
 
 int chat(const ChatOptions& user) {
   Machine machine(user.machine);
-  LoadedModel loaded(
-      user.model,
-      {.max_context = user.generation.ctx_size, .max_logit_rows = 1, .isa = machine.isa},
-      machine.pool);
+  LoadedModel loaded(user.model,
+                     {.max_context = user.generation.ctx_size,
+                      .max_logit_rows = 1,
+                      .isa = machine.isa,
+                      .backend = machine.backend},
+                     machine.pool);
   const ConversationMessage probe{"user", "Hello"};
   chat_prompt_ids(loaded.model,
                   {&probe, 1});  // a model that cannot chat is refused before the first question
@@ -164,6 +166,7 @@ Action add_chat(CLI::App& app) {
   app.add_option("--system", user->system, "The system message");
   user->generation.add_to(app);
   user->machine.add_to(app);
+  user->machine.add_backend(app);
   app.footer(R"(
 One line is one message. /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
 

@@ -25,8 +25,20 @@ void MachineOptions::add_to(CLI::App& app) {
       ->capture_default_str();
 }
 
+void MachineOptions::add_backend(CLI::App& app) {
+  app.add_option("--backend", backend, "Where the model runs: cpu, or cuda for an NVIDIA GPU")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+}
+
 Machine::Machine(const MachineOptions& options)
-    : isa(resolve_isa(options.isa)), pool(options.threads) {}
+    : isa(resolve_isa(options.isa)),
+      backend(parse_backend(options.backend)),
+      pool(options.threads) {}
+
+std::string Machine::description() const {
+  return backend == Backend::kCuda ? "CUDA" : fmt::format("CPU {}", cpu::name(isa));
+}
 
 void add_model(CLI::App& app, std::string& model) {
   app.add_option("MODEL", model, "Hugging Face directory, .gguf file or engine directory")

@@ -13,17 +13,21 @@
 
 namespace whit::cli {
 
-// --threads and --isa.
+// --threads and --isa; --backend where a command can run the model on a GPU.
 struct MachineOptions {
   int threads = 0;
-  std::string isa = "auto";
+  std::string isa = "auto", backend = "cpu";
   void add_to(CLI::App& app);
+  void add_backend(CLI::App& app);
 };
 
-// The thread pool and ISA that the options ask for.
+// The thread pool, ISA and backend that the options ask for.
 struct Machine {
   explicit Machine(const MachineOptions& options);
   cpu::Isa isa;
+  Backend backend;
+  // "CPU avx512", "CUDA".
+  std::string description() const;
   ThreadPool pool;
 };
 

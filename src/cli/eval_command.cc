@@ -14,20 +14,22 @@ struct EvalOptionsOfUser {
   MachineOptions machine;
 };
 
-ExecutorOptions executor_options(const EvalOptionsOfUser& user, cpu::Isa isa) {
-  return {.max_tokens = std::min<int64_t>(512, user.eval.ctx_size), .isa = isa};
+ExecutorOptions executor_options(const EvalOptionsOfUser& user, const Machine& machine) {
+  return {.max_tokens = std::min<int64_t>(512, user.eval.ctx_size),
+          .isa = machine.isa,
+          .backend = machine.backend};
 }
 
 int eval(const EvalOptionsOfUser& user) {
   const std::string text = read_text_file(user.text);
   Machine machine(user.machine);
-  LoadedModel loaded(user.model, executor_options(user, machine.isa), machine.pool);
+  LoadedModel loaded(user.model, executor_options(user, machine), machine.pool);
   const std::vector<int32_t> ids = loaded.model.tokenizer().encode(text);
   EvalOptions options = user.eval;
   options.kv_dtype = loaded.model.default_kv_dtype();
   std::optional<LoadedModel> reference;
   if (!user.reference.empty()) {
-    reference.emplace(user.reference, executor_options(user, machine.isa), machine.pool);
+    reference.emplace(user.reference, executor_options(user, machine), machine.pool);
     options.reference_kv_dtype = reference->model.default_kv_dtype();
     if (reference->model.tokenizer().encode(text) != ids)
       throw Error(ErrorKind::kInvalidArgument,
@@ -74,6 +76,7 @@ Action add_eval(CLI::App& app) {
       "--reference", user->reference,
       "MODEL to compare with: adds PPL ratio, KL divergence and agreement on the likeliest token");
   user->machine.add_to(app);
+  user->machine.add_backend(app);
   add_json(app, user->json);
   app.footer(R"(
 Every token of a window but the first is scored; a last partial window is dropped. PPL = exp(mean negative log

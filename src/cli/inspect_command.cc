@@ -49,9 +49,13 @@ Json linears_of(const Model& model) {
 
 Json kernels_of(const InspectOptions& user, const Model& model) {
   Machine machine(user.machine);
-  const Executor executor(
-      model.config(), model.graph(), model.weights(),
-      {.max_tokens = 16, .max_context = 16, .max_logit_rows = 1, .isa = machine.isa}, machine.pool);
+  const Executor executor(model.config(), model.graph(), model.weights(),
+                          {.max_tokens = 16,
+                           .max_context = 16,
+                           .max_logit_rows = 1,
+                           .isa = machine.isa,
+                           .backend = machine.backend},
+                          machine.pool);
   Json steps = Json::array();
   for (const Program::StepInfo& step : executor.describe())
     steps.push_back({{"name", step.name},
@@ -182,6 +186,7 @@ Action add_inspect(CLI::App& app) {
   app.add_flag("--kernels", user->kernels,
                "Load the model and list what runs: step, kernel, shape, packed bytes");
   user->machine.add_to(app);
+  user->machine.add_backend(app);
   add_json(app, user->json);
   app.footer(R"(
 For every linear: its shape, how it is stored, and whether a scheme quantizes it or why not. For an engine also the

@@ -46,10 +46,12 @@ int run(const RunOptions& user) {
   const std::string prompt =
       user.prompt_file.empty() ? user.prompt : read_text_file(user.prompt_file);
   Machine machine(user.machine);
-  LoadedModel loaded(
-      user.model,
-      {.max_context = user.generation.ctx_size, .max_logit_rows = 1, .isa = machine.isa},
-      machine.pool);
+  LoadedModel loaded(user.model,
+                     {.max_context = user.generation.ctx_size,
+                      .max_logit_rows = 1,
+                      .isa = machine.isa,
+                      .backend = machine.backend},
+                     machine.pool);
   const std::vector<int32_t> ids = prompt_ids(user, prompt, loaded.model);
   Generator generator(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
                       loaded.model.default_kv_dtype());
@@ -88,6 +90,7 @@ Action add_run(CLI::App& app) {
   app.add_option("--system", user->system, "With --chat: the system message");
   user->generation.add_to(app);
   user->machine.add_to(app);
+  user->machine.add_backend(app);
   add_json(app, user->json);
   app.footer(R"(
 The answer is printed as it comes; figures go to stderr. With --json: text, prompt_token_ids, token_ids, finish_reason

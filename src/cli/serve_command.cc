@@ -69,7 +69,8 @@ int serve(const ServeOptions& user) {
       {.max_tokens = step_tokens,
        .max_context = user.max_context,
        .max_logit_rows = std::max<int64_t>({user.max_sequences, user.draft_tokens + 1, 32}),
-       .isa = machine.isa},
+       .isa = machine.isa,
+       .backend = machine.backend},
       machine.pool);
   options.names = {user.served_name.empty() ? default_name(user.model) : user.served_name};
   options.vllm_metrics = user.metrics_compat == "vllm";
@@ -148,6 +149,7 @@ Action add_serve(CLI::App& app) {
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();
   user->machine.add_to(app);
+  user->machine.add_backend(app);
   app.footer(R"(
 Serves OpenAI's API (/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models), /tokenize, /detokenize,
 /metrics, /health, /ready, and a chat page at /. One line with the address is printed when ready. SIGTERM: answers that

@@ -1,7 +1,5 @@
 #include "engine/executor.h"
 
-#include <cstring>
-
 namespace whit {
 namespace {
 
@@ -12,20 +10,24 @@ ExecutorOptions resolved(ExecutorOptions options, const ModelConfig& config) {
 
 }  // namespace
 
+std::string_view name(Backend backend) { return backend == Backend::kCuda ? "cuda" : "cpu"; }
+
+Backend parse_backend(std::string_view name) {
+  if (name.empty() || name == "cpu") return Backend::kCpu;
+  if (name == "cuda") return Backend::kCuda;
+  throw Error(ErrorKind::kInvalidArgument, "unknown backend \"{}\"; possible: cpu, cuda", name);
+}
+
 Executor::Executor(const ModelConfig& config, const Graph& graph, const WeightProvider& weights,
                    const ExecutorOptions& options, ThreadPool& pool)
     : config_(config),
-      graph_(graph),
       options_(resolved(options, config)),
       pool_(pool),
-      rope_(rope_tables(config, options_.max_context)),
-      body_(graph, graph.body(), weights, {.max_tokens = options.max_tokens, .isa = options.isa},
-            pool),
-      head_(graph, graph.head(), weights,
-            {.max_tokens = options.max_logit_rows, .isa = options.isa}, pool),
-      head_rows_(options.max_logit_rows * config.hidden_size * 4) {}
+      runner_(options.backend == Backend::kCuda
+                  ? make_cuda_runner(config, graph, weights, options_, pool)
+                  : make_cpu_runner(config, graph, weights, options_, pool)) {}
 
-const float* Executor::step(std::span<const int32_t> ids, const BatchView& batch, KvCache& cache) {
+void Executor::step(std::span<const int32_t> ids, const BatchView& batch, KvCache& cache) {
   for (const int32_t id : ids)
     if (id < 0 || id >= config_.vocab_size)
       throw Error(ErrorKind::kInvalidArgument, "token id {} is outside the vocabulary of {}", id,
@@ -35,33 +37,29 @@ const float* Executor::step(std::span<const int32_t> ids, const BatchView& batch
       throw Error(ErrorKind::kInvalidArgument,
                   "position {} is past the longest context of {} tokens", batch.positions[t],
                   options_.max_context);
-  hidden_ = body_.run({.ids = ids.data(), .batch = batch, .rope = &rope_, .cache = &cache});
+  WHIT_DCHECK(batch.t <= options_.max_tokens);
+  runner_->step(ids, batch, cache);
   hidden_rows_ = batch.t;
-  return hidden_;
+}
+
+void Executor::check_rows(std::span<const int32_t> rows) const {
+  WHIT_DCHECK(static_cast<int64_t>(rows.size()) <= options_.max_logit_rows);
+  for ([[maybe_unused]] const int32_t row : rows) WHIT_DCHECK(row >= 0 && row < hidden_rows_);
 }
 
 const float* Executor::logits(std::span<const int32_t> rows) {
-  WHIT_DCHECK(static_cast<int64_t>(rows.size()) <= options_.max_logit_rows);
-  const int64_t width = config_.hidden_size;
-  auto* gathered = head_rows_.as<float>();
-  for (size_t i = 0; i < rows.size(); ++i) {
-    WHIT_DCHECK(rows[i] >= 0 && rows[i] < hidden_rows_);
-    std::memcpy(gathered + static_cast<int64_t>(i) * width, hidden_ + rows[i] * width, width * 4);
-  }
-  Program::Input input;
-  input.hidden = gathered;
-  input.batch.t = static_cast<int64_t>(rows.size());
-  return head_.run(input);
+  check_rows(rows);
+  return runner_->logits(rows);
+}
+
+void Executor::argmax(std::span<const int32_t> rows, std::span<int32_t> ids) {
+  check_rows(rows);
+  WHIT_DCHECK(ids.size() == rows.size());
+  runner_->argmax(rows, ids);
 }
 
 KvCache Executor::make_cache(int64_t sequences, int64_t context, DType dtype) const {
-  return KvCache(graph_, graph_.body(), dtype, sequences, round_up(context, 16));
-}
-
-std::vector<Program::StepInfo> Executor::describe() const {
-  std::vector<Program::StepInfo> steps = body_.describe();
-  for (Program::StepInfo& step : head_.describe()) steps.push_back(std::move(step));
-  return steps;
+  return runner_->make_cache(sequences, round_up(context, 16), dtype);
 }
 
 }  // namespace whit

@@ -18,6 +18,9 @@ KvCache::KvCache(const Graph& graph, NodeRange range, DType dtype, int64_t pages
   }
 }
 
+KvCache::KvCache(DType dtype, int64_t page_tokens, std::shared_ptr<DeviceKvCache> device)
+    : dtype_(dtype), page_tokens_(page_tokens), device_(std::move(device)) {}
+
 KvCacheView KvCache::layer(int layer) {
   Layer& found = layers_.at(layer - first_layer_);
   return {.dtype = dtype_,
@@ -29,7 +32,7 @@ KvCacheView KvCache::layer(int layer) {
 }
 
 int64_t KvCache::bytes() const {
-  int64_t total = 0;
+  int64_t total = device_ ? device_->bytes() : 0;
   for (const Layer& layer : layers_) total += layer.k.bytes() + layer.v.bytes();
   return total;
 }

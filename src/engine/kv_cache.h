@@ -1,6 +1,7 @@
 // Keys and values of a range of layers, in pages.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "graph/graph.h"
@@ -9,12 +10,23 @@
 
 namespace whit {
 
+// Keys and values in a device's memory; only the runner that made it looks inside.
+class DeviceKvCache {
+ public:
+  virtual ~DeviceKvCache() = default;
+  virtual int64_t bytes() const = 0;
+};
+
 class KvCache {
  public:
   // One K and one V buffer for each attention node in `range`, `pages` pages of `page_tokens` (a
   // multiple of 16).
   KvCache(const Graph& graph, NodeRange range, DType dtype, int64_t pages, int64_t page_tokens);
+  KvCache(DType dtype, int64_t page_tokens, std::shared_ptr<DeviceKvCache> device);
+  // Of a cache in host memory.
   KvCacheView layer(int layer);
+  // Null where it lies in host memory.
+  const std::shared_ptr<DeviceKvCache>& device() const { return device_; }
   int64_t page_tokens() const { return page_tokens_; }
   int64_t bytes() const;
 
@@ -27,6 +39,7 @@ class KvCache {
   int64_t page_tokens_;
   int first_layer_ = 0;
   std::vector<Layer> layers_;
+  std::shared_ptr<DeviceKvCache> device_;
 };
 
 // The metadata of steps over sequences that each own one contiguous page: sequence b lives in page

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <map>
 
+#include "engine/stack.h"
+
 namespace whit {
 namespace {
 
@@ -102,38 +104,10 @@ struct Program::Impl {
 
   bool inside(NodeId id) const { return id >= range.begin && id < range.end; }
 
-  struct Stack {
-    std::vector<NodeId> nodes;
-    std::vector<LinearWeight> parts;
-  };
-
-  // Linears of the range by the value they read, those that one kernel can run together in one
-  // stack.
-  std::map<NodeId, Stack> make_stacks(const WeightProvider& provider) {
-    std::map<NodeId, Stack> by_first;
-    for (const ScalingGroup& group : scaling_groups(graph, range)) {
-      std::vector<Stack> stacks;
-      for (const NodeId id : group.linears) {
-        LinearWeight weight = provider.linear(graph.node(id));
-        const auto fits = [&](const Stack& stack) {
-          const LinearWeight& first = stack.parts.front();
-          return first.view.format == weight.view.format &&
-                 first.view.group_size == weight.view.group_size &&
-                 first.activation == weight.activation && first.static_scale == weight.static_scale;
-        };
-        auto found = std::find_if(stacks.begin(), stacks.end(), fits);
-        if (found == stacks.end()) found = stacks.insert(found, Stack{});
-        found->nodes.push_back(id);
-        found->parts.push_back(std::move(weight));
-      }
-      for (Stack& stack : stacks) by_first.emplace(stack.nodes.front(), std::move(stack));
-    }
-    return by_first;
-  }
-
   // The int8 copy of `value` that a stack reads; made by the value's producer where that can, by a
   // step of its own else.
-  int int8_place(ValueId value, const Stack& stack, std::map<ValueId, std::vector<int>>& known) {
+  int int8_place(ValueId value, const LinearStack& stack,
+                 std::map<ValueId, std::vector<int>>& known) {
     const WeightView& view = stack.parts.front().view;
     const int64_t group_size = view.format == WeightFormat::kInt4Group ? view.group_size : view.k;
     const float static_scale = stack.parts.front().static_scale;
@@ -150,7 +124,7 @@ struct Program::Impl {
   void lower(const WeightProvider& provider) {
     input_value = graph.range_input(range);
     output_value = graph.range_output(range);
-    std::map<NodeId, Stack> stacks = make_stacks(provider);
+    std::map<NodeId, LinearStack> stacks = make_stacks(graph, range, provider);
 
     // Which int8 copies and whether a float copy each value needs, before its producer's step is
     // made.
@@ -253,7 +227,7 @@ struct Program::Impl {
                      .redundant = true});
   }
 
-  void lower_linear(NodeId first, Stack& stack, const std::map<NodeId, int>& int8_of_stack,
+  void lower_linear(NodeId first, LinearStack& stack, const std::map<NodeId, int>& int8_of_stack,
                     const WeightProvider& provider) {
     const Node& node = graph.node(first);
     Step step{.kind = StepKind::kLinear, .node = &node, .x = node.inputs[0], .y = node.output};

@@ -44,17 +44,14 @@ void prefill(Executor& model, KvCache& cache, std::span<const int32_t> ids) {
 
 // `steps` tokens of each of `batch` sequences; every next token is the argmax.
 void decode(Executor& model, KvCache& cache, int64_t batch, int64_t steps) {
-  const int64_t vocab = model.config().vocab_size;
-  std::vector<int32_t> ids(batch, 1 % static_cast<int32_t>(vocab)), rows(batch);
+  std::vector<int32_t> ids(batch, 1 % static_cast<int32_t>(model.config().vocab_size)), rows(batch);
   for (int64_t b = 0; b < batch; ++b) rows[b] = static_cast<int32_t>(b);
   const std::vector<int64_t> counts(batch, 1);
   for (int64_t step = 0; step < steps; ++step) {
     const std::vector<int64_t> starts(batch, step);
     const ContiguousBatch view(starts, counts, cache.page_tokens());
     model.step(ids, view.view(), cache);
-    const float* logits = model.logits(rows);
-    for (int64_t b = 0; b < batch; ++b)
-      ids[b] = static_cast<int32_t>(model.ops().argmax(logits + b * vocab, vocab));
+    model.argmax(rows, ids);
   }
 }
 

@@ -173,7 +173,8 @@ void bind_data(nb::module_& m) {
       .def_rw("engine_dir", &BuildConfig::engine_dir)
       .def_rw("threads", &BuildConfig::threads)
       .def_rw("max_model_len", &BuildConfig::max_model_len)
-      .def_rw("isa", &BuildConfig::isa);
+      .def_rw("isa", &BuildConfig::isa)
+      .def_rw("backend", &BuildConfig::backend);
   nb::class_<BuildReport>(m, "BuildReport")
       .def_ro("engine_dir", &BuildReport::engine_dir)
       .def_ro("reused", &BuildReport::reused)
@@ -223,6 +224,7 @@ void bind_data(nb::module_& m) {
   nb::class_<EngineInfo>(m, "EngineInfo")
       .def_ro("description", &EngineInfo::description)
       .def_ro("isa", &EngineInfo::isa)
+      .def_ro("backend", &EngineInfo::backend)
       .def_ro("threads", &EngineInfo::threads)
       .def_ro("max_model_len", &EngineInfo::max_model_len)
       .def_ro("parameters", &EngineInfo::parameters)

@@ -246,8 +246,8 @@ void EngineLoop::step() {
   const std::vector<Chunk> chunks = plan.chunks;
   try {
     batch_.build(plan, pool_.page_tokens());
-    const float* hidden = executor_.step(batch_.ids(), batch_.view(), cache_);
-    embed_step(plan, hidden);
+    executor_.step(batch_.ids(), batch_.view(), cache_);
+    embed_step(plan);
     sample_step(plan);
   } catch (const std::exception& error) {
     scheduler_.discard();
@@ -284,13 +284,14 @@ void EngineLoop::step() {
 
 // Adds up the final norm's output over the prompt; its mean, scaled to unit length, is the
 // embedding.
-void EngineLoop::embed_step(const StepPlan& plan, const float* hidden) {
+void EngineLoop::embed_step(const StepPlan& plan) {
   const int64_t width = executor_.config().hidden_size;
   const auto* weight = final_norm_.data<float>();
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
     const Chunk& chunk = plan.chunks[c];
     Answer& answer = *answers_.at(chunk.sequence->id);
     if (answer.choice) continue;
+    const float* hidden = executor_.hidden();
     // After a preemption the prompt begins anew.
     if (chunk.start == 0) std::fill(answer.sum.begin(), answer.sum.end(), 0.0);
     for (int64_t i = 0; i < chunk.count; ++i) {

@@ -80,7 +80,7 @@ class EngineLoop {
   void start(RequestId id, Request request);
   void step();
   void sample_step(const StepPlan& plan);
-  void embed_step(const StepPlan& plan, const float* hidden);
+  void embed_step(const StepPlan& plan);
   void fail_step(const StepPlan& plan, const std::string& why);
   RequestEvent& event_of(Answer& answer);
   void end_answer(Answer& answer);

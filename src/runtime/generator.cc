@@ -60,23 +60,28 @@ void Generator::prepare_cache(std::span<const int32_t> prompt, int64_t capacity)
   cached_.resize(std::min<size_t>(common - cached_.begin(), prompt.size() - 1));
 }
 
-void Generator::step(std::span<const int32_t> ids) {
+void Generator::step(std::span<const int32_t> ids, bool on_device) {
   const int64_t starts[] = {static_cast<int64_t>(cached_.size())},
                 counts[] = {static_cast<int64_t>(ids.size())};
   const ContiguousBatch batch(starts, counts, cache_->page_tokens());
   executor_.step(ids, batch.view(), *cache_);
   cached_.insert(cached_.end(), ids.begin(), ids.end());
   const int32_t last = static_cast<int32_t>(ids.size()) - 1;
+  if (on_device) {
+    executor_.argmax({&last, 1}, {&likeliest_, 1});
+    return;
+  }
   const float* logits = executor_.logits({&last, 1});
   logits_.assign(logits, logits + executor_.config().vocab_size);
 }
 
-bool Generator::prefill(std::span<const int32_t> prompt, const GenerationCallbacks& callbacks) {
+bool Generator::prefill(std::span<const int32_t> prompt, bool on_device,
+                        const GenerationCallbacks& callbacks) {
   while (cached_.size() < prompt.size()) {
     check_interrupt();
     if (callbacks.cancelled && callbacks.cancelled()) return false;
     const auto rest = prompt.subspan(cached_.size());
-    step(rest.first(std::min<size_t>(rest.size(), executor_.options().max_tokens)));
+    step(rest.first(std::min<size_t>(rest.size(), executor_.options().max_tokens)), on_device);
   }
   return true;
 }
@@ -109,7 +114,10 @@ Generation Generator::generate(std::span<const int32_t> prompt, const Generation
   auto start = Clock::now();
   prepare_cache(prompt, prompt_tokens + max_tokens);
   result.reused_tokens = static_cast<int64_t>(cached_.size());
-  bool going = prefill(prompt, callbacks);
+  // On a GPU the likeliest token is found where the logits are.
+  const bool on_device = executor_.options().backend == Backend::kCuda &&
+                         options.sampling.plain_argmax() && !callbacks.on_logits;
+  bool going = prefill(prompt, on_device, callbacks);
   const auto emit = [&](std::string piece) {
     if (piece.empty()) return;
     result.text += piece;
@@ -121,7 +129,8 @@ Generation Generator::generate(std::span<const int32_t> prompt, const Generation
       break;
     }
     if (callbacks.on_logits) callbacks.on_logits(logits_);
-    const SampledToken sampled = sampler.sample(logits_, prompt, result.token_ids);
+    const SampledToken sampled = on_device ? SampledToken{.token = likeliest_}
+                                           : sampler.sample(logits_, prompt, result.token_ids);
     const int32_t id = sampled.token;
     result.token_ids.push_back(id);
     if (callbacks.on_token) callbacks.on_token(sampled);
@@ -141,7 +150,7 @@ Generation Generator::generate(std::span<const int32_t> prompt, const Generation
     if (static_cast<int64_t>(result.token_ids.size()) == max_tokens) break;
     check_interrupt();
     going = !(callbacks.cancelled && callbacks.cancelled());
-    if (going) step({&id, 1});
+    if (going) step({&id, 1}, on_device);
   }
   result.decode_s = seconds_since(start);
   if (!matcher.stopped()) {

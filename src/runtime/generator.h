@@ -63,17 +63,20 @@ class Generator {
 
  private:
   void prepare_cache(std::span<const int32_t> prompt, int64_t capacity);
-  // Runs tokens that follow the cached ones; afterwards logits_ are those of the last.
-  void step(std::span<const int32_t> ids);
+  // Runs tokens that follow the cached ones; afterwards logits_ are those of the last, or where
+  // `on_device` is set likeliest_ is the token that the device found likeliest.
+  void step(std::span<const int32_t> ids, bool on_device);
   // False where it was cancelled.
-  bool prefill(std::span<const int32_t> prompt, const GenerationCallbacks& callbacks);
+  bool prefill(std::span<const int32_t> prompt, bool on_device,
+               const GenerationCallbacks& callbacks);
 
   Executor& executor_;
   const Tokenizer& tokenizer_;
   std::vector<int32_t> stop_ids_;
   DType kv_dtype_;
   std::optional<KvCache> cache_;
-  std::vector<float> logits_;    // [V], the sampler's to overwrite
+  std::vector<float> logits_;  // [V], the sampler's to overwrite
+  int32_t likeliest_ = 0;
   std::vector<int32_t> cached_;  // ids whose keys and values are in cache_
 };
 

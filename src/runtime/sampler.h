@@ -41,6 +41,12 @@ struct SamplerOptions {
   int logprobs = -1;  // −1: none; n ≥ 0: of the chosen token and the n most probable, n ≤ 20
 
   bool greedy() const { return temperature < 1e-5f; }
+  // Whether the token is that of the largest logit, whatever came before, and nothing else is
+  // asked.
+  bool plain_argmax() const {
+    return greedy() && repetition_penalty == 1.0f && presence_penalty == 0.0f &&
+           frequency_penalty == 0.0f && logit_bias.empty() && logprobs < 0;
+  }
   // Throws kInvalidArgument naming the field, its value and what is allowed.
   void validate(int64_t vocab_size) const;
 };

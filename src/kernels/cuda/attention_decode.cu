@@ -32,77 +32,85 @@ struct Shared {
   int64_t rows[kKeys];
   float key_scales[kInt8 ? kKeys : 1], value_scales[kInt8 ? kKeys : 1];
   float maxima[2][kWarps][kRows];  // of each block of 64 keys
-  Merge factors[kRows][32];
   int last;
 };
 
-template <int D, bool kInt8>
-__device__ void merge_chunks(const AttentionArgs& args, Shared<D, kInt8>& shared, int sequence,
-                             int kv_head, int chunks, int rows) {
+// A warp for each row, a lane for D / 32 neighbouring dimensions. Sixteen chunks' partial sums are
+// requested before the first is used: one wait for L2 instead of one a chunk.
+template <int D>
+__device__ void merge_chunks(const AttentionArgs& args, int sequence, int kv_head, int chunks,
+                             int rows) {
+  constexpr int kOwn = D / 32;
+  constexpr int kAhead = 16;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = static_cast<int>(args.heads / args.cache.kv_heads);
   const int dim = static_cast<int>(args.cache.head_dim);
   const int64_t first = (int64_t{sequence} * args.cache.kv_heads + kv_head) * args.max_chunks;
   const float* acc = args.partials + first * kRows * D;
-  const float* sums =
-      args.partials + args.batch.b * args.cache.kv_heads * args.max_chunks * kRows * D;
-  const float* chunk_sums = sums + first * kRows * 2;  // [chunk][row] m and l
-  // A thread has one dimension of every kStride-th row.
-  constexpr int kStride = kThreads / D;
-  constexpr int kOwn = kRows / kStride;
-  const int d = threadIdx.x % D, own = threadIdx.x / D;
-  float total[kOwn], length[kOwn];
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) total[i] = length[i] = 0;
-  float carry[kRows / kWarps];
-#pragma unroll
-  for (int i = 0; i < kRows / kWarps; ++i) carry[i] = kLowest;
-  for (int begin = 0; begin < chunks; begin += 32) {
-    const int count = min(32, chunks - begin);
-    // Running maxima of 32 chunks at once, a warp for each row.
-#pragma unroll
-    for (int i = 0; i < kRows / kWarps; ++i) {
-      const int row = warp + kWarps * i;
-      if (row >= rows) continue;
-      const float m =
-          lane < count ? __ldcg(chunk_sums + (int64_t{begin + lane} * kRows + row) * 2) : kLowest;
-      float running = m;
+  // [chunk][row]: maximum and length
+  const auto* sums =
+      reinterpret_cast<const float2*>(args.partials + args.batch.b * args.cache.kv_heads *
+                                                          args.max_chunks * kRows * D) +
+      first * kRows;
+  for (int row = warp; row < rows; row += kWarps) {
+    float total[kOwn] = {}, length = 0, carry = kLowest;
+    for (int begin = 0; begin < chunks; begin += 32) {
+      const int count = min(32, chunks - begin);
+      float2 own = {kLowest, 0};
+      if (lane < count) own = __ldcg(sums + int64_t{begin + lane} * kRows + row);
+      float running = own.x;
 #pragma unroll
       for (int offset = 1; offset < 32; offset *= 2) {
         const float other = __shfl_up_sync(0xffffffffu, running, offset);
         if (lane >= offset) running = fmaxf(running, other);
       }
-      running = fmaxf(running, carry[i]);
+      running = fmaxf(running, carry);
       float before = __shfl_up_sync(0xffffffffu, running, 1);
-      if (lane == 0) before = carry[i];
-      shared.factors[row][lane] = merge_factors(before, m, running);
-      carry[i] = __shfl_sync(0xffffffffu, running, 31);
-    }
-    __syncthreads();
+      if (lane == 0) before = carry;
+      carry = __shfl_sync(0xffffffffu, running, 31);
+      const Merge factors = merge_factors(before, own.x, running);
+      for (int ahead = 0; ahead < count; ahead += kAhead) {
+        float values[kAhead][kOwn];
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int row = own + kStride * i;
-      if (row >= rows) continue;
-      const float* mine = acc + (int64_t{begin} * kRows + row) * D + d;
-      const float* lengths = chunk_sums + (int64_t{begin} * kRows + row) * 2 + 1;
-#pragma unroll 8
-      for (int c = 0; c < count; ++c) {
-        const Merge factors = shared.factors[row][c];
-        total[i] = merge(total[i], __ldcg(mine + int64_t{c} * kRows * D), factors);
-        length[i] = merge(length[i], __ldcg(lengths + int64_t{c} * kRows * 2), factors);
+        for (int j = 0; j < kAhead; ++j) {
+          const float* from = acc + (int64_t{begin + ahead + j} * kRows + row) * D + lane * kOwn;
+#pragma unroll
+          for (int i = 0; i < kOwn; ++i) values[j][i] = 0;
+          if (ahead + j < count) {
+            if constexpr (kOwn == 4) {
+              const float4 four = __ldcg(reinterpret_cast<const float4*>(from));
+              values[j][0] = four.x, values[j][1] = four.y;
+              values[j][2] = four.z, values[j][3] = four.w;
+            } else if constexpr (kOwn == 2) {
+              const float2 two = __ldcg(reinterpret_cast<const float2*>(from));
+              values[j][0] = two.x, values[j][1] = two.y;
+            } else {
+              values[j][0] = __ldcg(from);
+            }
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j) {
+          const int c = (ahead + j) % 32;
+          const Merge at = {__shfl_sync(0xffffffffu, factors.before, c),
+                            __shfl_sync(0xffffffffu, factors.chunk, c)};
+          const float chunk_length = __shfl_sync(0xffffffffu, own.y, c);
+          if (ahead + j < count) {
+            length = merge(length, chunk_length, at);
+#pragma unroll
+            for (int i = 0; i < kOwn; ++i) total[i] = merge(total[i], values[j][i], at);
+          }
+        }
       }
     }
-    __syncthreads();
-  }
-  if (d >= dim) return;
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int row = own + kStride * i;
-    if (row >= rows) continue;
+    const float inverse = length > 0 ? 1.0f / length : 0.0f;
     const int64_t token = args.batch.query_start[sequence] + row / group;
     const int head = kv_head * group + row % group;
-    static_cast<__nv_bfloat16*>(args.out)[token * args.out_stride + head * dim + d] =
-        __float2bfloat16_rn(length[i] > 0 ? total[i] * (1.0f / length[i]) : 0.0f);
+    auto* out =
+        static_cast<__nv_bfloat16*>(args.out) + token * args.out_stride + head * dim + lane * kOwn;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i)
+      if (lane * kOwn + i < dim) out[i] = __float2bfloat16_rn(total[i] * inverse);
   }
 }
 
@@ -280,8 +288,8 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       if (row0 + 8 * half < rows) {
-        __stcg(sums + (row0 + 8 * half) * 2, m[1][half]);
-        __stcg(sums + (row0 + 8 * half) * 2 + 1, length[2 * half]);
+        __stcg(reinterpret_cast<float2*>(sums) + row0 + 8 * half,
+               make_float2(m[1][half], length[2 * half]));
       }
   __threadfence();
   __syncthreads();
@@ -291,7 +299,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
   if (!shared.last) return;
   __threadfence();
   if (threadIdx.x == 0) *counter = 0;
-  merge_chunks<D, kInt8>(args, shared, sequence, kv_head, chunks, rows);
+  merge_chunks<D>(args, sequence, kv_head, chunks, rows);
 }
 
 template <int D, bool kInt8>

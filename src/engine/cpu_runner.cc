@@ -1,0 +1,77 @@
+// The CPU backend: the body and the head as two programs.
+#include <cstring>
+
+#include "engine/runner.h"
+
+namespace whit {
+namespace {
+
+class CpuRunner : public ModelRunner {
+ public:
+  CpuRunner(const ModelConfig& config, const Graph& graph, const WeightProvider& weights,
+            const ExecutorOptions& options, ThreadPool& pool)
+      : graph_(graph),
+        width_(config.hidden_size),
+        vocab_(config.vocab_size),
+        ops_(cpu::small_ops(options.isa)),
+        rope_(rope_tables(config, options.max_context)),
+        body_(graph, graph.body(), weights, {.max_tokens = options.max_tokens, .isa = options.isa},
+              pool),
+        head_(graph, graph.head(), weights,
+              {.max_tokens = options.max_logit_rows, .isa = options.isa}, pool),
+        head_rows_(options.max_logit_rows * width_ * 4) {}
+
+  void step(std::span<const int32_t> ids, const BatchView& batch, KvCache& cache) override {
+    hidden_ = body_.run({.ids = ids.data(), .batch = batch, .rope = &rope_, .cache = &cache});
+  }
+
+  const float* hidden() override { return hidden_; }
+
+  const float* logits(std::span<const int32_t> rows) override {
+    auto* gathered = head_rows_.as<float>();
+    for (size_t i = 0; i < rows.size(); ++i)
+      std::memcpy(gathered + static_cast<int64_t>(i) * width_, hidden_ + rows[i] * width_,
+                  width_ * 4);
+    Program::Input input;
+    input.hidden = gathered;
+    input.batch.t = static_cast<int64_t>(rows.size());
+    return head_.run(input);
+  }
+
+  void argmax(std::span<const int32_t> rows, std::span<int32_t> ids) override {
+    const float* values = logits(rows);
+    for (size_t i = 0; i < rows.size(); ++i)
+      ids[i] = static_cast<int32_t>(ops_.argmax(values + static_cast<int64_t>(i) * vocab_, vocab_));
+  }
+
+  KvCache make_cache(int64_t pages, int64_t page_tokens, DType dtype) const override {
+    return KvCache(graph_, graph_.body(), dtype, pages, page_tokens);
+  }
+
+  int64_t weight_bytes() const override { return body_.weight_bytes() + head_.weight_bytes(); }
+
+  std::vector<Program::StepInfo> describe() const override {
+    std::vector<Program::StepInfo> steps = body_.describe();
+    for (Program::StepInfo& step : head_.describe()) steps.push_back(std::move(step));
+    return steps;
+  }
+
+ private:
+  const Graph& graph_;
+  const int64_t width_, vocab_;
+  const cpu::SmallOps& ops_;
+  RopeTables rope_;
+  Program body_, head_;
+  Buffer head_rows_;
+  const float* hidden_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<ModelRunner> make_cpu_runner(const ModelConfig& config, const Graph& graph,
+                                             const WeightProvider& weights,
+                                             const ExecutorOptions& options, ThreadPool& pool) {
+  return std::make_unique<CpuRunner>(config, graph, weights, options, pool);
+}
+
+}  // namespace whit

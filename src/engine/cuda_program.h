@@ -1,0 +1,88 @@
+// A range of graph nodes lowered for a GPU: linears stacked where they share an input, packed and
+// uploaded; norms and activations write bf16 or int8 rows, as their readers want; the residual
+// stream is f32, and products are added to it where they are made.
+#pragma once
+
+#include <functional>
+
+#include "engine/cuda_kv_cache.h"
+#include "engine/stack.h"
+#include "kernels/cuda/linear.h"
+
+namespace whit {
+
+// Rows of all values that live at one time, shared by the programs of a model.
+struct CudaRows {
+  CudaRows(cuda::Device& device, const Graph& graph, int64_t max_tokens);
+
+  int64_t x_stride = 0, y_stride = 0;
+  cuda::DeviceBuffer hidden;  // f32 [T, D]: the residual stream
+  cuda::DeviceBuffer x;       // bf16 [T, x_stride]: what linears read
+  cuda::DeviceBuffer q;       // int8 [T, x_stride]: the same
+  cuda::DeviceBuffer scale;   // f32 [T]
+  cuda::DeviceBuffer y;       // bf16 [T, y_stride]: what linears write
+};
+
+class CudaProgram {
+ public:
+  // What a run needs besides weights; device pointers.
+  struct Input {
+    const int32_t* ids = nullptr;   // where the range begins with an embedding
+    const int32_t* rows = nullptr;  // of the hidden rows that the first norm reads; null: all
+    cuda::DeviceBatch batch;        // batch.t rows
+    const CudaKvCache* cache = nullptr;
+    // Chunks of the longest context of sequences with few rows, by sliding window (0: none).
+    std::function<int64_t(int64_t window)> max_chunks;
+    float* partials = nullptr;
+    int32_t* counters = nullptr;
+    const int32_t* tiles = nullptr;
+    int64_t tile_count = 0;
+    float* logits = nullptr;  // f32 [T, V], where the range ends with lm_head
+  };
+
+  CudaProgram(cuda::Device& device, cuda::LinearRunner& linears, CudaRows& rows, const Graph& graph,
+              NodeRange range, const WeightProvider& weights, const RopeTables& rope,
+              ThreadPool& pool);
+
+  // Enqueues the range.
+  void run(const Input& input);
+
+  int64_t weight_bytes() const { return weight_bytes_; }
+  const std::vector<Program::StepInfo>& describe() const { return infos_; }
+
+ private:
+  struct Place {
+    void* data = nullptr;
+    int64_t stride = 0;
+  };
+  using Step = std::function<void(const Input&)>;
+
+  void lower(NodeRange range, const WeightProvider& provider, ThreadPool& pool);
+  void lower_embedding(const Node& node, const WeightProvider& provider);
+  void lower_linear(LinearStack& stack, const WeightProvider& provider, ThreadPool& pool);
+  void lower_attention(const Node& node);
+  // Where a value that linears read is written, and which int8 rows go with it.
+  cuda::RowsOut rows_for(ValueId value);
+  void add(std::string name, std::string kernel, Step step);
+  const void* upload(const void* data, int64_t bytes);
+  const float* upload(const Tensor& tensor);
+
+  cuda::Device& device_;
+  cuda::LinearRunner& linears_;
+  CudaRows& rows_;
+  const Graph& graph_;
+  const RopeTables& rope_;
+  const float* cos_ = nullptr;
+  const float* sin_ = nullptr;
+  std::map<NodeId, LinearStack> stacks_;  // while lowering
+  std::vector<Place> places_;             // by ValueId: bf16 values in rows_.y
+  // The value whose int8 rows are in rows_.q at this point of the program, and their static scale.
+  ValueId quantized_ = -1;
+  float quantized_scale_ = 0;
+  std::vector<cuda::DeviceBuffer> memory_;
+  std::vector<Step> steps_;
+  std::vector<Program::StepInfo> infos_;
+  int64_t weight_bytes_ = 0;
+};
+
+}  // namespace whit

@@ -1,0 +1,59 @@
+// What runs a lowered model on one kind of device: an implementation for each backend, made by
+// Executor and seen by nobody else.
+//
+// Arguments have been checked by Executor. Everything that is given to the caller lies in host
+// memory.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "engine/program.h"
+#include "models/model_config.h"
+
+namespace whit {
+
+enum class Backend : uint8_t { kCpu, kCuda };
+std::string_view name(Backend backend);        // "cpu", "cuda"
+Backend parse_backend(std::string_view name);  // throws kInvalidArgument; "" is the CPU
+
+struct ExecutorOptions {
+  int64_t max_tokens = 512;  // rows of one step
+  int64_t max_context =
+      0;  // positions that RoPE tables cover; 0: the model's max_position_embeddings
+  int64_t max_logit_rows = 128;  // rows of one logits() call
+  cpu::Isa isa = cpu::Isa::kPortable;
+  Backend backend = Backend::kCpu;
+  bool record_graphs = true;  // CUDA: decoding steps run from graphs
+};
+
+class ModelRunner {
+ public:
+  virtual ~ModelRunner() = default;
+
+  virtual void step(std::span<const int32_t> ids, const BatchView& batch, KvCache& cache) = 0;
+  // [T, D] of the last step, valid until the next.
+  virtual const float* hidden() = 0;
+  // [rows, V], valid until the next call or step.
+  virtual const float* logits(std::span<const int32_t> rows) = 0;
+  // ids[i] = the likeliest token after row i, the lowest id of equals.
+  virtual void argmax(std::span<const int32_t> rows, std::span<int32_t> ids) = 0;
+
+  virtual KvCache make_cache(int64_t pages, int64_t page_tokens, DType dtype) const = 0;
+  // Bytes of weights that one decoded token reads.
+  virtual int64_t weight_bytes() const = 0;
+  virtual std::vector<Program::StepInfo> describe() const = 0;
+};
+
+// The model, the graph and the pool outlive the runner. options.max_context is resolved.
+std::unique_ptr<ModelRunner> make_cpu_runner(const ModelConfig& config, const Graph& graph,
+                                             const WeightProvider& weights,
+                                             const ExecutorOptions& options, ThreadPool& pool);
+// Throws kUnsupported, saying what is needed, where the program was built without CUDA or no GPU
+// can be used, and kResource where its memory does not suffice.
+std::unique_ptr<ModelRunner> make_cuda_runner(const ModelConfig& config, const Graph& graph,
+                                              const WeightProvider& weights,
+                                              const ExecutorOptions& options, ThreadPool& pool);
+
+}  // namespace whit
