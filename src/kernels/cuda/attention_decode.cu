@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
   using T = Tile<D, kInt8>;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<D, kInt8>*>(memory);
-  wait_for_previous_kernel();
   let_next_kernel_launch();
+  wait_for_previous_kernel();
   const int sequence = blockIdx.z, kv_head = blockIdx.y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = static_cast<int>(args.heads / args.cache.kv_heads);

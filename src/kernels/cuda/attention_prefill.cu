@@ -68,8 +68,8 @@ __global__ void __launch_bounds__(kThreads, 1) prefill_kernel(AttentionArgs args
   constexpr int kTiles = D / 8;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<D, kInt8>*>(memory);
-  wait_for_previous_kernel();
   let_next_kernel_launch();
+  wait_for_previous_kernel();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   // Tiles with the longest contexts begin first: the last ones to end are short.
   const int64_t index = args.tile_count - 1 - blockIdx.x;

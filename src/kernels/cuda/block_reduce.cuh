@@ -13,19 +13,23 @@ struct MaxNan {
   __device__ float operator()(float a, float b) const { return a >= b || a != a ? a : b; }
 };
 
-// The same result in every thread. `shared` has 32 floats; a whole number of warps.
 template <typename Combine>
-__device__ __forceinline__ float block_reduce(float value, float* shared, Combine combine) {
+__device__ __forceinline__ float warp_reduce(float value, Combine combine) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2)
     value = combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
-  const int warps = blockDim.x / 32;
+  return value;
+}
+
+// The same result in every thread. `shared` has 32 floats; a whole number of warps; zero changes no
+// result of `combine`.
+template <typename Combine>
+__device__ __forceinline__ float block_reduce(float value, float* shared, Combine combine) {
+  value = warp_reduce(value, combine);
   __syncthreads();
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
   __syncthreads();
-  float result = shared[0];
-  for (int warp = 1; warp < warps; ++warp) result = combine(result, shared[warp]);
-  return result;
+  return warp_reduce(threadIdx.x % 32 < blockDim.x / 32 ? shared[threadIdx.x % 32] : 0.0f, combine);
 }
 
 }  // namespace whit::cuda

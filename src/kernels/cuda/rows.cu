@@ -14,7 +14,7 @@
 namespace whit::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 1024;
 // What a block may have of shared memory on every GPU from SM 8.0 up (8.6: 99 KB).
 constexpr int64_t kMaxRow = 99 * 1024 / 4 - 32;
 
@@ -23,18 +23,80 @@ struct RowShared {
   float row[];
 };
 
+// Values that a thread takes at a time: eight where rows are aligned to 16 bytes, else two.
+template <bool kWide>
+constexpr int kValues = kWide ? 8 : 2;
+
+template <int N>
+__device__ __forceinline__ void load(float (&v)[N], const float* x, int i, int n) {
+  if constexpr (N == 8) {
+    const float4 low = *reinterpret_cast<const float4*>(x + i);
+    const float4 high = *reinterpret_cast<const float4*>(x + i + 4);
+    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+  } else {
+    v[0] = x[i];
+    v[1] = i + 1 < n ? x[i + 1] : 0.0f;
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void load(float (&v)[N], const __nv_bfloat16* x, int i, int n) {
+  if constexpr (N == 8) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(x + i);
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      v[2 * j] = __uint_as_float(words[j] << 16);
+      v[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
+    }
+  } else {
+    v[0] = __bfloat162float(x[i]);
+    v[1] = i + 1 < n ? __bfloat162float(x[i + 1]) : 0.0f;
+  }
+}
+
+// Rows in shared memory have room for a whole number of pieces.
+template <int N>
+__device__ __forceinline__ void keep(float* row, int i, const float (&v)[N]) {
+  if constexpr (N == 8) {
+    *reinterpret_cast<float4*>(row + i) = make_float4(v[0], v[1], v[2], v[3]);
+    *reinterpret_cast<float4*>(row + i + 4) = make_float4(v[4], v[5], v[6], v[7]);
+  } else {
+    row[i] = v[0];
+    row[i + 1] = v[1];
+  }
+}
+
+template <int N>
+__device__ __forceinline__ float largest(const float (&v)[N], float magnitude) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) magnitude = MaxNan{}(fabsf(v[j]), magnitude);
+  return magnitude;
+}
+
 // Writes one row, its values in shared memory (each thread has written and reads its own columns
 // alone), as bf16 and as int8 codes. `magnitude`: the largest of this thread's columns.
+template <bool kWide>
 __device__ __forceinline__ void write_row(const RowsOut& out, int64_t row, int n, RowShared& shared,
                                           float magnitude) {
+  constexpr int N = kValues<kWide>;
+  float v[N];
   if (out.y != nullptr) {
     auto* y = static_cast<__nv_bfloat16*>(out.y) + row * out.y_stride;
-    for (int i = 2 * threadIdx.x; i < n; i += 2 * blockDim.x) {
-      if (i + 1 < n)
-        *reinterpret_cast<__nv_bfloat162*>(y + i) =
-            __floats2bfloat162_rn(shared.row[i], shared.row[i + 1]);
-      else
-        y[i] = __float2bfloat16_rn(shared.row[i]);
+    for (int i = N * threadIdx.x; i < n; i += N * blockDim.x) {
+      load(v, shared.row, i, n);
+      if constexpr (kWide) {
+        uint32_t words[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * j], v[2 * j + 1]);
+          words[j] = reinterpret_cast<const uint32_t&>(pair);
+        }
+        *reinterpret_cast<uint4*>(y + i) = make_uint4(words[0], words[1], words[2], words[3]);
+      } else {
+        for (int j = 0; j < N && i + j < n; ++j) y[i + j] = __float2bfloat16_rn(v[j]);
+      }
     }
   }
   if (out.q == nullptr) return;
@@ -44,129 +106,144 @@ __device__ __forceinline__ void write_row(const RowsOut& out, int64_t row, int n
   if (scale < FLT_MIN) scale = 0.0f;
   if (threadIdx.x == 0) out.scale[row] = scale;
   int8_t* q = out.q + row * out.q_stride;
-  const auto code = [&](int i) {
-    return static_cast<int8_t>(fminf(fmaxf(rintf(shared.row[i] * inverse), -127.0f), 127.0f));
-  };
-  for (int i = 2 * threadIdx.x; i < n; i += 2 * blockDim.x) {
-    if (i + 1 < n)
-      *reinterpret_cast<char2*>(q + i) = make_char2(code(i), code(i + 1));
+  for (int i = N * threadIdx.x; i < n; i += N * blockDim.x) {
+    load(v, shared.row, i, n);
+    alignas(8) int8_t codes[N];
+#pragma unroll
+    for (int j = 0; j < N; ++j)
+      codes[j] = static_cast<int8_t>(
+          static_cast<int>(fminf(fmaxf(rintf(v[j] * inverse), -127.0f), 127.0f)));
+    if constexpr (kWide)
+      *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
     else
-      q[i] = code(i);
+      for (int j = 0; j < N && i + j < n; ++j) q[i + j] = codes[j];
   }
 }
 
-__device__ __forceinline__ float2 load_pair(const float* x, int i, int n) {
-  if (i + 1 < n) return *reinterpret_cast<const float2*>(x + i);
-  return {x[i], 0.0f};
-}
-
-// bf16 at a column that need not be even.
-__device__ __forceinline__ float2 load_pair(const __nv_bfloat16* x, int i, int n) {
-  if (i + 1 < n) {
-    if (reinterpret_cast<uintptr_t>(x + i) % 4 == 0)
-      return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(x + i));
-    return {__bfloat162float(x[i]), __bfloat162float(x[i + 1])};
-  }
-  return {__bfloat162float(x[i]), 0.0f};
-}
-
+template <bool kWide>
 __global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormArgs args) {
+  constexpr int N = kValues<kWide>;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<RowShared*>(memory);
-  wait_for_previous_kernel();
   let_next_kernel_launch();
   const int64_t row = blockIdx.x;
-  const int n = static_cast<int>(args.d);
+  const int n = static_cast<int>(args.d), first = N * threadIdx.x;
+  // Weights are nobody's result: they come while the kernel before ends.
+  float weight[N] = {};
+  if (first < n) load(weight, args.weight, first, n);
+  wait_for_previous_kernel();
   const float* x = args.x + (args.rows != nullptr ? args.rows[row] : row) * args.d;
-  float squares = 0;
-  for (int i = 2 * threadIdx.x; i < n; i += 2 * blockDim.x) {
-    const float2 pair = load_pair(x, i, n);
-    *reinterpret_cast<float2*>(shared.row + i) = pair;
-    squares = fmaf(pair.x, pair.x, squares);
-    squares = fmaf(pair.y, pair.y, squares);
+  float squares = 0, v[N];
+  for (int i = first; i < n; i += N * blockDim.x) {
+    load(v, x, i, n);
+    keep(shared.row, i, v);
+#pragma unroll
+    for (int j = 0; j < N; ++j) squares = fmaf(v[j], v[j], squares);
   }
   const float mean = block_reduce(squares, shared.reduce, Add{}) / static_cast<float>(n);
   const float factor = 1.0f / sqrtf(mean + args.eps);
   float magnitude = 0;
-  for (int i = 2 * threadIdx.x; i < n; i += 2 * blockDim.x)
-    for (int j = i; j < min(i + 2, n); ++j) {
-      const float y = shared.row[j] * factor * args.weight[j];
-      shared.row[j] = y;
-      magnitude = MaxNan{}(fabsf(y), magnitude);
-    }
-  write_row(args.out, row, n, shared, magnitude);
+  for (int i = first; i < n; i += N * blockDim.x) {
+    if (i != first) load(weight, args.weight, i, n);
+    load(v, shared.row, i, n);
+#pragma unroll
+    for (int j = 0; j < N; ++j) v[j] = v[j] * factor * weight[j];
+    magnitude = largest(v, magnitude);
+    keep(shared.row, i, v);
+  }
+  write_row<kWide>(args.out, row, n, shared, magnitude);
 }
 
 __device__ __forceinline__ float silu_mul(float gate, float up) {
   return gate / (1.0f + expf(-gate)) * up;
 }
 
+template <bool kWide>
 __global__ void __launch_bounds__(kThreads) silu_mul_kernel(SiluMulArgs args) {
+  constexpr int N = kValues<kWide>;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<RowShared*>(memory);
-  wait_for_previous_kernel();
   let_next_kernel_launch();
+  wait_for_previous_kernel();
   const int64_t row = blockIdx.x;
   const int n = static_cast<int>(args.f);
   const auto* gate = static_cast<const __nv_bfloat16*>(args.gate) + row * args.gate_stride;
   const auto* up = static_cast<const __nv_bfloat16*>(args.up) + row * args.up_stride;
   float magnitude = 0;
-#pragma unroll 4
-  for (int i = 2 * threadIdx.x; i < n; i += 2 * blockDim.x) {
-    const float2 g = load_pair(gate, i, n), u = load_pair(up, i, n);
-    const float2 y = {silu_mul(g.x, u.x), silu_mul(g.y, u.y)};
-    *reinterpret_cast<float2*>(shared.row + i) = y;
-    magnitude = MaxNan{}(fabsf(y.x), MaxNan{}(fabsf(y.y), magnitude));
+#pragma unroll 2
+  for (int i = N * threadIdx.x; i < n; i += N * blockDim.x) {
+    float g[N], u[N];
+    load(g, gate, i, n);
+    load(u, up, i, n);
+#pragma unroll
+    for (int j = 0; j < N; ++j) g[j] = silu_mul(g[j], u[j]);
+    magnitude = largest(g, magnitude);
+    keep(shared.row, i, g);
   }
-  write_row(args.out, row, n, shared, magnitude);
+  write_row<kWide>(args.out, row, n, shared, magnitude);
 }
 
+template <bool kWide>
 __global__ void __launch_bounds__(kThreads) quantize_kernel(QuantizeArgs args) {
+  constexpr int N = kValues<kWide>;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<RowShared*>(memory);
-  wait_for_previous_kernel();
   let_next_kernel_launch();
+  wait_for_previous_kernel();
   const int64_t row = blockIdx.x;
   const int n = static_cast<int>(args.k);
   const auto* x = static_cast<const __nv_bfloat16*>(args.x) + row * args.x_stride;
-  float magnitude = 0;
-  for (int i = 2 * threadIdx.x; i < n; i += 2 * blockDim.x) {
-    const float2 pair = load_pair(x, i, n);
-    *reinterpret_cast<float2*>(shared.row + i) = pair;
-    magnitude = MaxNan{}(fabsf(pair.x), MaxNan{}(fabsf(pair.y), magnitude));
+  float magnitude = 0, v[N];
+  for (int i = N * threadIdx.x; i < n; i += N * blockDim.x) {
+    load(v, x, i, n);
+    magnitude = largest(v, magnitude);
+    keep(shared.row, i, v);
   }
-  write_row(args.out, row, n, shared, magnitude);
+  write_row<kWide>(args.out, row, n, shared, magnitude);
+}
+
+template <typename... Pointers>
+bool aligned(Pointers... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+bool aligned_out(const RowsOut& out) {
+  return aligned(out.y, out.q) && out.y_stride % 8 == 0 && out.q_stride % 16 == 0;
 }
 
 template <typename Args>
-void launch_rows(void (*kernel)(Args), int64_t rows, int64_t width, const Args& args,
-                 cudaStream_t stream) {
+void launch_rows(void (*wide)(Args), void (*narrow)(Args), bool is_wide, int64_t rows,
+                 int64_t width, const Args& args, cudaStream_t stream) {
   if (rows == 0) return;
   if (width > kMaxRow)
     throw Error(ErrorKind::kUnsupported,
                 "rows of {} values are wider than the {} that the CUDA backend's norms and "
                 "activations hold; use --backend cpu",
                 width, kMaxRow);
-  const int shared = static_cast<int>(sizeof(RowShared) + (width + 1) / 2 * 8);
+  void (*kernel)(Args) = is_wide ? wide : narrow;
+  const int shared = static_cast<int>(sizeof(RowShared) + (width + 7) / 8 * 32);
   if (shared > 48 * 1024)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
           "asking for shared memory");
-  // A thread has at least two columns.
   int threads = 64;
-  while (threads < kThreads && threads * 4 < width) threads *= 2;
+  while (threads < kThreads && threads * (is_wide ? 8 : 2) < width) threads *= 2;
   launch_dependent(kernel, dim3(static_cast<unsigned>(rows)), dim3(threads), shared, stream, args);
 }
 
 }  // namespace
 
 void rms_norm(const RmsNormArgs& args, cudaStream_t stream) {
-  launch_rows(rms_norm_kernel, args.t, args.d, args, stream);
+  const bool wide = args.d % 8 == 0 && aligned(args.x, args.weight) && aligned_out(args.out);
+  launch_rows(rms_norm_kernel<true>, rms_norm_kernel<false>, wide, args.t, args.d, args, stream);
 }
 void silu_mul(const SiluMulArgs& args, cudaStream_t stream) {
-  launch_rows(silu_mul_kernel, args.t, args.f, args, stream);
+  const bool wide = args.f % 8 == 0 && aligned(args.gate, args.up) && args.gate_stride % 8 == 0 &&
+                    args.up_stride % 8 == 0 && aligned_out(args.out);
+  launch_rows(silu_mul_kernel<true>, silu_mul_kernel<false>, wide, args.t, args.f, args, stream);
 }
 void quantize(const QuantizeArgs& args, cudaStream_t stream) {
-  launch_rows(quantize_kernel, args.t, args.k, args, stream);
+  const bool wide =
+      args.k % 8 == 0 && aligned(args.x) && args.x_stride % 8 == 0 && aligned_out(args.out);
+  launch_rows(quantize_kernel<true>, quantize_kernel<false>, wide, args.t, args.k, args, stream);
 }
 
 }  // namespace whit::cuda

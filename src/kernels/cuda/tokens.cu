@@ -41,8 +41,8 @@ __device__ __forceinline__ float table_value(const Table& table, int64_t row, in
 }
 
 __global__ void embedding_kernel(EmbeddingArgs args) {
-  wait_for_previous_kernel();
   let_next_kernel_launch();
+  wait_for_previous_kernel();
   const int64_t t = blockIdx.x;
   const int64_t row = args.ids[t];
   for (int64_t i = threadIdx.x; i < args.table.k; i += blockDim.x)
@@ -55,8 +55,8 @@ constexpr int kRopeWarps = 4;
 constexpr int kMaxHalf = kMaxHeadDim / 2 / 32;
 
 __global__ void __launch_bounds__(32 * kRopeWarps) rope_kv_write_kernel(RopeKvArgs args) {
-  wait_for_previous_kernel();
   let_next_kernel_launch();
+  wait_for_previous_kernel();
   const int heads = static_cast<int>(args.heads), kv_heads = static_cast<int>(args.cache.kv_heads);
   const int64_t item = int64_t{blockIdx.x} * kRopeWarps + threadIdx.x / 32;
   const int all = heads + 2 * kv_heads;
@@ -146,8 +146,8 @@ __device__ __forceinline__ uint32_t ordered(float x) {
 
 __global__ void __launch_bounds__(kArgmaxThreads) argmax_kernel(ArgmaxArgs args) {
   __shared__ unsigned long long best_of_warp[kArgmaxThreads / 32];
-  wait_for_previous_kernel();
   let_next_kernel_launch();
+  wait_for_previous_kernel();
   const int64_t row = blockIdx.y;
   const int64_t begin = blockIdx.x * kArgmaxPart;
   const int64_t end = min(begin + kArgmaxPart, args.vocab);
