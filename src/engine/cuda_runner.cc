@@ -146,8 +146,15 @@ class CudaRunner : public ModelRunner {
       enqueue_argmax(static_cast<int64_t>(rows.size()));
     }
     settle(true);
-    for (size_t i = 0; i < rows.size(); ++i)
-      ids[i] = cuda::argmax_token(host_keys_.as<uint64_t>()[i]);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const uint64_t key = host_keys_.as<uint64_t>()[i];
+      if (!cuda::argmax_finite(key))
+        throw Error(
+            ErrorKind::kInvalidData,
+            "every logit is NaN or −∞: the weights are damaged, or a kernel is wrong on this "
+            "GPU; fetch the model again, and try --backend cpu");
+      ids[i] = cuda::argmax_token(key);
+    }
   }
 
   KvCache make_cache(int64_t pages, int64_t page_tokens, DType dtype) const override {

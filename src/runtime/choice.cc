@@ -33,12 +33,18 @@ Choice::Choice(const Request& request, int64_t index, const Tokenizer& tokenizer
     stop_ids_.insert(stop_ids_.end(), model_stop_ids.begin(), model_stop_ids.end());
   if (request.grammar) grammar_ = std::make_unique<GrammarMatcher>(request.grammar);
   const SamplerOptions& sampling = sampler_.params();
-  fast_ = sampling.greedy() && sampling.logprobs < 0 && sampling.logit_bias.empty() &&
-          sampling.repetition_penalty == 1 && sampling.presence_penalty == 0 &&
-          sampling.frequency_penalty == 0 && !grammar_;
+  fast_ = sampling.plain_argmax() && !grammar_;
 }
 
 Choice::~Choice() = default;
+
+void Choice::take_likeliest(std::span<const int32_t> tokens, std::span<const int32_t> draft,
+                            RequestEvent& event) {
+  for (size_t row = 0; row < tokens.size() && !finished_; ++row) {
+    take(tokens[row], event);
+    if (row < draft.size() && draft[row] != tokens[row]) break;
+  }
+}
 
 void Choice::sample(const float* logits, int64_t rows, std::span<const int32_t> draft,
                     std::span<const uint64_t> allowed, ChoiceWorkspace& workspace,

@@ -37,6 +37,12 @@ class Choice {
   void sample(const float* logits, int64_t rows, std::span<const int32_t> draft,
               std::span<const uint64_t> allowed, ChoiceWorkspace& workspace, RequestEvent& event);
 
+  // Whether every choice is that of the largest logit, and nothing else of the logits is asked for.
+  bool takes_likeliest() const { return fast_; }
+  // sample() with the likeliest token of each row, where takes_likeliest().
+  void take_likeliest(std::span<const int32_t> tokens, std::span<const int32_t> draft,
+                      RequestEvent& event);
+
   // Guesses of what follows: after the last place where the last tokens stood before (prompt
   // lookup: Saxena 2023), at most `count` tokens.
   std::vector<int32_t> look_up_draft(std::span<const int32_t> tokens, int64_t count) const;

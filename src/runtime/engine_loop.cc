@@ -325,9 +325,29 @@ void EngineLoop::sample_step(const StepPlan& plan) {
   const int64_t vocab = executor_.config().vocab_size;
   const auto flush = [&] {
     if (tasks.empty()) return;
-    const float* logits = executor_.logits(rows);
     std::vector<int64_t> first(1, 0);
     for (const Task& task : tasks) first.push_back(first.back() + task.count);
+    const bool on_device =
+        executor_.options().backend == Backend::kCuda &&
+        std::all_of(tasks.begin(), tasks.end(), [](const Task& task) {
+          return task.prompt_position < 0 && task.answer->choice->takes_likeliest();
+        });
+    if (on_device) {
+      std::vector<int32_t> likeliest(rows.size());
+      executor_.argmax(rows, likeliest);
+      for (size_t t = 0; t < tasks.size(); ++t) {
+        Answer& answer = *tasks[t].answer;
+        const size_t before = answer.choice->output().size();
+        answer.choice->take_likeliest(std::span(likeliest).subspan(first[t], tasks[t].count),
+                                      tasks[t].chunk->sequence->draft, answer.event);
+        const std::vector<int32_t>& output = answer.choice->output();
+        answer.sampled.assign(output.begin() + static_cast<int64_t>(before), output.end());
+      }
+      tasks.clear();
+      rows.clear();
+      return;
+    }
+    const float* logits = executor_.logits(rows);
     const auto serve = [&](size_t t, ChoiceWorkspace& workspace) {
       const Task& task = tasks[t];
       Answer& answer = *task.answer;

@@ -159,6 +159,9 @@ inline int32_t argmax_token(uint64_t key) {
   return static_cast<int32_t>(~static_cast<uint32_t>(key));
 }
 
+// Whether the largest is above −∞. (A float that compares like its bits has 0x007fffff for −∞.)
+inline bool argmax_finite(uint64_t key) { return key >> 32 > 0x007fffffu; }
+
 struct SmallOps {
   void (*embedding)(const EmbeddingArgs&, CUstream_st*);
   void (*rms_norm)(const RmsNormArgs&, CUstream_st*);
