@@ -92,35 +92,41 @@ struct Tile {
       }
   }
 
-  // s[0…1] = q · keys 16·pair … 16·pair + 15 of the block at `keys`, not scaled.
-  static __device__ __forceinline__ void scores(float (&s)[2][4], const uint32_t (&q)[kSteps][4],
-                                                const unsigned char* keys, int pair) {
+  // s[2·i], s[2·i + 1] = q · keys 16·(first + i) … + 15 of the block at `keys`, not scaled. All
+  // pairs of a step before the next step: the tensor cores answer after 30 clocks, and each sum
+  // waits for itself alone.
+  template <int kPairs>
+  static __device__ __forceinline__ void scores(float (&s)[2 * kPairs][4],
+                                                const uint32_t (&q)[kSteps][4],
+                                                const unsigned char* keys, int first) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) s[0][i] = s[1][i] = 0;
-    if constexpr (kInt8) {
-      const unsigned char* first = keys + (16 * pair + lane / 4) * kPitch + lane % 4 * 4;
+    for (int tile = 0; tile < 2 * kPairs; ++tile)
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step)
+      for (int i = 0; i < 4; ++i) s[tile][i] = 0;
+    // bf16: matrices of keys 0…7 and 8…15 of a pair, each with dimensions 0…7 and 8…15 of the step.
+    const unsigned char* word_at = keys + (16 * first + lane / 4) * kPitch + lane % 4 * 4;
+    const uint32_t matrix_at =
+        shared_address(keys) + (16 * first + lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 16;
 #pragma unroll
-        for (int tile = 0; tile < 2; ++tile) {
-          const uint32_t word =
-              *reinterpret_cast<const uint32_t*>(first + 8 * tile * kPitch + step * 16);
-          mma_bf16(s[tile], q[step], widen(__byte_perm(word, 0, 0x4140)),
-                   widen(__byte_perm(word, 0, 0x4342)));
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
+        if constexpr (kInt8) {
+#pragma unroll
+          for (int tile = 0; tile < 2; ++tile) {
+            const uint32_t word = *reinterpret_cast<const uint32_t*>(
+                word_at + (16 * pair + 8 * tile) * kPitch + step * 16);
+            mma_bf16(s[2 * pair + tile], q[step], widen(__byte_perm(word, 0, 0x4140)),
+                     widen(__byte_perm(word, 0, 0x4342)));
+          }
+        } else {
+          uint32_t b[4];
+          load_matrices(b, matrix_at + 16 * pair * kPitch + step * 32);
+          mma_bf16(s[2 * pair], q[step], b[0], b[1]);
+          mma_bf16(s[2 * pair + 1], q[step], b[2], b[3]);
         }
-    } else {
-      // Matrices: keys 0…7 and 8…15 of the pair, each with dimensions 0…7 and 8…15 of the step.
-      const uint32_t first = shared_address(keys) +
-                             (16 * pair + lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 16;
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        uint32_t b[4];
-        load_matrices(b, first + step * 32);
-        mma_bf16(s[0], q[step], b[0], b[1]);
-        mma_bf16(s[1], q[step], b[2], b[3]);
       }
-    }
   }
 
   // acc[0…1] += p · values of output tiles 2·pair, 2·pair + 1 and keys 16·step … + 15.

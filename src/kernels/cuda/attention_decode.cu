@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
   const float factor = args.scale * kLog2E;
 #pragma unroll
   for (int block = 0; block < 2; ++block) {
-    T::scores(s[block], q, shared.keys + block * kBlockKeys * T::kPitch, warp);
+    T::template scores<1>(s[block], q, shared.keys + block * kBlockKeys * T::kPitch, warp);
     float largest[2] = {kLowest, kLowest};
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile)

@@ -144,23 +144,19 @@ __global__ void __launch_bounds__(kThreads, 1) prefill_kernel(AttentionArgs args
           first_key + kBlockKeys - 1 > low || (window != 0 && first_key <= high - window);
       float s[kBlockKeys / 8][4];
       float largest[2] = {kLowest, kLowest};
+      T::template scores<kBlockKeys / 16>(s, q, shared.keys[stage], 0);
 #pragma unroll
-      for (int pair = 0; pair < kBlockKeys / 16; ++pair) {
-        float two[2][4];
-        T::scores(two, q, shared.keys[stage], pair);
+      for (int tile = 0; tile < kBlockKeys / 8; ++tile)
 #pragma unroll
-        for (int tile = 0; tile < 2; ++tile)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int at = 16 * pair + 8 * tile + lane % 4 * 2 + i % 2;
-            float value = two[tile][i];
-            if constexpr (kInt8) value = value * shared.key_scales[stage][at];
-            value = value * factor;
-            if (masked && !visible(first_key + at, position[i / 2], window)) value = -INFINITY;
-            s[2 * pair + tile][i] = value;
-            largest[i / 2] = fmaxf(largest[i / 2], value);
-          }
-      }
+        for (int i = 0; i < 4; ++i) {
+          const int at = 8 * tile + lane % 4 * 2 + i % 2;
+          float value = s[tile][i];
+          if constexpr (kInt8) value = value * shared.key_scales[stage][at];
+          value = value * factor;
+          if (masked && !visible(first_key + at, position[i / 2], window)) value = -INFINITY;
+          s[tile][i] = value;
+          largest[i / 2] = fmaxf(largest[i / 2], value);
+        }
       float alpha[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
