@@ -28,7 +28,9 @@ double bandwidth_apart(ThreadPool& pool) {
 
 int run_bench(const BenchOptionsOfUser& user) {
   Machine machine(user.machine);
-  const double bandwidth = bandwidth_apart(machine.pool);
+  // The host's bandwidth bounds nothing that runs on a GPU.
+  const bool on_cpu = machine.backend == Backend::kCpu;
+  const double bandwidth = on_cpu ? bandwidth_apart(machine.pool) : 0;
   const int64_t batch = *std::max_element(user.bench.batches.begin(), user.bench.batches.end());
   LoadedModel loaded(user.model,
                      {.max_tokens = std::max<int64_t>(512, batch),
@@ -70,11 +72,11 @@ int run_bench(const BenchOptionsOfUser& user) {
          fmt::format("{:.2f} ± {:.2f}", row.tokens_per_s, row.spread),
          row.percent_of_roofline > 0 ? fmt::format("{:.0f}", row.percent_of_roofline) : "-"});
   print_table({"model", "size", "params", "backend", "threads", "test", "t/s", "%BW"}, table);
-  fmt::print(
-      "\nmedian of {} runs ± half their range; %BW: bytes that a step must read, of the {}/s that "
-      "these threads read "
-      "here\n",
-      options.repetitions, format_bytes(bandwidth));
+  fmt::print("\nmedian of {} runs ± half their range", options.repetitions);
+  if (on_cpu)
+    fmt::print("; %BW: bytes that a step must read, of the {}/s that these threads read here",
+               format_bytes(bandwidth));
+  fmt::print("\n");
   return 0;
 }
 

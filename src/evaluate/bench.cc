@@ -101,8 +101,9 @@ std::vector<BenchRow> bench(Executor& model, const BenchOptions& options,
                             std::move(seconds));
       const double bytes =
           static_cast<double>(model.weight_bytes()) + kv_bytes(cache, batch, batch, length);
-      row.percent_of_roofline =
-          100 * row.tokens_per_s / static_cast<double>(batch) * bytes / bandwidth_bytes_per_s;
+      if (bandwidth_bytes_per_s > 0)
+        row.percent_of_roofline =
+            100 * row.tokens_per_s / static_cast<double>(batch) * bytes / bandwidth_bytes_per_s;
       rows.push_back(row);
       progress.update(static_cast<int64_t>(rows.size()));
     }
