@@ -153,6 +153,10 @@ class Requests(BadInput):
         self.refused(USAGE, ["--system", "--chat"], "run", self.model, "--prompt", "x", "--system", "y")
         self.refused(USAGE, ["600", "512"], "eval", self.model, "--text", self.text, "--ctx-size", 600)
 
+    def test_a_gpu_that_is_not_there(self):
+        environment = self.environment | {"CUDA_VISIBLE_DEVICES": ""}
+        self.refused(DAMAGED, ["--backend cpu"], "run", self.model, "--prompt", "x", "--backend", "cuda", env=environment)
+
     def test_models_that_cannot_be_compared(self):
         other = tiny_model(self.folder, "qwen2")
         self.refused(USAGE, ["vocabulary"], "eval", self.model, "--text", self.text, "--ctx-size", 64, "--reference", other)

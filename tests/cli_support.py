@@ -84,8 +84,8 @@ class CliTest(unittest.TestCase):
         return value
 
     def whit(self, *arguments, **options):
-        return subprocess.run([str(WHIT), *map(str, arguments)], capture_output=True, cwd=self.folder,
-                              env=self.environment, timeout=120, check=False, **{"stdin": subprocess.DEVNULL} | options)
+        return subprocess.run([str(WHIT), *map(str, arguments)], capture_output=True, cwd=self.folder, timeout=120, check=False,
+                              **{"stdin": subprocess.DEVNULL, "env": self.environment} | options)
 
     def ok(self, *arguments, **options):
         """Standard output of a run that must succeed."""
