@@ -1,10 +1,11 @@
-// bench_cuda_kernels [--shapes NxK,…] [--m M,…] [--formats NAME,…] [--chain]: the CUDA backend's
-// linears, each alone in a CUDA graph over rotating copies of its weight, larger together than any
-// L2, so that weights come from device memory. Prints, for every format, shape and M, the median
-// time, TB/s of weight bytes and their share of the measured read bandwidth and of a bare read of
-// as many bytes, or TOP/s and their share of the measured dense peak. All of it in one run.
+// bench_cuda_kernels [--shapes NxK,…] [--m M,…] [--formats NAME,…] [--chain | --skinny]: the CUDA
+// backend's linears, each alone in a CUDA graph over rotating copies of its weight, larger together
+// than any L2, so that weights come from device memory. Prints, for every format, shape and M, the
+// median time, TB/s of weight bytes and their share of the measured read bandwidth and of a bare
+// read of as many bytes, or TOP/s and their share of the measured dense peak. All of it in one run.
 //   --chain   instead: the four linears of a Llama-3-8B layer one after the other, as a model runs
 //             them (programmatic dependent launch hides launches and first bytes)
+//   --skinny  low-bit formats by the streaming kernel at every M
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -14,11 +15,13 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/linear_layout.h"
+#include "kernels/cuda/linear_skinny.h"
 #include "kernels/cuda/ptx.cuh"
 
 namespace whit::cuda {
@@ -73,6 +76,7 @@ double median_us(cudaStream_t stream, int calls, const std::function<void(int)>&
   cudaGraphExec_t replay;
   call(0);  // what is made at first use
   check(cudaStreamSynchronize(stream), "first call");
+  check(cudaGetLastError(), "first call");
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
   for (int i = 0; i < calls; ++i) call(i);
   check(cudaStreamEndCapture(stream, &graph), "capture");
@@ -114,7 +118,7 @@ struct Shape {
 
 class Bench {
  public:
-  Bench() {
+  explicit Bench(bool skinny) : skinny_(skinny) {
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, 0), "device");
     sms_ = properties.multiProcessorCount;
@@ -211,7 +215,10 @@ class Bench {
     LinearArgs args = make_args(f, s, m);
     return median_us(stream_, std::max(4, std::min(copies, 24)), [&](int i) {
       args.weight.data = arena_ + (i % copies) * pitch;
-      runner_.run(args, stream_);
+      if (skinny_)
+        run_skinny(args, {.sms = sms_, .capability = 90}, stream_);
+      else
+        runner_.run(args, stream_);
     });
   }
 
@@ -230,15 +237,16 @@ class Bench {
       copies = std::min(copies, make_copies(f, s, offset, kCopiesBytes));
       offset += kCopiesBytes;
     }
-    return median_us(stream_, copies, [&](int i) {
+    return median_us(stream_, 4 * copies, [&](int i) {
       for (size_t j = 0; j < args.size(); ++j) {
-        args[j].weight.data = arena_ + offsets[j] + i * pitches[j];
+        args[j].weight.data = arena_ + offsets[j] + i % copies * pitches[j];
         runner_.run(args[j], stream_);
       }
     });
   }
 
   void peaks() {
+    const bool skinny = std::exchange(skinny_, false);
     for (const char* wanted : {"w8a8", "fp8", "bf16"})
       for (const Format& f : kFormats)
         if (std::string(f.name) == wanted) {
@@ -251,6 +259,7 @@ class Bench {
           else
             int8_tops_ = std::max(int8_tops_, tops);
         }
+    skinny_ = skinny;
   }
 
   void row(const Format& f, const Shape& s, int64_t m) {
@@ -266,6 +275,7 @@ class Bench {
   }
 
  private:
+  bool skinny_;
   int sms_ = 0;
   cudaStream_t stream_ = nullptr;
   uint8_t* arena_ = nullptr;
@@ -284,11 +294,13 @@ std::vector<std::string> split(const std::string& list) {
 int run(int argc, char** argv) {
   std::string shapes = "6144x4096,4096x4096,28672x4096,4096x14336", ms = "1,16,64,128,256,1024",
               formats = "w4a8,w4a8-sym,w4a16,w8a8,fp8,bf16";
-  bool chain = false;
+  bool chain = false, skinny = false;
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--chain")
       chain = true;
+    else if (flag == "--skinny")
+      skinny = true;
     else if (i + 1 < argc && flag == "--shapes")
       shapes = argv[++i];
     else if (i + 1 < argc && flag == "--m")
@@ -298,9 +310,9 @@ int run(int argc, char** argv) {
     else
       throw Error(ErrorKind::kInvalidArgument,
                   "usage: bench_cuda_kernels [--shapes NxK,…] [--m M,…] [--formats NAME,…] "
-                  "[--chain]");
+                  "[--chain | --skinny]");
   }
-  Bench bench;
+  Bench bench(skinny);
   bench.peaks();
   if (!chain)
     std::printf(

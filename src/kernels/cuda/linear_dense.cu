@@ -107,8 +107,8 @@ struct DenseLinear::State {
     cudaThreadExchangeStreamCaptureMode(&mode);
     if (allocated != cudaSuccess) {
       library.destroy(handle);
-      throw Error(ErrorKind::kResource, "cuBLASLt: no {} MiB of GPU memory for its workspace",
-                  kWorkspaceBytes >> 20);
+      throw Error(ErrorKind::kResource, "cuBLASLt: {} MiB of GPU memory for its workspace: {}",
+                  kWorkspaceBytes >> 20, cudaGetErrorString(allocated));
     }
   }
   ~State() {

@@ -18,9 +18,8 @@ struct Epilogue {
   int64_t y_stride;
   bool y_f32;
 
-  // sum · x_scale + bias + residual of one element.
-  __device__ __forceinline__ float finish(float sum, int64_t row, int64_t column) const {
-    float value = x_scale == nullptr ? sum : __fmul_rn(sum, x_scale[row]);
+  // value + bias + residual, stored; value is the sum · x_scale.
+  __device__ __forceinline__ void store_scaled(float value, int64_t row, int64_t column) const {
     if (bias != nullptr) value = __fadd_rn(value, bias[column]);
     if (residual != nullptr) {
       const int64_t at = row * residual_stride + column;
@@ -28,15 +27,14 @@ struct Epilogue {
                         y_f32 ? static_cast<const float*>(residual)[at]
                               : __bfloat162float(static_cast<const __nv_bfloat16*>(residual)[at]));
     }
-    return value;
-  }
-  __device__ __forceinline__ void store(float sum, int64_t row, int64_t column) const {
-    const float value = finish(sum, row, column);
     const int64_t at = row * y_stride + column;
     if (y_f32)
       static_cast<float*>(y)[at] = value;
     else
       static_cast<__nv_bfloat16*>(y)[at] = __float2bfloat16_rn(value);
+  }
+  __device__ __forceinline__ void store(float sum, int64_t row, int64_t column) const {
+    store_scaled(x_scale == nullptr ? sum : __fmul_rn(sum, x_scale[row]), row, column);
   }
 
   // Whether eight neighbours of a row can be moved as vectors.
@@ -46,20 +44,35 @@ struct Epilogue {
     };
     return fits(y, y_stride) && (residual == nullptr || fits(residual, residual_stride));
   }
-  // store() of columns column … column + 7, those below `columns` of them; column is a multiple of
-  // 8, vectors the answer of vectors_of_8.
-  __device__ __forceinline__ void store_8(const float (&sums)[8], int64_t row, int64_t column,
+  // store_scaled() of columns column … column + 7, those below `columns` of them; column is a
+  // multiple of 8, vectors the answer of vectors_of_8.
+  __device__ __forceinline__ void store_8(float (&values)[8], int64_t row, int64_t column,
                                           int64_t columns, bool vectors) const {
-    if (!vectors || column + 8 > columns || y_f32) {
+    if (!vectors || column + 8 > columns) {
+#pragma unroll
       for (int i = 0; i < 8; ++i)
-        if (column + i < columns) store(sums[i], row, column + i);
+        if (column + i < columns) store_scaled(values[i], row, column + i);
       return;
     }
-    float values[8];
+    if (bias != nullptr) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      values[i] = x_scale == nullptr ? sums[i] : __fmul_rn(sums[i], x_scale[row]);
-      if (bias != nullptr) values[i] = __fadd_rn(values[i], bias[column + i]);
+      for (int i = 0; i < 8; ++i) values[i] = __fadd_rn(values[i], bias[column + i]);
+    }
+    if (y_f32) {
+      auto* to = reinterpret_cast<float4*>(static_cast<float*>(y) + row * y_stride + column);
+      const auto* from = reinterpret_cast<const float4*>(static_cast<const float*>(residual) +
+                                                         row * residual_stride + column);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float* v = values + 4 * half;
+        if (residual != nullptr) {
+          const float4 r = from[half];
+          v[0] = __fadd_rn(v[0], r.x), v[1] = __fadd_rn(v[1], r.y);
+          v[2] = __fadd_rn(v[2], r.z), v[3] = __fadd_rn(v[3], r.w);
+        }
+        to[half] = make_float4(v[0], v[1], v[2], v[3]);
+      }
+      return;
     }
     if (residual != nullptr) {
       const auto* from = static_cast<const __nv_bfloat16*>(residual) + row * residual_stride;

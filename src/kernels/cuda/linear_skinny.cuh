@@ -49,28 +49,27 @@ struct SkinnyInputs {
   using T = SkinnyTraits<format>;
   uint32_t words[kTokenTiles][T::kRuns * T::kRunWords];
 
+  // rows[…]: each token's row, at this lane's first run.
   __device__ __forceinline__ void load(const SkinnyParams& p,
                                        const uint8_t* const (&rows)[kTokenTiles], int tile, int t) {
+    const bool whole = (tile + 1) * T::kTileK <= p.k;
 #pragma unroll
-    for (int run = 0; run < T::kRuns; ++run) {
-      const int k = tile * T::kTileK + run * 4 * T::kRun + T::kRun * t;
-      const bool inside = k < p.k;
+    for (int nt = 0; nt < kTokenTiles; ++nt) {
+      const uint8_t* from = rows[nt] + tile * (T::kTileK * T::kInputBytes);
+      if (whole) {
 #pragma unroll
-      for (int nt = 0; nt < kTokenTiles; ++nt) {
-        uint32_t* to = words[nt] + run * T::kRunWords;
-        const uint8_t* from = rows[nt] + k * T::kInputBytes;
-        if constexpr (T::kRunWords == 2) {
-          uint2 v = make_uint2(0, 0);
-          if (inside) v = *reinterpret_cast<const uint2*>(from);
-          to[0] = v.x, to[1] = v.y;
-        } else {
-          uint4 v = make_uint4(0, 0, 0, 0);
-          if (inside) v = *reinterpret_cast<const uint4*>(from);
-          to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-        }
-        // What follows the last column may be a NaN, which times a weight of 0 is one too.
-        if constexpr (!T::kInteger) {
-          if (p.k % T::kRun != 0 && inside && k + T::kRun > p.k) {
+        for (int run = 0; run < T::kRuns; ++run) load_run(nt, run, from);
+      } else {
+#pragma unroll
+        for (int run = 0; run < T::kRuns; ++run) {
+          const int k = tile * T::kTileK + run * 4 * T::kRun + T::kRun * t;
+          uint32_t* to = words[nt] + run * T::kRunWords;
+#pragma unroll
+          for (int w = 0; w < T::kRunWords; ++w) to[w] = 0;
+          if (k >= p.k) continue;
+          load_run(nt, run, from);
+          // What follows the last column may be a NaN, which times a weight of 0 is one too.
+          if constexpr (!T::kInteger) {
 #pragma unroll
             for (int w = 0; w < T::kRunWords; ++w) {
               if (k + 2 * w >= p.k) to[w] = 0;
@@ -81,27 +80,74 @@ struct SkinnyInputs {
       }
     }
   }
-};
-
-// One tile of a unit: 16 rows × kTileK.
-template <int kGroups>
-struct SkinnyTile {
-  uint4 half[2];  // rows r and r + 8; words [upper][jj]
-  uint2 scales[kGroups == 0 ? 1 : kGroups];
-
-  __device__ __forceinline__ void load(const SkinnyParams& p, int unit, int tile, int lane) {
-    const int r = lane / 4, t = lane % 4;
-    const uint8_t* from =
-        p.weight + (unit / 4) * p.layout.block_bytes() + int64_t{tile} * p.layout.tile_bytes;
-    const uint8_t* codes = from + (unit % 4) * kUnitBytes + (t / 2) * 256 + r * 32 + (t % 2) * 16;
-    half[0] = load_streaming(codes);
-    half[1] = load_streaming(codes + 512);
-    if constexpr (kGroups > 0) {
-      from += 4 * kUnitBytes + (unit % 4) * kGroups * 64 + r * 8;
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) scales[g] = load_streaming_8(from + g * 64);
+  __device__ __forceinline__ void load_run(int nt, int run, const uint8_t* from) {
+    uint32_t* to = words[nt] + run * T::kRunWords;
+    from += run * (16 * T::kRunWords);
+    if constexpr (T::kRunWords == 2) {
+      const uint2 v = *reinterpret_cast<const uint2*>(from);
+      to[0] = v.x, to[1] = v.y;
+    } else {
+      const uint4 v = *reinterpret_cast<const uint4*>(from);
+      to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
     }
   }
+};
+
+// One tile of a unit, 16 rows × kTileK, as a lane holds it.
+template <int kGroups>
+struct SkinnyTile {
+  static constexpr int kScales = kGroups == 0 ? 1 : kGroups;
+  uint4 half[2];  // rows r and r + 8; words [upper][jj]
+  uint2 scales[kScales];
+};
+
+// A warp's tiles on their way from memory: kAhead of them in shared memory, where every lane copies
+// and later reads what it needs itself, so that nobody waits for anybody else. (As registers of the
+// loads they would be waited for together: a warp has six scoreboards.)
+template <int kGroups, int kAhead>
+class SkinnyRing {
+ public:
+  static constexpr int kStageBytes = 1024 + kGroups * 256;
+  static constexpr int kBytes = kAhead * kStageBytes;  // of one warp
+
+  __device__ __forceinline__ SkinnyRing(uint8_t* shared, int lane)
+      : shared_(static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + lane * 16), lane_(lane) {}
+
+  // Begins to copy a tile, this lane's codes and scales; to be called kAhead − 1 times first, then
+  // once a wait().
+  __device__ __forceinline__ void copy(bool present, const uint8_t* codes, const uint8_t* scales) {
+    if (present) {
+      const uint32_t to = shared_ + write_ * kStageBytes;
+      copy_async_16(to, codes);
+      copy_async_16(to + 512, codes + 512);
+      if constexpr (kGroups > 0) {
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g)
+          copy_async_8(to - lane_ * 8 + 1024 + g * 256, scales + g * 64);
+      }
+    }
+    copy_async_commit();
+    if (++write_ == kAhead) write_ = 0;
+  }
+  // The oldest tile.
+  __device__ __forceinline__ SkinnyTile<kGroups> wait() {
+    copy_async_wait<kAhead - 2>();
+    SkinnyTile<kGroups> tile;
+    const uint32_t from = shared_ + read_ * kStageBytes;
+    tile.half[0] = load_shared_16(from);
+    tile.half[1] = load_shared_16(from + 512);
+    if constexpr (kGroups > 0) {
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g)
+        tile.scales[g] = load_shared_8(from - lane_ * 8 + 1024 + g * 256);
+    }
+    if (++read_ == kAhead) read_ = 0;
+    return tile;
+  }
+
+ private:
+  uint32_t shared_;
+  int lane_, read_ = 0, write_ = 0;
 };
 
 // sums (or, where sums are exact, integers) += tile · inputs
@@ -182,39 +228,60 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
   }
 }
 
+// One more than the tiles of 1 KB that a warp has in flight: 84 KB with the 14 to 16 warps of an
+// SM, three times what a loaded memory latency of 0.8 µs asks for at 4.6 TB/s, half of that where a
+// block has few warps. What remains of 256 KB is L1, for activations.
+template <int kGroups>
+constexpr int kSkinnyAhead = kGroups == 4 ? 4 : 7;
+
 template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups>
 __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     skinny(const __grid_constant__ SkinnyParams p) {
   using T = SkinnyTraits<format>;
-  // Tiles of 1 KB that a warp has in flight: with the 14 to 16 warps of an SM 56 to 64 KB, twice
-  // what a loaded memory latency of 0.8 µs asks for at 4.6 TB/s. Above 16 tokens registers are
-  // short, and weights come from L2 in part.
-  constexpr int kAhead = kTokenTiles <= 2 ? 4 : 2;
+  using Ring = SkinnyRing<kGroups, kSkinnyAhead<kGroups>>;
   constexpr int kInputBuffers = kTokenTiles <= 2 ? 2 : 1;
   constexpr int kValues = 4 * kTokenTiles;
-  extern __shared__ uint32_t partials[];  // [slot][chunk][value][lane]
+  extern __shared__ __align__(16) uint8_t shared[];
 
   const int lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
   const int warp = threadIdx.x / 32, slot = warp / p.chunks, chunk = warp % p.chunks;
+  // [slot][chunk][value][lane]
+  uint32_t* const partials =
+      reinterpret_cast<uint32_t*>(shared + p.slots * p.chunks * Ring::kBytes);
   int unit = static_cast<int>(int64_t{blockIdx.x} * p.units / gridDim.x) + slot;
   const int end_unit = static_cast<int>((int64_t{blockIdx.x} + 1) * p.units / gridDim.x);
   const int tile_begin = chunk * p.layout.tiles / p.chunks;
   const int tile_end = (chunk + 1) * p.layout.tiles / p.chunks;
   const int token = blockIdx.y * 8 * kTokenTiles;
 
-  SkinnyTile<kGroups> ring[kAhead];
-  if (unit < end_unit) {
+  Ring ring(shared + warp * Ring::kBytes, lane);
+  int copy_unit = unit, copy_tile = tile_begin;
+  const uint8_t *codes = nullptr, *scales = nullptr;
+  auto copy_next = [&] {
+    if (copy_tile == tile_begin) {
+      const uint8_t* from = p.weight + (copy_unit / 4) * p.layout.block_bytes() +
+                            int64_t{tile_begin} * p.layout.tile_bytes;
+      codes = from + (copy_unit % 4) * kUnitBytes + (t / 2) * 256 + r * 32 + (t % 2) * 16;
+      scales = from + 4 * kUnitBytes + (copy_unit % 4) * kGroups * 64 + r * 8;
+    }
+    ring.copy(copy_unit < end_unit, codes, scales);
+    codes += p.layout.tile_bytes;
+    scales += p.layout.tile_bytes;
+    if (++copy_tile == tile_end) {
+      copy_tile = tile_begin;
+      copy_unit += p.slots;
+    }
+  };
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i)
-      if (tile_begin + i < tile_end) ring[i].load(p, unit, tile_begin + i, lane);
-  }
+  for (int i = 0; i < kSkinnyAhead<kGroups> - 1; ++i) copy_next();
   let_next_kernel_launch();
   wait_for_previous_kernel();
 
   const uint8_t* rows[kTokenTiles];
 #pragma unroll
   for (int nt = 0; nt < kTokenTiles; ++nt)
-    rows[nt] = p.x + int64_t{min(token + nt * 8 + r, p.m - 1)} * p.x_row_bytes;
+    rows[nt] = p.x + int64_t{min(token + nt * 8 + r, p.m - 1)} * p.x_row_bytes +
+               t * T::kRun * T::kInputBytes;
 
   auto store = [&](uint32_t bits, int value) {
     const int row = unit * kUnitRows + r + 8 * (value % 4 / 2);
@@ -233,28 +300,26 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
   for (; unit < end_unit; unit += p.slots) {
     float sums[kTokenTiles][4] = {};
     int integers[kTokenTiles][4] = {};
+    auto step = [&](int tile, SkinnyInputs<format, kTokenTiles>& now,
+                    SkinnyInputs<format, kTokenTiles>& next) {
+      // The next tile's inputs, or the next unit's first, come while this one is multiplied.
+      if constexpr (kInputBuffers == 2)
+        next.load(p, rows, tile + 1 == tile_end ? tile_begin : tile + 1, t);
+      else
+        now.load(p, rows, tile, t);
+      const SkinnyTile<kGroups> weights = ring.wait();
+      copy_next();
+      multiply_tile<format, kTokenTiles, kZeroPoints, kGroups>(weights, now, sums, integers);
+    };
+    int tile = tile_begin;
 #pragma unroll 1
-    for (int first = tile_begin; first < tile_end; first += kAhead) {
-      // Where this round's tiles come from next: the next round, or the next unit's first.
-      const bool last_round = first + kAhead >= tile_end;
-      const int next_unit = last_round ? unit + p.slots : unit;
-      const int next_first = last_round ? tile_begin : first + kAhead;
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const bool present = first + i < tile_end;
-        if constexpr (kInputBuffers == 2) {
-          // The buffers alternate over a round's tiles, present or not.
-          const int next = i + 1 < kAhead ? first + i + 1 : next_first;
-          inputs[(i + 1) % 2].load(p, rows, next, t);
-        } else if (present) {
-          inputs[0].load(p, rows, first + i, t);
-        }
-        if (present)
-          multiply_tile<format, kTokenTiles, kZeroPoints, kGroups>(
-              ring[i], inputs[i % kInputBuffers], sums, integers);
-        if (next_unit < end_unit && next_first + i < tile_end)
-          ring[i].load(p, next_unit, next_first + i, lane);
-      }
+    for (; tile + 1 < tile_end; tile += 2) {
+      step(tile, inputs[0], inputs[kInputBuffers - 1]);
+      step(tile + 1, inputs[kInputBuffers - 1], inputs[0]);
+    }
+    if (tile < tile_end) {
+      step(tile, inputs[0], inputs[kInputBuffers - 1]);
+      inputs[0] = inputs[kInputBuffers - 1];
     }
     auto bits_of = [&](int value) {
       if constexpr (T::kExact)
@@ -290,9 +355,15 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
 
 template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups>
 void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
-  const int shared = p.chunks == 1 ? 0 : p.slots * p.chunks * kTokenTiles * 4 * 32 * 4;
-  launch_dependent(skinny<format, kTokenTiles, kZeroPoints, kGroups>,
-                   dim3(p.blocks, (p.m + 8 * kTokenTiles - 1) / (8 * kTokenTiles)),
+  constexpr int kMostPartials = kSkinnyWarps * kTokenTiles * 4 * 32 * 4;
+  constexpr int kRing = SkinnyRing<kGroups, kSkinnyAhead<kGroups>>::kBytes;
+  auto* kernel = skinny<format, kTokenTiles, kZeroPoints, kGroups>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             kSkinnyWarps * kRing + kMostPartials),
+        "shared memory of a linear");
+  const int warps = p.slots * p.chunks;
+  const int shared = warps * kRing + (p.chunks == 1 ? 0 : warps * kTokenTiles * 4 * 32 * 4);
+  launch_dependent(kernel, dim3(p.blocks, (p.m + 8 * kTokenTiles - 1) / (8 * kTokenTiles)),
                    dim3(p.slots * p.chunks * 32), shared, stream, p);
 }
 

@@ -7,6 +7,18 @@
 
 namespace whit::cuda {
 
+// a & b | c and (a & b) ^ c in one instruction, which nvcc makes two of.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
+__device__ __forceinline__ uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
+
 // The low f16 of a scale word, and its zero point in all four bytes.
 __device__ __forceinline__ float scale_of(uint32_t word) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xffff)));
@@ -22,10 +34,10 @@ template <bool kZeroPoints>
 __device__ __forceinline__ uint32_t int8_of_nibbles(uint32_t word, int i, uint32_t zero_bytes) {
   if constexpr (kZeroPoints) {
     // 0x80 keeps each byte's subtraction from borrowing; xor makes it two's complement.
-    const uint32_t biased = ((i == 0 ? word : word >> 4) & 0x0f0f0f0fu) | 0x80808080u;
+    const uint32_t biased = and_or(i == 0 ? word : word >> 4, 0x0f0f0f0fu, 0x80808080u);
     return (biased - zero_bytes) ^ 0x80808080u;
   } else {
-    return ((i == 0 ? word << 4 : word) & 0xf0f0f0f0u) ^ 0x80808080u;
+    return and_xor(i == 0 ? word << 4 : word, 0xf0f0f0f0u, 0x80808080u);
   }
 }
 template <bool kZeroPoints>
@@ -34,7 +46,7 @@ constexpr float kInt4Unit = kZeroPoints ? 1.0f : 0.0625f;
 // Nibble i of each half-word less the zero point, as two bf16 numbers, exact. minus_zero holds
 // −(128 + zero point) twice.
 __device__ __forceinline__ uint32_t bf16_of_nibbles(uint32_t word, int i, uint32_t minus_zero) {
-  const uint32_t biased = ((word >> (4 * i)) & 0x000f000fu) | 0x43004300u;  // 128 + code
+  const uint32_t biased = and_or(word >> (4 * i), 0x000f000fu, 0x43004300u);  // 128 + code
   uint32_t out;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(biased), "r"(0x3f803f80u), "r"(minus_zero));
   return out;

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kStepK = 128;    // of K a pipeline stage, one swizzled row and one scale group
 constexpr int kConsumers = 2;  // warpgroups, of 64 rows each
+constexpr int kMostParts = 4;  // of k_chunks
 constexpr int kThreads = 128 * (kConsumers + 1);
 // Floats between the rows of staged sums: 4 more than a tile's 64 rows, so that the writes of a
 // warp (8 rows × 4 columns, 2 apart) fall into 32 banks.
@@ -184,6 +185,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       return own[(i / 4 * 8 + i % 2) * kStagePitch + i % 4 / 2 * 8];
     };
     wait_for_previous_kernel();
+    // The warpgroups take turns at the tensor cores: left alone they multiply at the same time,
+    // both at half speed, and then scale their sums at the same time, the tensor cores idle.
+    const int my_turn = 1 + kConsumers + group, other_turn = 1 + kConsumers + (group ^ 1);
+    if (group == 1) named_barrier_arrive(other_turn, 256);
     int stage = 0, phase = 0;
     for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
       int products[S::kAccumulators];
@@ -191,6 +196,24 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (float& value : acc) value = 0;
       int chunk = 0, chunk_end = p.parts == 1 ? p.steps / p.chunks : step_end;
+
+      // What this thread stores in the end: 8 rows of every 16th token; the blocks of a cluster
+      // share the tokens. Its factors are asked for now, while there is time.
+      const int block = tile / p.token_tiles * kConsumers + group;
+      const int own_tokens = kTokens / p.parts;
+      const int first_token = tile % p.token_tiles * kTokens + part * own_tokens;
+      const int row = block * kTileRows + thread % 8 * 8;
+      float x_scales[kTokens / 16], row_scales[8];
+#pragma unroll
+      for (int i = 0; i < kTokens / 16; ++i)
+        x_scales[i] = p.epilogue.x_scale[min(first_token + i * 16 + thread / 8, p.m - 1)];
+      if constexpr (kExact) {
+        const int from = min(block, p.layout.row_blocks - 1) * kTileRows + thread % 8 * 8;
+#pragma unroll
+        for (int e = 0; e < 8; ++e)
+          row_scales[e] =
+              reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[from + e];
+      }
 
       Fragments fragments[2];
       auto fetch = [&](Fragments& to) {
@@ -202,6 +225,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       auto multiply = [&](Fragments& now, Fragments& next, int step) {
         const uint64_t b = swizzled_operand(shared_address(stages) + stage * S::kStageBytes);
         const int used = stage;
+        named_barrier(my_turn, 256);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -211,6 +235,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         // Unpacking what comes next is hidden behind the product.
         if (step + 1 < step_end) fetch(next);
         wgmma_wait<0>();
+        named_barrier_arrive(other_turn, 256);
         if (thread == 0) barrier_arrive(empty(used));
         if constexpr (!kExact) {
 #pragma unroll
@@ -243,25 +268,27 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (p.parts > 1) cluster_sync();
       named_barrier(1 + group, 128);
 
-      // Sums of 8 rows of one token a thread and round; the blocks of a cluster share the tokens.
-      const int block = tile / p.token_tiles * kConsumers + group;
-      const int first_token = tile % p.token_tiles * kTokens;
-      const int own_tokens = kTokens / p.parts;
-      const int row = block * kTileRows + thread % 8 * 8;
       if (block < p.layout.row_blocks) {
-        for (int i = thread / 8; i < own_tokens; i += 16) {
-          const int column = part * own_tokens + i, token = first_token + column;
-          if (token >= p.m) break;
-          const float* from = sums + column * kStagePitch + thread % 8 * 8;
-          uint32_t bits[8];
-          for (int c = 0; c < p.parts; ++c) {
-            uint4 halves[2];
+#pragma unroll
+        for (int i = 0; i < kTokens / 16; ++i) {
+          const int column = i * 16 + thread / 8, token = first_token + column;
+          if (column >= own_tokens || token >= p.m) break;
+          const float* from = sums + (part * own_tokens + column) * kStagePitch + thread % 8 * 8;
+          uint4 halves[kMostParts][2];
+#pragma unroll
+          for (int c = 0; c < kMostParts; ++c)
 #pragma unroll
             for (int h = 0; h < 2; ++h)
-              halves[h] = p.parts == 1 ? *reinterpret_cast<const uint4*>(from + 4 * h)
-                                       : load_cluster(shared_address(from + 4 * h), c);
-            const uint32_t next[8] = {halves[0].x, halves[0].y, halves[0].z, halves[0].w,
-                                      halves[1].x, halves[1].y, halves[1].z, halves[1].w};
+              if (c < p.parts)
+                halves[c][h] = p.parts == 1 ? *reinterpret_cast<const uint4*>(from + 4 * h)
+                                            : load_cluster(shared_address(from + 4 * h), c);
+          uint32_t bits[8];
+#pragma unroll
+          for (int c = 0; c < kMostParts; ++c) {
+            if (c >= p.parts) break;
+            const uint32_t next[8] = {halves[c][0].x, halves[c][0].y, halves[c][0].z,
+                                      halves[c][0].w, halves[c][1].x, halves[c][1].y,
+                                      halves[c][1].z, halves[c][1].w};
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
               if (c == 0)
@@ -278,9 +305,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           for (int e = 0; e < 8; ++e) {
             values[e] = __uint_as_float(bits[e]);
             if constexpr (kExact)
-              values[e] = __fmul_rn(
-                  __int2float_rn(static_cast<int>(bits[e])),
-                  reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row + e]);
+              values[e] = __fmul_rn(__int2float_rn(static_cast<int>(bits[e])), row_scales[e]);
+            values[e] = __fmul_rn(values[e], x_scales[i]);
           }
           p.epilogue.store_8(values, token, row, p.n, p.vectors);
         }
@@ -365,15 +391,18 @@ void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* str
   p.vectors = p.epilogue.vectors_of_8();
   const int row_tiles = (p.layout.row_blocks + kConsumers - 1) / kConsumers;
   // The shape that ends first: waves of blocks × (steps of K + about six for filling the pipeline
-  // and storing), a step being the tensor cores' 4 clocks a token and some 100 of waiting.
+  // and storing, as many again for a cluster's exchange), a step being the tensor cores' 4 clocks a
+  // token and some 100 of waiting. Clusters find room on some nine of ten SMs.
   int tokens = 0;
   double best = 0;
   for (const int candidate : {64, 128})
     for (const int parts : {1, p.chunks}) {
       const int token_tiles = (p.m + candidate - 1) / candidate;
       const int blocks = row_tiles * token_tiles * parts;
-      const int waves = (blocks + device.sms - 1) / device.sms;
-      const double cost = 1.0 * waves * (p.steps / parts + 6) * (4 * candidate + 100);
+      const int room = parts == 1 ? device.sms : device.sms * 9 / 10 / parts * parts;
+      const int waves = (blocks + room - 1) / room;
+      const double cost =
+          1.0 * waves * (p.steps / parts + (parts == 1 ? 6 : 12)) * (4 * candidate + 100);
       if (tokens == 0 || cost < best) {
         best = cost;
         tokens = candidate;

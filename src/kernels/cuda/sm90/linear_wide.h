@@ -2,10 +2,10 @@
 //
 // A block is a producer and two consumer warpgroups of 64 weight rows × 64 or 128 tokens. Weights
 // are the A operand, unpacked in registers; tokens come through a 128-byte-swizzled tensor map. The
-// two consumers need no order between them: while one scales its sums the other multiplies.
-// Bounds: the int8 peak (4096 MAC a clock and SM), the issue of the group scales (an I2F and an FMA
-// an output and 128 of K beside 32 clocks/1000 of tensor time), and the L2's bandwidth, of which
-// 128 × 128 tiles ask 49 bytes a clock and SM.
+// consumers take turns: while one scales its sums the other multiplies.
+// Bounds: the int8 peak (4096 MAC a clock and SM); beside it the issue of the group scales, an I2F
+// and an FMA an output and 128 of K; and the L2's bandwidth, of which 128 × 128 tiles at the peak
+// would ask 49 bytes a clock and SM.
 // K is summed in k_chunks: by one block in turn, or each by a block of a cluster where the tiles
 // are too few for the SMs. Both add the chunks' sums in the same order.
 #pragma once
