@@ -166,7 +166,7 @@ std::span<const uint64_t> GrammarAutomaton::allowed(Config config) {
   work_ = 0;
   if (config == kDead) return {};
   Entry& entry = *configs_[config];
-  if (!entry.allowed.empty()) return entry.allowed;
+  if (entry.allowed != nullptr) return *entry.allowed;
   std::vector<uint64_t> mask((tokens_->vocab_size() + 63) / 64, 0);
   std::vector<Config> path(tokens_->max_depth() + 1);
   path[0] = config;
@@ -182,9 +182,16 @@ std::span<const uint64_t> GrammarAutomaton::allowed(Config config) {
     for (const int32_t id : tokens_->tokens_at(node)) mask[id / 64] |= uint64_t{1} << (id % 64);
     ++i;
   }
-  bytes_ += static_cast<int64_t>(mask.size() * 8);
-  entry.allowed = std::move(mask);
-  return entry.allowed;
+  uint64_t hash = 0;
+  for (const uint64_t bits : mask) hash = mix(hash ^ bits) + 1;
+  const auto [begin, end] = masks_.equal_range(hash);
+  auto found = std::find_if(begin, end, [&](const auto& other) { return other.second == mask; });
+  if (found == end) {
+    bytes_ += static_cast<int64_t>(mask.size() * 8) + 64;
+    found = masks_.emplace(hash, std::move(mask));
+  }
+  entry.allowed = &found->second;
+  return *entry.allowed;
 }
 
 int64_t GrammarAutomaton::bytes() {

@@ -44,7 +44,7 @@ class GrammarAutomaton {
   static constexpr Config kDead = -1;
   static constexpr int32_t kMaxDepth = 512;                // of stacks: nesting of rules
   static constexpr size_t kMaxItems = 2000;                // of one configuration
-  static constexpr int64_t kMaxBytes = int64_t{96} << 20;  // of all that is remembered
+  static constexpr int64_t kMaxBytes = int64_t{32} << 20;  // of all that is remembered
   static constexpr int64_t kMaxWork = 2'000'000;           // items looked at for one question
 
   GrammarAutomaton(std::vector<GrammarState> states, int32_t start,
@@ -71,8 +71,8 @@ class GrammarAutomaton {
   struct Entry {
     std::vector<Item> items;  // states with edges, sorted
     bool may_end = false;
-    std::vector<Config> next;       // by byte; empty until needed
-    std::vector<uint64_t> allowed;  // empty until needed
+    std::vector<Config> next;                        // by byte; empty until needed
+    const std::vector<uint64_t>* allowed = nullptr;  // one of masks_; null until needed
   };
   static constexpr Config kUnknown = -2;
 
@@ -90,6 +90,8 @@ class GrammarAutomaton {
   std::unordered_map<uint64_t, int32_t> stack_index_;
   std::vector<std::unique_ptr<Entry>> configs_;
   std::unordered_multimap<uint64_t, Config> config_index_;
+  // By hash. Few differ: inside of a text the same tokens may follow, however far it has come.
+  std::unordered_multimap<uint64_t, std::vector<uint64_t>> masks_;
   Config start_config_ = kUnknown;
   int64_t bytes_ = 0, work_ = 0;
   // Of the closure being made.

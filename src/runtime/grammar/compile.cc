@@ -42,8 +42,21 @@ std::shared_ptr<const Grammar> GrammarCache::get(const std::string& source,
   std::shared_ptr<const Grammar> grammar = compile();
   std::lock_guard lock(mutex_);
   entries_.push_front({source, grammar});
-  if (entries_.size() > kMaxEntries) entries_.pop_back();
+  while (entries_.size() > kMaxEntries || (entries_.size() > 1 && locked_bytes() > kMaxBytes))
+    entries_.pop_back();
   return grammar;
+}
+
+int64_t GrammarCache::bytes() {
+  std::lock_guard lock(mutex_);
+  return locked_bytes();
+}
+
+int64_t GrammarCache::locked_bytes() {
+  int64_t sum = 0;
+  for (const Entry& entry : entries_)
+    sum += std::ssize(entry.source) + entry.grammar->automaton().bytes();
+  return sum;
 }
 
 }  // namespace whit

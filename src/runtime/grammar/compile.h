@@ -41,21 +41,24 @@ std::shared_ptr<const Grammar> compile_tool_call(
     const std::vector<std::pair<std::string, Json>>& tools,
     std::shared_ptr<const TokenTrie> tokens);
 
-// Grammars by their source: the same schema, asked for again and again, is compiled once. Those
-// whose automata have grown large are dropped, so that what is remembered stays bounded.
+// Grammars by their source: the same schema, asked for again and again, is compiled once. The least
+// recently used are dropped when all together have grown large, as is any that has on its own.
 class GrammarCache {
  public:
   using Compile = std::function<std::shared_ptr<const Grammar>()>;
   // From any thread.
   std::shared_ptr<const Grammar> get(const std::string& source, const Compile& compile);
+  int64_t bytes();
 
  private:
   static constexpr size_t kMaxEntries = 32;
-  static constexpr int64_t kMaxEntryBytes = int64_t{24} << 20;
+  static constexpr int64_t kMaxEntryBytes = int64_t{8} << 20, kMaxBytes = int64_t{32} << 20;
   struct Entry {
     std::string source;
     std::shared_ptr<const Grammar> grammar;
   };
+  int64_t locked_bytes();
+
   std::mutex mutex_;
   std::list<Entry> entries_;  // most recently used first
 };

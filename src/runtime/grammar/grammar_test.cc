@@ -324,5 +324,26 @@ TEST(GrammarTest, the_same_source_is_compiled_once) {
   EXPECT_EQ(compiled, 1 + 40 + 1);
 }
 
+// Long answers to ever new grammars: each of them grows while it is followed, all of them are kept
+// for a while.
+TEST(GrammarTest, what_the_cache_remembers_is_bounded) {
+  GrammarCache cache;
+  int64_t followed = 0;
+  for (int i = 0; i < 40; ++i) {
+    const auto grammar = cache.get(std::to_string(i), [&] {
+      return regex("<" + std::to_string(i) + "([a-z]{1500}|[a-y]{1500})>");
+    });
+    GrammarMatcher matcher(grammar);
+    const std::string text = "<" + std::to_string(i) + std::string(1500, 'm');
+    for (const char byte : text) {
+      matcher.allowed();
+      matcher.accept(byte);
+    }
+    followed += grammar->automaton().bytes();
+    EXPECT_LE(cache.bytes(), (int64_t{32} << 20) + grammar->automaton().bytes());
+  }
+  EXPECT_GT(followed, int64_t{64} << 20);
+}
+
 }  // namespace
 }  // namespace whit
