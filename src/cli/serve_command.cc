@@ -11,11 +11,12 @@ namespace {
 struct ServeOptions {
   std::string model;
   HttpServerOptions http;
-  std::vector<std::string> api_keys;
-  std::string api_key_file, served_name, metrics_compat, prefix_caching = "on";
+  std::vector<std::string> api_keys, served_names;
+  std::string api_key_file, metrics_compat, prefix_caching = "on";
   std::string kv_cache_dtype = "auto", log_level = "info", policy = "max-utilization";
   int64_t max_sequences = 32, max_context = 0, max_queue = 256, max_step_tokens = 256;
-  int64_t max_prompt_chunk = 64, cache_mebibytes = 0, draft_tokens = 0;
+  std::string draft_model;
+  int64_t max_prompt_chunk = 16, cache_mebibytes = 0, draft_tokens = -1;
   int64_t drain_s = 60, body_mebibytes = 8;
   MachineOptions machine;
 };
@@ -50,6 +51,13 @@ LogLevel log_level(const std::string& name) {
   return name == "error" ? LogLevel::kError : LogLevel::kInfo;
 }
 
+// A loop's guesses by default: none by prompt lookup; of a model as many as a typical one gets
+// right.
+int64_t draft_tokens(const ServeOptions& user) {
+  if (user.draft_tokens >= 0) return user.draft_tokens;
+  return user.draft_model.empty() ? 0 : 4;
+}
+
 int serve(const ServeOptions& user) {
   if (user.kv_cache_dtype == "int8")
     throw Error(ErrorKind::kUnsupported,
@@ -68,11 +76,15 @@ int serve(const ServeOptions& user) {
       user.model,
       {.max_tokens = step_tokens,
        .max_context = user.max_context,
-       .max_logit_rows = std::max<int64_t>({user.max_sequences, user.draft_tokens + 1, 32}),
+       .max_logit_rows = std::max<int64_t>({user.max_sequences, draft_tokens(user) + 1, 32}),
        .isa = machine.isa,
        .backend = machine.backend},
       machine.pool);
-  options.names = {user.served_name.empty() ? default_name(user.model) : user.served_name};
+  options.names = user.served_names;
+  if (options.names.empty()) options.names = {default_name(user.model)};
+  for (const std::string& name : options.names)
+    if (name.empty() || name.size() > 1024)
+      throw Error(ErrorKind::kInvalidArgument, "--served-model-name must have 1 to 1024 bytes");
   options.vllm_metrics = user.metrics_compat == "vllm";
   options.log_level = log_level(user.log_level);
   EngineLoopOptions& engine = options.engine;
@@ -86,8 +98,23 @@ int serve(const ServeOptions& user) {
                       .prefix_caching = user.prefix_caching == "on"};
   engine.max_queue = user.max_queue;
   engine.cache_bytes = user.cache_mebibytes << 20;
-  engine.draft_tokens = user.draft_tokens;
+  engine.draft_tokens = draft_tokens(user);
   engine.kv_dtype = loaded.model.default_kv_dtype();
+  std::optional<LoadedModel> draft;
+  if (!user.draft_model.empty()) {
+    const int64_t context = loaded.executor->options().max_context;
+    Model model = Model::open(user.draft_model);
+    check_draft_model(model, loaded.model, context);
+    draft.emplace(std::chrono::steady_clock::now(), std::move(model),
+                  ExecutorOptions{.max_tokens = step_tokens + user.max_sequences,
+                                  .max_context = context,
+                                  .max_logit_rows = user.max_sequences,
+                                  .isa = machine.isa,
+                                  .backend = machine.backend},
+                  machine.pool);
+    engine.draft = draft->executor.get();
+    engine.draft_kv_dtype = draft->model.default_kv_dtype();
+  }
   engine.hash_seed = uint64_t{std::random_device()()} << 32 | std::random_device()();
   Service service(loaded.model, *loaded.executor, options);
   fmt::print("whit: serving {} at {}\n", options.names[0], service.address());
@@ -114,14 +141,18 @@ Action add_serve(CLI::App& app) {
       ->take_all()
       ->allow_extra_args(false);
   app.add_option("--api-key-file", user->api_key_file, "A file with such keys, one a line");
-  app.add_option("--served-model-name", user->served_name, "What clients call the model");
+  app.add_option("--served-model-name", user->served_names,
+                 "What clients call the model; may be repeated, the first is the one shown")
+      ->take_all()
+      ->allow_extra_args(false);
   add_count("--max-num-seqs", user->max_sequences, 1, 1024, "Answers generated together");
   add_count("--max-model-len", user->max_context, 0, int64_t{1} << 28,
             "Longest context, in tokens; 0: the model's");
   add_count("--max-queue", user->max_queue, 0, 1 << 20, "Answers that may wait; others get a 429");
   add_count("--max-num-batched-tokens", user->max_step_tokens, 2, 8192, "Tokens of one step");
   add_count("--max-prompt-chunk", user->max_prompt_chunk, 0, 8192,
-            "Prompt tokens of a step while answers are generated; 0: what fits");
+            "Prompt tokens of a step while answers are generated (or as many as they are); small: "
+            "steadier answers, large: sooner first tokens; 0: what fits");
   add_count("--kv-cache-memory", user->cache_mebibytes, 0, int64_t{1} << 24,
             "MiB for keys and values; 0: a quarter of the longest contexts, at most 1024");
   app.add_option("--kv-cache-dtype", user->kv_cache_dtype, "auto: the model's")
@@ -134,8 +165,12 @@ Action add_serve(CLI::App& app) {
                  "guaranteed-no-evict: start only what can be finished without preemption")
       ->check(CLI::IsMember({"max-utilization", "guaranteed-no-evict"}))
       ->capture_default_str();
-  add_count("--draft-tokens", user->draft_tokens, 0, 16,
-            "Tokens guessed from the text so far and checked together; 0: none");
+  app.add_option("--draft-model", user->draft_model,
+                 "A smaller model with the same tokens, whose guesses are checked: same answers");
+  app.add_option("--draft-tokens", user->draft_tokens,
+                 "Tokens guessed and checked together, by --draft-model (default 4) or else from "
+                 "the text so far (default 0: none)")
+      ->check(CLI::Range(int64_t{0}, int64_t{16}));
   app.add_option("--metrics-compat", user->metrics_compat,
                  "vllm: every figure of /metrics under vLLM's name as well")
       ->check(CLI::IsMember({"vllm"}));

@@ -15,7 +15,9 @@ using Clock = RequestTimes::Clock;
 constexpr int64_t kDefaultCacheBytes = int64_t{1} << 30;
 
 int64_t page_count(const Executor& executor, const EngineLoopOptions& options) {
-  const int64_t page_bytes = executor.make_cache(1, options.page_tokens, options.kv_dtype).bytes();
+  int64_t page_bytes = executor.make_cache(1, options.page_tokens, options.kv_dtype).bytes();
+  if (options.draft != nullptr)
+    page_bytes += options.draft->make_cache(1, options.page_tokens, options.draft_kv_dtype).bytes();
   const int64_t context_pages = ceil_div(options.scheduler.max_context, options.page_tokens);
   int64_t pages = options.cache_bytes / page_bytes;
   if (options.cache_bytes == 0) {
@@ -89,6 +91,8 @@ EngineLoop::EngineLoop(const Model& model, Executor& executor, const EngineLoopO
   if (1 + options_.draft_tokens > executor.options().max_logit_rows)
     throw Error(ErrorKind::kInvalidArgument, "{} draft tokens are more than {} rows of logits",
                 options_.draft_tokens, executor.options().max_logit_rows);
+  if (options_.draft != nullptr && options_.draft_tokens > 0)
+    draft_.emplace(*options_.draft, pool_.size(), options_.page_tokens, options_.draft_kv_dtype);
   thread_ = std::thread([this] { run(); });
 }
 
@@ -224,6 +228,8 @@ void EngineLoop::start(RequestId id, Request request) {
                                                  executor_.config().vocab_size);
       if (i == 0 && asked.prompt_logprobs >= 0) answer.prompt.resize(asked.prompt.size() - 1);
       answer.sequence = &scheduler_.add(std::move(spec));
+      // Where a grammar decides, guesses that do not know it are seldom right.
+      answer.sequence->drafted = draft_ && answer.choice && !answer.choice->grammar();
       answers_[answer.sequence->id] = &answer;
     } catch (const std::exception& error) {
       answer.error = error.what();
@@ -242,9 +248,11 @@ void EngineLoop::step() {
     RequestTimes& times = answers_.at(chunk.sequence->id)->active->times;
     if (times.scheduled == Clock::time_point()) times.scheduled = now;
     report_.drafted += chunk.drafts;
+    if (chunk.drafts > 0) ++report_.drafts;
   }
   const std::vector<Chunk> chunks = plan.chunks;
   try {
+    if (draft_) draft_->propose(plan, executor_.config().vocab_size);
     batch_.build(plan, pool_.page_tokens());
     executor_.step(batch_.ids(), batch_.view(), cache_);
     embed_step(plan);
@@ -262,8 +270,11 @@ void EngineLoop::step() {
   for (const Chunk& chunk : chunks) {
     const Answer& answer = *answers_.at(chunk.sequence->id);
     accepted.push_back(std::max<int64_t>(0, std::ssize(answer.sampled) - 1));
-    report_.accepted += accepted.back();
+    if (accepted.back() > std::ssize(report_.accepted_at))
+      report_.accepted_at.resize(accepted.back());
+    for (int64_t i = 0; i < accepted.back(); ++i) ++report_.accepted_at[i];
   }
+  if (draft_) DraftModel::accept(plan, accepted);
   scheduler_.complete(accepted);
   const auto done = Clock::now();
   for (const Chunk& chunk : chunks) {
@@ -279,7 +290,7 @@ void EngineLoop::step() {
     answer.sampled.clear();
     event_of(answer);
   }
-  propose_drafts();
+  want_drafts();
 }
 
 // Adds up the final norm's output over the prompt; its mean, scaled to unit length, is the
@@ -452,13 +463,19 @@ void EngineLoop::end_answer(Answer& answer) {
   if (event.last_choice) active_.erase(active.id);
 }
 
-void EngineLoop::propose_drafts() {
+// Of a draft model only the number of guesses: it makes them once the step's plan has room for
+// them.
+void EngineLoop::want_drafts() {
   if (options_.draft_tokens == 0) return;
   for (auto& [id, answer] : answers_) {
     Sequence& sequence = *answer->sequence;
     if (answer->choice && !answer->choice->grammar() &&
-        sequence.computed + 1 == sequence.length() && sequence.generated() > 0)
-      sequence.draft = answer->choice->look_up_draft(sequence.tokens, options_.draft_tokens);
+        sequence.computed + 1 == sequence.length() && sequence.generated() > 0) {
+      if (draft_)
+        sequence.draft.assign(options_.draft_tokens, 0);
+      else
+        sequence.draft = answer->choice->look_up_draft(sequence.tokens, options_.draft_tokens);
+    }
   }
 }
 

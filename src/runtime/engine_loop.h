@@ -20,6 +20,7 @@
 #include "engine/model.h"
 #include "runtime/batch.h"
 #include "runtime/choice.h"
+#include "runtime/draft_model.h"
 #include "runtime/request.h"
 
 namespace whit {
@@ -28,8 +29,10 @@ struct EngineLoopOptions {
   SchedulerOptions scheduler;
   int64_t max_queue = 256;  // sequences that wait while scheduler.max_sequences run
   int64_t cache_bytes = 0;  // for keys and values; 0: for a quarter of the longest contexts at once
-  int64_t page_tokens = 32;  // a multiple of 16
-  int64_t draft_tokens = 0;  // guessed by prompt lookup and checked together; 0: none
+  int64_t page_tokens = 32;   // a multiple of 16
+  int64_t draft_tokens = 0;   // guessed by prompt lookup and checked together; 0: none
+  Executor* draft = nullptr;  // of a smaller model, which guesses instead; must outlive the loop
+  DType draft_kv_dtype = DType::kF16;
   DType kv_dtype = DType::kF16;
   uint64_t hash_seed = 0;
 };
@@ -39,8 +42,9 @@ struct StepReport {
   std::vector<RequestEvent> events;
   SchedulerStats scheduler;
   int64_t pages_used = 0, pages = 0;
-  int64_t tokens = 0;  // of this step
-  int64_t drafted = 0, accepted = 0;
+  int64_t tokens = 0;                // of this step
+  int64_t drafts = 0, drafted = 0;   // sequences with guesses, tokens guessed
+  std::vector<int64_t> accepted_at;  // drafts whose guess at this place was right
 };
 
 class EngineLoop {
@@ -63,7 +67,8 @@ class EngineLoop {
 
   int64_t max_context() const { return options_.scheduler.max_context; }
   int64_t cache_tokens() const { return pool_.size() * pool_.page_tokens(); }
-  int64_t cache_bytes() const { return cache_.bytes(); }
+  // Keys and values, of a draft model too.
+  int64_t cache_bytes() const { return cache_.bytes() + (draft_ ? draft_->cache_bytes() : 0); }
   const EngineLoopOptions& options() const { return options_; }
 
  private:
@@ -84,7 +89,7 @@ class EngineLoop {
   void fail_step(const StepPlan& plan, const std::string& why);
   RequestEvent& event_of(Answer& answer);
   void end_answer(Answer& answer);
-  void propose_drafts();
+  void want_drafts();
   void send_report();
 
   const Model& model_;
@@ -101,6 +106,7 @@ class EngineLoop {
   // The engine thread's.
   std::unordered_map<RequestId, std::unique_ptr<Active>> active_;
   std::unordered_map<SequenceId, Answer*> answers_;
+  std::optional<DraftModel> draft_;
   StepBatch batch_;
   StepReport report_;
   std::vector<ChoiceWorkspace> workspaces_;  // one a thread

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
+#include <numeric>
 
 #include "text_model.h"
 
@@ -60,7 +61,7 @@ class EngineLoopTest : public ::testing::Test {
       if (event.last_choice) ++done_;
     }
     drafted_ += report.drafted;
-    accepted_ += report.accepted;
+    accepted_ += std::accumulate(report.accepted_at.begin(), report.accepted_at.end(), int64_t{0});
     report.events.clear();
     last_ = std::move(report);
     changed_.notify_all();
@@ -148,6 +149,56 @@ TEST_F(EngineLoopTest, an_answer_under_load_is_the_answer_alone) {
     EXPECT_EQ(last_.pages_used, 0);
   }
   EXPECT_GT(drafted_, 0);
+}
+
+// The same answers, greedy and sampled, whatever the draft model is worth and while pages run out.
+TEST_F(EngineLoopTest, a_draft_model_changes_no_answer) {
+  std::vector<Request> requests;
+  std::vector<std::string> expected;
+  for (int i = 0; i < 12; ++i) {
+    std::string prompt = "Once upon a time, in a harbour";
+    if (i % 3 != 0) prompt += std::string(static_cast<size_t>(i) * 3, static_cast<char>('a' + i));
+    requests.push_back(greedy(prompt, 10 + i * 3));
+    if (i % 4 == 1) {
+      requests.back().options.sampling.temperature = 1;
+      requests.back().options.sampling.seed = static_cast<uint64_t>(i);
+    }
+    expected.push_back(alone(requests.back()));
+  }
+  TextModel other_files("qwen2");
+  const Model other = Model::open(other_files.path());
+  check_draft_model(other, model_, 128);
+  EXPECT_THROW(check_draft_model(other, model_, 1024), Error);
+  const int64_t page = model_.config().num_hidden_layers * 2 * 16 *
+                       model_.config().num_key_value_heads * model_.config().head_dim * 4;
+  for (const Model* guesser : {static_cast<const Model*>(&model_), &other}) {
+    Executor draft(guesser->config(), guesser->graph(), guesser->weights(),
+                   {.max_tokens = 46, .max_context = 128, .max_logit_rows = 4}, pool_);
+    EngineLoopOptions options = small();
+    options.draft = &draft;
+    options.draft_kv_dtype = DType::kF32;
+    options.draft_tokens = 3;
+    options.cache_bytes = (guesser == &model_ ? 2 : 3) * 9 * page;
+    start(options);
+    done_ = drafted_ = accepted_ = 0;
+    answers_.clear();
+    std::vector<RequestId> ids;
+    for (const Request& request : requests) ids.push_back(loop_->submit(request));
+    wait_for(12);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      EXPECT_EQ((answers_[{ids[i], 0}].text), expected[i]) << i;
+      EXPECT_EQ((answers_[{ids[i], 0}].end.error), "");
+      EXPECT_EQ((answers_[{ids[i], 0}].tokens), requests[i].options.max_tokens);
+    }
+    EXPECT_EQ(last_.pages_used, 0);
+    EXPECT_GT(drafted_, 0);
+    // A model's own greedy guesses are right, but for sampled answers and what others cut short.
+    if (guesser == &model_)
+      EXPECT_GT(accepted_, drafted_ * 6 / 10);
+    else
+      EXPECT_LT(accepted_, drafted_ / 2);
+    loop_.reset();
+  }
 }
 
 TEST_F(EngineLoopTest, the_pages_of_a_prompt_seen_before_are_not_computed_again) {

@@ -247,7 +247,7 @@ const StepPlan& Scheduler::schedule() {
   const auto prompt_room = [&] {
     const int64_t room = options_.max_step_tokens - plan_.tokens;
     const bool chunked = options_.max_prompt_chunk > 0 && !plan_.chunks.empty();
-    return chunked ? std::min(room, options_.max_prompt_chunk) : room;
+    return chunked ? std::min(room, std::max(options_.max_prompt_chunk, plan_.tokens)) : room;
   };
   const int64_t room = prompt_room(), decode_tokens = plan_.tokens;
   plan_prompts(room);

@@ -31,7 +31,9 @@ enum class SchedulerPolicy { kMaxUtilization, kGuaranteedNoEvict };
 struct SchedulerOptions {
   int64_t max_sequences = 64;     // running together
   int64_t max_step_tokens = 256;  // of one step, at least max_sequences + 1
-  int64_t max_prompt_chunk = 0;   // prompt tokens of a step in which others generate; 0: what fits
+  // Prompt tokens of a step in which others generate, or as many as they are: a step then takes
+  // about twice as long at most as it would without. 0: what fits.
+  int64_t max_prompt_chunk = 0;
   int64_t max_context = 2048;     // tokens of one sequence
   SchedulerPolicy policy = SchedulerPolicy::kMaxUtilization;
   bool prefix_caching = true;

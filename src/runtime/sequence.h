@@ -31,6 +31,8 @@ struct Sequence {
   int64_t published = 0;        // of the pages, those that others may find
   std::vector<PageId> pages;
   std::vector<int32_t> draft;  // guesses of what follows; checked, or dropped, by the next step
+  bool drafted = false;        // a draft model follows it
+  int64_t draft_missing = 0;   // of the computed tokens, the last that the draft model has not seen
   bool running = false;
   int64_t waiting_since = 0;   // the scheduler's step
   int64_t cached_tokens = -1;  // of the prompt, found in the cache when it first ran

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
 
 namespace whit {
 namespace {
@@ -89,9 +90,11 @@ void ServerMetrics::record(const StepReport& report) {
   pages_used_ = report.pages_used;
   pages_ = report.pages;
   if (report.tokens > 0) step_tokens_.add(static_cast<double>(report.tokens));
-  if (report.drafted > 0) ++drafts_;
+  drafts_ += report.drafts;
   drafted_ += report.drafted;
-  accepted_ += report.accepted;
+  if (report.accepted_at.size() > accepted_at_.size())
+    accepted_at_.resize(report.accepted_at.size());
+  for (size_t i = 0; i < report.accepted_at.size(); ++i) accepted_at_[i] += report.accepted_at[i];
   for (const RequestEvent& event : report.events) {
     const std::pair key(event.id, event.choice);
     generated_tokens_ += event.tokens;
@@ -187,9 +190,16 @@ void ServerMetrics::write(std::string& out, const std::string& prefix) const {
   counter("prompt_tokens_total", prompt_tokens_, "Prompt tokens of finished requests.");
   counter("prompt_tokens_cached_total", cached_tokens_, "Of these, taken from the cache.");
   counter("generation_tokens_total", generated_tokens_, "Tokens generated.");
-  counter("spec_decode_num_drafts_total", drafts_, "Steps with guessed tokens.");
+  counter("spec_decode_num_drafts_total", drafts_, "Guessed continuations.");
   counter("spec_decode_num_draft_tokens_total", drafted_, "Tokens guessed.");
-  counter("spec_decode_num_accepted_tokens_total", accepted_, "Guesses that were right.");
+  counter("spec_decode_num_accepted_tokens_total",
+          std::accumulate(accepted_at_.begin(), accepted_at_.end(), int64_t{0}),
+          "Guesses that were right.");
+  std::map<std::string, int64_t> by_position;
+  for (size_t i = 0; i < accepted_at_.size(); ++i)
+    by_position[fmt::format("{}", i)] = accepted_at_[i];
+  by_label("spec_decode_num_accepted_tokens_per_pos_total", "position", by_position,
+           "Guesses that were right, by their place in the continuation.");
   by_label("request_success_total", "finished_reason", finished_, "Answers by how they ended.");
   by_label("admission_rejections_total", "reason", rejected_, "Requests refused by reason.");
   histogram("time_to_first_token_seconds", first_token_, "From submission to the first token.");

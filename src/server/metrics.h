@@ -47,7 +47,8 @@ class ServerMetrics {
   SchedulerStats scheduler_;
   int64_t pages_used_ = 0, pages_ = 1;
   int64_t prompt_tokens_ = 0, cached_tokens_ = 0, generated_tokens_ = 0;
-  int64_t drafts_ = 0, drafted_ = 0, accepted_ = 0;
+  int64_t drafts_ = 0, drafted_ = 0;
+  std::vector<int64_t> accepted_at_;
   std::map<std::string, int64_t> finished_, rejected_;
   Histogram first_token_, inter_token_, per_output_token_, end_to_end_, queue_, inference_,
       prefill_, decode_, prompt_length_, generated_length_, step_tokens_, choices_, max_tokens_;
