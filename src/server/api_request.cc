@@ -211,6 +211,11 @@ std::shared_ptr<const Grammar> parse_structure(const Fields& fields, const ApiCo
     }
   };
   add_parts(fields, "guided_");
+  // As llama.cpp's server calls them; what asks for a form is never passed over.
+  if (const auto text = fields.string("grammar", kMaxGrammarBytes); text && !text->empty())
+    found.emplace_back("grammar", compiled(context, "grammar", "ebnf:" + *text,
+                                           [&] { return compile_ebnf(*text, context.tokens); }));
+  if (const Json* schema = fields.find("json_schema")) add_schema("json_schema", *schema);
   if (const Json* parts = fields.find("structured_outputs")) {
     if (!parts->is_object())
       throw invalid_field("structured_outputs", "'structured_outputs' must be an object");

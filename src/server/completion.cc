@@ -94,7 +94,11 @@ void Completion::fail(const ApiError& error) {
 }
 
 Json Completion::envelope(const char* object) const {
-  return {{"id", id_}, {"object", object}, {"created", created_}, {"model", request_.model}};
+  return {{"id", id_},
+          {"object", object},
+          {"created", created_},
+          {"model", request_.model},
+          {"system_fingerprint", "whit-" WHIT_VERSION}};
 }
 
 Json Completion::usage() const {
