@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whit" / "peers"
 WHIT = Path(os.environ.get("WHIT_BIN", ROOT / "build/release/whit"))
 LLAMA = "0.3.36"  # llama-cpp-python on PyPI, whose source package holds llama.cpp
-TOOLS = ("llama-bench", "llama-quantize", "llama-batched-bench")
+TOOLS = ("llama-bench", "llama-quantize", "llama-batched-bench", "llama-server")
 # Whit's scheme and the peer's format of the same weight bytes.
 PAIRS = (("w4a8", "Q4_0"), ("w4a16", "Q4_0"), ("w8a8", "Q8_0"), ("w8a16", "Q8_0"))
 
@@ -44,7 +44,7 @@ def setup():
     HOME.mkdir(parents=True, exist_ok=True)
     source = HOME / f"llama_cpp_python-{LLAMA}"
     if not source.exists():
-        run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation",
+        run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python",
             "-d", HOME, f"llama-cpp-python=={LLAMA}")
         with tarfile.open(HOME / f"{source.name}.tar.gz") as archive:
             archive.extractall(HOME, filter="data")

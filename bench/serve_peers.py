@@ -1,21 +1,26 @@
 #!/usr/bin/env python3
 """Serving side by side with llama-server: the same requests, the same two threads, the load generator on the same cores.
 
-usage: serve_peers.py --whit build/release/whit --engine ENGINE --llama llama-server --gguf FILE [--streams 1,8,32] [--rounds 3]
+usage: serve_peers.py [--streams 1,8,32] [--rounds 3]        after bench/peers.py setup, which builds llama-server
 
 Each round runs every server once, alone, in an order that alternates, with `whit bench serve` as the load. Printed: output
-tokens per second, medians of TTFT and ITL, the generator's own CPU seconds, and the ratio whit / llama-server as the median
-over rounds with its range. Also: `whit bench` at the same batch (what the engine does without a server), and the time to the
-first token of a prompt whose 512-token beginning is cached, against a cold one.
+tokens per second, medians of TTFT and ITL, the generator's own CPU time, and the ratio whit / llama-server as the median
+over rounds with its range. In the same rounds: `whit bench` at the same batch (what the engine does without a server, prompts
+and clients), and the CPU time a token of the thread that turns tokens into answers. Then the time to the first token of a
+prompt whose first 512 tokens are cached, against a cold one.
 """
 import argparse
 import contextlib
 import json
-import re
+import os
 import statistics
 import subprocess
+import sys
 import time
 import urllib.request
+from pathlib import Path
+
+import peers
 
 
 def ready(url, process, limit_s=120):
@@ -32,27 +37,34 @@ def ready(url, process, limit_s=120):
 
 @contextlib.contextmanager
 def server(command, health):
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         ready(health, process)
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait(30)
 
 
+def thread_seconds(pid):
+    """CPU time of a process's first thread: in `whit serve`, the one that reads, writes and makes answers of tokens."""
+    fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def load(options, port, streams, *more):
-    command = [options.whit, "bench", "serve", "--port", str(port), "--concurrency", str(streams), "--num-prompts", str(4 * streams),
+    command = [str(options.whit), "bench", "serve", "--port", str(port), "--concurrency", str(streams), "--num-prompts", str(4 * streams),
                "--input-len", str(options.input_len), "--output-len", str(options.output_len), "--json", *map(str, more)]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--whit", required=True)
-    parser.add_argument("--engine", required=True)
-    parser.add_argument("--llama")
-    parser.add_argument("--gguf")
+    parser.add_argument("--whit", type=Path, default=peers.WHIT)
+    parser.add_argument("--engine", type=Path, default=peers.HOME / "w4a8")
+    parser.add_argument("--llama", type=Path, default=peers.tool("llama-server"))
+    parser.add_argument("--gguf", type=Path, default=peers.HOME / "Q4_0.gguf")
+    parser.add_argument("--without-peer", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--streams", default="1,8,32")
     parser.add_argument("--rounds", type=int, default=3)
@@ -64,44 +76,57 @@ def main():
     context = 2 * (2 * options.input_len + options.output_len)
     servers = {"whit": ([options.whit, "serve", options.engine, "--port", "8101", "--threads", str(options.threads), "--max-num-seqs", str(most),
                          "--log-level", "warning"], "http://127.0.0.1:8101/ready", 8101)}
-    if options.llama:
+    if not options.without_peer:
         servers["llama-server"] = ([options.llama, "-m", options.gguf, "--port", "8102", "-t", str(options.threads), "-np", str(most), "-c",
                                     str(most * context), "--no-webui"], "http://127.0.0.1:8102/health", 8102)
-    figures = {}
+    figures, bench, overhead = {}, {}, {}
     for round_number in range(options.rounds):
         for name in list(servers)[::1 if round_number % 2 == 0 else -1]:
             command, health, port = servers[name]
-            with server(command, health):
+            with server(command, health) as pid:
                 load(options, port, 2)
                 for count in streams:
-                    figures.setdefault((name, count), []).append(load(options, port, count))
-    print("| server | streams | tok/s | TTFT ms | ITL ms | p99 ITL ms | client CPU s |\n|---|--:|--:|--:|--:|--:|--:|")
+                    before = thread_seconds(pid)
+                    result = load(options, port, count)
+                    figures.setdefault((name, count), []).append(result)
+                    if name == "whit":
+                        overhead.setdefault(count, []).append(1e6 * (thread_seconds(pid) - before) / result["total_output_tokens"])
+        command = [options.whit, "bench", options.engine, "-p", "0", "-n", options.output_len, "-b", options.streams, "-r", "1", "-t", options.threads, "--json"]
+        for row in json.loads(peers.output(*command))["rows"]:
+            bench.setdefault(row["batch"], []).append(row["tokens_per_s"])
+        print(f"round {round_number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+    print("| server | streams | tok/s | TTFT ms | ITL ms | p99 ITL ms | client CPU, % of the time |\n|---|--:|--:|--:|--:|--:|--:|")
     for (name, count), results in figures.items():
         def median(key, results=results):
             return statistics.median(result[key] for result in results)
+        cost = statistics.median(100 * result["client_cpu_s"] / result["duration"] for result in results)
         print(f"| {name} | {count} | {median('output_throughput'):.1f} | {median('median_ttft_ms'):.1f} | {median('median_itl_ms'):.2f} | "
-              f"{median('p99_itl_ms'):.2f} | {median('client_cpu_s'):.2f} |")
-    if options.llama:
-        for count in streams:
-            ratios = [a["output_throughput"] / b["output_throughput"] for a, b in zip(figures["whit", count], figures["llama-server", count])]
-            print(f"whit / llama-server at {count}: {statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
-    bench = json.loads(subprocess.run([options.whit, "bench", options.engine, "-p", "0", "-n", str(options.output_len), "-b", options.streams,
-                                       "-t", str(options.threads), "--json"], check=True, capture_output=True).stdout)
-    for row in bench["rows"]:
-        results = figures["whit", row["batch"]]
-        served = statistics.median(result["output_throughput"] for result in results)
-        print(f"whit bench tg{options.output_len} b{row['batch']}: {row['tokens_per_s']:.1f} tok/s; served: {100 * served / row['tokens_per_s']:.0f} %")
+              f"{median('p99_itl_ms'):.2f} | {cost:.1f} |")
+
+    def shown(values, unit=""):
+        return f"{statistics.median(values):.2f}{unit} ({min(values):.2f} … {max(values):.2f})"
+    throughput = {key: [result["output_throughput"] for result in results] for key, results in figures.items()}
+    for count in streams:
+        served = throughput["whit", count]
+        if not options.without_peer:
+            print(f"{count} streams: whit / llama-server {shown([a / b for a, b in zip(served, throughput['llama-server', count])])}")
+        print(f"{count} streams: served / whit bench {shown([a / b for a, b in zip(served, bench[count])])}, "
+              f"whit bench {shown(bench[count], ' tok/s')}; answers' thread {shown(overhead[count], ' us a token')}")
 
     command, health, port = servers["whit"]
     with server(command, health):
-        def first_token(shared, seed):
-            result = load(options, port, 1, "--input-len", 400, "--shared-len", shared, "--output-len", 2, "--num-prompts", 1, "--seed", seed)
-            return result["median_ttft_ms"]
-        first_token(0, 1)
-        cold = statistics.median(first_token(0, 100 + i) for i in range(5))
-        body = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models").read())
-        warm = statistics.median(first_token(400, 7) for _ in range(6))
-        print(f"TTFT of {re.sub(' .*', '', body['data'][0]['id'])}: cold {cold:.1f} ms, prefix cached {warm:.1f} ms ({100 * warm / cold:.0f} %)")
+        # Prompts with one beginning and different ends: all but the first find it cached; the median is theirs.
+        def first_token(seed, prompts):
+            result = load(options, port, 1, "--input-len", 420, "--shared-len", 400, "--output-len", 2, "--num-prompts", prompts, "--seed", seed)
+            return result["median_ttft_ms"], result["total_input_tokens"] // prompts
+        first_token(1, 1)
+        cold, warm = [], []
+        for seed in range(100, 105):
+            cold.append(first_token(seed, 1))
+            warm.append(first_token(200 + seed, 9))
+        ratio = [a[0] / b[0] for a, b in zip(warm, cold)]
+        print(f"TTFT of a prompt of {cold[0][1]} tokens: cold {shown([c[0] for c in cold], ' ms')}, prefix cached {shown([w[0] for w in warm], ' ms')}, "
+              f"ratio {shown(ratio)}")
 
 
 if __name__ == "__main__":

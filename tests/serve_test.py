@@ -6,125 +6,27 @@ possible those tests are skipped.
 """
 import base64
 import concurrent.futures
-import hashlib
 import http.client
 import json
 import math
 import os
-import random
 import re
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import time
 import unittest
 from pathlib import Path
 
 from cli_support import WHIT, tiny_model
+from serve_fuzz import fuzz
+from serve_support import ServeTest, Server, client_python
 
 REQUIREMENTS = ["openai==3.54.0", "prometheus_client==0.26.0"]
 SMOL = os.environ.get("WHIT_SMOL_GGUF")
-ADDRESS = re.compile(r"at (https?)://([^:]+):(\d+)")
-
-
-def client_python():
-    """The interpreter of an environment with REQUIREMENTS, or the reason why there is none."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "whit"
-    digest = hashlib.sha256(" ".join([*REQUIREMENTS, sys.version]).encode()).hexdigest()[:12]
-    folder = cache / f"serve-test-{digest}"
-    python = folder / "bin/python3"
-    if not python.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix="serve-test-", dir=cache))
-        try:
-            subprocess.run([sys.executable, "-m", "venv", str(work)], check=True, capture_output=True, timeout=120)
-            subprocess.run([str(work / "bin/python3"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *REQUIREMENTS],
-                           check=True, capture_output=True, timeout=300)
-            work.rename(folder)
-        except (subprocess.SubprocessError, OSError) as error:
-            detail = getattr(error, "stderr", None) or str(error).encode()
-            return None, f"the openai client could not be installed: {detail.decode(errors='replace').strip()[-200:]}"
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return python, ""
-
-
-class Server:
-    """A running server on a port of its own."""
-
-    def __init__(self, model, *arguments):
-        self.log = tempfile.TemporaryFile()
-        self.process = subprocess.Popen([str(WHIT), "serve", str(model), "--port", "0", "--threads", "2", *map(str, arguments)],
-                                        stdout=subprocess.PIPE, stderr=self.log, stdin=subprocess.DEVNULL)
-        line = self.process.stdout.readline().decode()
-        match = ADDRESS.search(line)
-        if not match:
-            self.process.wait(10)
-            self.log.seek(0)
-            raise AssertionError(f"no address in {line!r}; {self.log.read().decode()}")
-        self.scheme, self.host, self.port = match[1], match[2], int(match[3])
-
-    def connect(self, timeout=60):
-        return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
-
-    def request(self, method, path, body=None, headers=None, timeout=60):
-        """Status, headers, body of one request; a body that is no bytes is sent as JSON."""
-        connection = self.connect(timeout)
-        try:
-            if body is not None and not isinstance(body, bytes):
-                body = json.dumps(body).encode()
-            connection.request(method, path, body, {"Content-Type": "application/json"} | (headers or {}))
-            response = connection.getresponse()
-            return response.status, dict(response.getheaders()), response.read()
-        finally:
-            connection.close()
-
-    def post(self, path, body, **options):
-        status, _, content = self.request("POST", path, body, **options)
-        return status, json.loads(content)
-
-    def metrics(self):
-        text = self.request("GET", "/metrics")[2].decode()
-        return {m[1]: float(m[2]) for m in re.finditer(r"^whit:(\w+)\{[^}]*\} (\S+)$", text, re.M)}
-
-    def stop(self, number=signal.SIGTERM, timeout=30):
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        status = self.process.wait(timeout)
-        self.process.stdout.close()
-        if not self.log.closed:
-            self.log.seek(0)
-            self.log_text = self.log.read().decode()
-            self.log.close()
-        return status
-
-
-class ServeTest(unittest.TestCase):
-    arguments = ()
-    chat = True
-
-    @classmethod
-    def setUpClass(cls):
-        cls.folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(cls.folder.cleanup)
-        cls.server = Server(tiny_model(cls.folder.name), "--served-model-name", "tiny", *cls.arguments)
-        cls.addClassCleanup(cls.server.stop)
-
-    def completion(self, **fields):
-        status, body = self.server.post("/v1/completions", {"prompt": "Once upon a time", "temperature": 0} | fields)
-        self.assertEqual(status, 200, body)
-        return body
-
-    def refused(self, path, fields, param, status=400):
-        got, body = self.server.post(path, fields)
-        self.assertEqual(got, status, (fields, body))
-        self.assertEqual(set(body), {"error"})
-        self.assertEqual(set(body["error"]), {"message", "type", "param", "code"})
-        self.assertEqual(body["error"]["param"], param, (fields, body))
 
 
 class Api(ServeTest):
@@ -317,55 +219,8 @@ class Api(ServeTest):
         self.assertEqual(call["name"], "weather")
         self.assertIn(json.loads(call["arguments"])["city"], ("Oslo", "Rome"))
 
-    def test_random_bodies_get_4xx_or_an_answer_and_the_server_lives(self):
-        rng = random.Random(13)
-        keys = ["prompt", "messages", "max_tokens", "temperature", "top_p", "n", "stop", "seed", "logit_bias", "logprobs", "stream", "echo",
-                "guided_regex", "guided_json", "guided_grammar", "response_format", "tools", "tool_choice", "stream_options", "model", "user"]
-
-        def value(depth=0):
-            kind = rng.randrange(9 if depth < 4 else 6)
-            if kind == 0:
-                return rng.choice([None, True, False])
-            if kind == 1:
-                return rng.choice([0, 1, -1, 2, 7, 1 << 31, 1 << 63, -(1 << 63), 10**30])
-            if kind == 2:
-                return rng.choice([0.0, 0.5, -0.5, 1e308, 1e-320])
-            if kind <= 5:
-                return "".join(rng.choice("ab[](){}*+?\\|^$.,:\"'<>é\u0000 ") for _ in range(rng.randrange(12)))
-            if kind <= 7:
-                return [value(depth + 1) for _ in range(rng.randrange(4))]
-            return {rng.choice([*keys, "type", "role", "content", "properties", "items", "json_schema", "function", "name"]): value(depth + 1)
-                    for _ in range(rng.randrange(5))}
-
-        connection = self.server.connect()
-        counts = {}
-        for _ in range(int(os.environ.get("WHIT_FUZZ_REQUESTS", "600"))):
-            body = {key: value() for key in rng.sample(keys, rng.randrange(6))}
-            if rng.random() < 0.5:
-                body.setdefault("prompt", "x")
-                body.setdefault("messages", [{"role": "user", "content": "x"}])
-            body.pop("stream", None)
-            text = json.dumps(body).encode()
-            if rng.random() < 0.2:
-                cut = rng.randrange(len(text) + 1)
-                text = text[:cut] + bytes(rng.randrange(256) for _ in range(rng.randrange(3))) + text[cut + rng.randrange(3):]
-            path = rng.choice(["/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize"])
-            # A short answer, where there is one.
-            if b'"max_tokens"' not in text and text.startswith(b"{") and len(text) > 2:
-                text = b'{"max_tokens": 2, ' + text[1:]
-            try:
-                connection.request("POST", path, text)
-                status = connection.getresponse()
-                content = status.read()
-            except (http.client.HTTPException, OSError):
-                connection.close()
-                connection = self.server.connect()
-                self.assertIsNone(self.server.process.poll())
-                continue
-            counts[status.status] = counts.get(status.status, 0) + 1
-            self.assertTrue(status.status == 200 or 400 <= status.status < 500, (status.status, path, text, content))
-            json.loads(content)
-        connection.close()
+    def test_random_requests_get_4xx_or_an_answer_and_the_server_lives(self):
+        counts = fuzz(self.server.host, self.server.port, 600, 13)
         self.assertGreater(counts.get(400, 0), 100, counts)
         self.assertGreater(counts.get(200, 0), 20, counts)
         self.assertEqual(self.server.request("GET", "/health")[0], 200)
@@ -460,6 +315,27 @@ class Lifecycle(unittest.TestCase):
         self.assertNotIn("secret words", log)
         for line in log.splitlines():
             self.assertIn("event", json.loads(line))
+
+    def test_a_draft_model_changes_no_answer_and_its_guesses_are_counted(self):
+        bodies = [{"prompt": "Once upon a time", "max_tokens": 40, "temperature": t, "seed": 5, "ignore_eos": True} for t in (0, 0.8)]
+        plain = Server(self.model)
+        self.addCleanup(plain.stop)
+        expected = [plain.post("/v1/completions", body)[1]["choices"] for body in bodies]
+        server = Server(self.model, "--draft-model", self.model, "--draft-tokens", 3)
+        self.addCleanup(server.stop)
+        self.assertEqual([server.post("/v1/completions", body)[1]["choices"] for body in bodies], expected)
+        metrics = server.metrics()
+        drafted, accepted = (metrics[f"spec_decode_num_{name}_tokens_total"] for name in ("draft", "accepted"))
+        self.assertGreaterEqual(accepted, 29)  # the greedy answer's: all but the checked one of each step
+        self.assertGreater(drafted, accepted)
+        self.assertLessEqual(drafted, 3 * metrics["spec_decode_num_drafts_total"])
+        text = server.request("GET", "/metrics")[2].decode()
+        by_position = [float(value) for value in re.findall(r'per_pos_total\{.*position="\d"\} (\S+)', text)]
+        self.assertEqual(sum(by_position), accepted)
+        self.assertEqual(by_position, sorted(by_position, reverse=True))
+        refused = subprocess.run([str(WHIT), "serve", str(self.model), "--port", "0", "--draft-model", str(self.folder / "nothing")], capture_output=True,
+                                 timeout=60, check=False)
+        self.assertEqual((refused.returncode, refused.stdout), (4, b""), refused.stderr)
 
     def test_a_second_signal_ends_it_at_once(self):
         server = Server(self.model)
@@ -563,7 +439,7 @@ class OpenAiClient(unittest.TestCase):
     def setUpClass(cls):
         if not SMOL:
             raise unittest.SkipTest("WHIT_SMOL_GGUF does not name the default model")
-        cls.python, why = client_python()
+        cls.python, why = client_python(REQUIREMENTS)
         if cls.python is None:
             raise unittest.SkipTest(why)
         cls.server = Server(SMOL, "--served-model-name", "smol", "--max-model-len", "2048")
