@@ -34,7 +34,7 @@ struct SchedulerOptions {
   // Prompt tokens of a step in which others generate, or as many as they are: a step then takes
   // about twice as long at most as it would without. 0: what fits.
   int64_t max_prompt_chunk = 0;
-  int64_t max_context = 2048;     // tokens of one sequence
+  int64_t max_context = 2048;  // tokens of one sequence
   SchedulerPolicy policy = SchedulerPolicy::kMaxUtilization;
   bool prefix_caching = true;
   int64_t aging_steps = 128;
