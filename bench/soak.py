@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mixed load on a server for as long as wanted, and what must hold afterwards. Not part of ./test.
 
-usage: soak.py --model ENGINE [--whit build/release/whit] [--minutes 30] [--streams 8] [--cache-mib 48] [--report FILE]
+usage: soak.py [--model ENGINE] [--whit build/release/whit] [--minutes 30] [--streams 8] [--cache-mib 48] [--report FILE]
 
 `whit bench serve` keeps `--streams` plain streams under way and measures them. Beside it run, each in a thread of its own:
 clients that leave in the middle of an answer or of their own request, malformed and hostile requests (tests/serve_fuzz.py),
@@ -32,7 +32,7 @@ class Soak:
         self.options = options
         serve_support.WHIT = options.whit
         self.server = serve_support.Server(options.model, "--max-num-seqs", 32, "--max-queue", 512, "--kv-cache-memory", options.cache_mib,
-                                           "--max-model-len", 2048, "--log-level", "error", *options.server_arguments.split())
+                                           "--log-level", "error", *options.server_arguments.split())
         self.end = time.monotonic() + 60 * options.minutes
         self.counts, self.failures, self.rounds = {}, [], []
         self.lock = threading.Lock()
@@ -57,8 +57,9 @@ class Soak:
             time.sleep(rng.uniform(0, 2 * pause_s))
 
     def prompt(self, rng, words, shared=0):
+        words, shared = (int(self.options.length_share * n) for n in (words, shared))
         at = rng.randrange(len(self.words) - words)
-        return " ".join(self.words[:shared] + self.words[at:at + words])
+        return " ".join(self.words[:shared] + self.words[at:at + words] + ["and"])
 
     def connect(self, path, body):
         data = json.dumps(body).encode()
@@ -123,7 +124,7 @@ class Soak:
         while time.monotonic() < self.end and self.server.process.poll() is None:
             seed += 1
             command = [str(self.options.whit), "bench", "serve", "--port", str(self.server.port), "--concurrency", str(self.options.streams),
-                       "--num-prompts", str(6 * self.options.streams), "--input-len", "64", "--output-len", "96", "--seed", str(seed), "--json"]
+                       "--num-prompts", str(6 * self.options.streams), "--input-len", str(max(1, int(64 * self.options.length_share))), "--output-len", "96", "--seed", str(seed), "--json"]
             result = subprocess.run(command, capture_output=True, check=False, timeout=1200)
             if result.returncode != 0:
                 self.failures.append(f"streams: {result.stderr.decode()[-300:]}{result.stdout.decode()[-300:]}")
@@ -183,11 +184,12 @@ class Soak:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", type=Path, default=Path.home() / ".cache/whit/peers/w4a8", help="by default what bench/peers.py setup makes")
     parser.add_argument("--whit", type=Path, default=ROOT / "build/release/whit")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--cache-mib", type=int, default=48)
+    parser.add_argument("--length-share", type=float, default=1, help="of the prompts' lengths; for models of short contexts")
     parser.add_argument("--calm", action="store_true", help="the plain streams alone")
     parser.add_argument("--server-arguments", default="", help="more arguments of whit serve")
     parser.add_argument("--report", type=Path)
