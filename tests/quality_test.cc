@@ -98,6 +98,23 @@ TEST_F(QualityTest, quantized_models_stay_within_the_landed_divergence_slow) {
   }
 }
 
+// Keys and values by codes, each token attending to what decoding would read.
+TEST_F(QualityTest, integer_keys_and_values_cost_little_divergence_slow) {
+  const ExecutorOptions options{.max_context = kContext, .isa = isa_};
+  const Model source = Model::open(gguf_);
+  Executor model(source.config(), source.graph(), source.weights(), options, pool_);
+  Executor reference(source.config(), source.graph(), source.weights(), options, pool_);
+  const std::vector<int32_t> ids = source.tokenizer().encode(
+      std::string_view(read_file(wikitext_ / "test.txt")).substr(0, 12000));
+  for (const auto& [type, kld] : {std::pair("int8", 0.0005), std::pair("int4", 0.03)}) {
+    const EvalResult result =
+        evaluate(model, &reference, ids,
+                 {.ctx_size = kContext, .max_windows = 3, .kv_dtype = source.kv_format(type)});
+    EXPECT_LE(*result.kld, kld) << type;
+    RecordProperty(fmt::format("kv_{}_kld", type), fmt::to_string(*result.kld));
+  }
+}
+
 // Activations with outlier channels break naive int8; moving them into the weights mends it.
 TEST_F(QualityTest, smoothquant_recovers_the_outlier_variant_that_naive_int8_loses_slow) {
   const std::filesystem::path variant = scratch_.path() / "outliers";

@@ -371,7 +371,7 @@ class Lifecycle(unittest.TestCase):
                 old.wrap_socket(raw).close()
 
     def test_wrong_options_are_refused(self):
-        for arguments, status in [(["--port", "70000"], 2), (["--kv-cache-dtype", "int8"], 3), (["--max-num-seqs", "0"], 2),
+        for arguments, status in [(["--port", "70000"], 2), (["--kv-cache-dtype", "int9"], 2), (["--max-num-seqs", "0"], 2),
                                   (["--ssl-certfile", "x"], 2), (["--host", "nowhere.invalid"], 4), (["--max-model-len", "99999999"], 2)]:
             result = subprocess.run([str(WHIT), "serve", str(self.model), "--port", "0", *arguments], capture_output=True, timeout=60, check=False)
             self.assertEqual(result.returncode, status, (arguments, result.stderr))

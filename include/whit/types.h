@@ -37,12 +37,14 @@ struct BuildConfig {
   int64_t calib_samples = 128;  // sequences
   int64_t calib_length = 512;   // tokens of each
   uint64_t seed = 0;
-  int64_t group_size = 128;          // of int4 weights: 32, 64 or 128
-  bool symmetric = false;            // int4 weights without zero points
-  std::string head = "int8";         // embedding table and lm_head: "int8" or "bf16"
-  std::filesystem::path engine_dir;  // empty: under ${XDG_CACHE_HOME:-~/.cache}/whit/engines
-  int threads = 0;                   // 0: one for each CPU that the process may use
-  int64_t max_model_len = 0;         // longest context; 0: the model's
+  int64_t group_size = 128;             // of int4 weights: 32, 64 or 128
+  bool symmetric = false;               // int4 weights without zero points
+  std::string head = "int8";            // embedding table and lm_head: "int8" or "bf16"
+  std::filesystem::path engine_dir;     // empty: under ${XDG_CACHE_HOME:-~/.cache}/whit/engines
+  int threads = 0;                      // 0: one for each CPU that the process may use
+  int64_t max_model_len = 0;            // longest context; 0: the model's
+  std::string kv_cache_dtype = "auto";  // keys and values: "auto" (the model's), "f32", "f16",
+                                        // "int8" or "int4"
   std::string isa;      // "portable", "avx2", "avx512", "amx"; empty: the best that the CPU has
   std::string backend;  // where the model runs: "cpu" (or empty), or "cuda", an NVIDIA GPU
 };

@@ -9,6 +9,16 @@ from typing import Any
 from . import _checks, _native
 
 
+_KV_CACHE_DTYPES = ("auto", "f32", "f16", "int8", "int4")
+
+
+def _kv_cache_dtype(name: str, value: Any) -> None:
+    if _checks.text(name, value) not in _KV_CACHE_DTYPES:
+        from .errors import UnsupportedError
+
+        raise UnsupportedError(f"{name}={value!r} is not supported; the possible ones are {', '.join(_KV_CACHE_DTYPES)}")
+
+
 @dataclass
 class BuildConfig:
     """How an engine is built and run.
@@ -38,6 +48,8 @@ class BuildConfig:
     """"portable", "avx2" or "avx512"; "": the best that the CPU has."""
     backend: str = "cpu"
     """Where the model runs: "cpu", or "cuda" for an NVIDIA GPU."""
+    kv_cache_dtype: str = "auto"
+    """Keys and values: "auto" (the model's), "f32", "f16", "int8" or "int4"."""
 
     def __post_init__(self) -> None:
         _checks.only_default("BuildConfig", vars(self), {"max_beam_width": 1}, "beam search is not implemented")
@@ -49,6 +61,7 @@ class BuildConfig:
         _checks.integer("threads", self.threads, 0, 1024)
         _checks.text("isa", self.isa)
         _checks.text("backend", self.backend)
+        _kv_cache_dtype("kv_cache_dtype", self.kv_cache_dtype)
         if self.engine_dir is not None:
             _checks.text("engine_dir", os.fspath(self.engine_dir))
 
@@ -72,6 +85,7 @@ class KvCacheConfig:
     enable_partial_reuse: bool = True
     copy_on_partial_reuse: bool = True
     dtype: str = "auto"
+    """Of keys and values: "auto" (the model's), "f32", "f16", "int8" or "int4"."""
     tokens_per_block: int = 32
     """Accepted and not needed: a sequence is contiguous."""
 
@@ -79,8 +93,9 @@ class KvCacheConfig:
         _checks.only_default(
             "KvCacheConfig", vars(self),
             {"enable_block_reuse": True, "max_attention_window": None, "sink_token_length": None, "host_cache_size": None,
-             "enable_partial_reuse": True, "copy_on_partial_reuse": True, "dtype": "auto"},
-            "the cache is contiguous, in the model's own precision, and reuses the last prompt")
+             "enable_partial_reuse": True, "copy_on_partial_reuse": True},
+            "the cache is contiguous and reuses the last prompt")
+        _kv_cache_dtype("dtype", self.dtype)
         if self.max_tokens is not None:
             _checks.integer("max_tokens", self.max_tokens, 1)
         _checks.integer("tokens_per_block", self.tokens_per_block, 1)
@@ -105,4 +120,5 @@ def native_config(build: BuildConfig, *, calib: Any, calib_samples: Any, calib_l
     native.max_model_len = 0 if build.max_seq_len is None else int(build.max_seq_len)
     native.isa = build.isa
     native.backend = build.backend
+    native.kv_cache_dtype = build.kv_cache_dtype
     return native

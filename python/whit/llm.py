@@ -76,6 +76,8 @@ class LLM(LLMEngine):
         limits = [_checks.integer("max_seq_len", each, 1) for each in (max_seq_len, build.max_seq_len, cache.max_tokens)
                   if each is not None]
         native.max_model_len = min(limits, default=0)
+        if cache.dtype != "auto":
+            native.kv_cache_dtype = cache.dtype
         super().__init__(_native.Engine.from_pretrained(path, quant.quant_mode, policy_of(quant.policy), native,
                                                         callback_of(progress)))
 

@@ -103,7 +103,7 @@ class TapRun {
   void run_layer(int layer) {
     const NodeRange range = graph_.layer(layer);
     Program program(graph_, range, weights_, options_, pool_);
-    KvCache cache(graph_, range, kv_dtype_, 1, round_up(count_, 16));
+    KvCache cache(graph_, range, kv_dtype_, 1, round_up(count_, kKvBlockTokens));
     const int64_t starts[] = {0}, counts[] = {count_};
     const ContiguousBatch batch(starts, counts, cache.page_tokens());
     Program::Input input;

@@ -126,7 +126,7 @@ LLMEngine::State::State(const BuildConfig& config, fs::path path_to_run, Model m
               .backend = parse_backend(config.backend)},
              pool),
       generator(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
-                loaded.model.default_kv_dtype()) {}
+                loaded.model.kv_format(config.kv_cache_dtype)) {}
 
 RequestOutput LLMEngine::State::answer(std::string prompt, std::vector<int32_t> ids,
                                        const SamplingParams& params,

@@ -13,6 +13,7 @@ namespace {
 struct BenchOptionsOfUser {
   std::string model;
   BenchOptions bench;
+  std::string kv_cache_dtype = "auto";
   bool json = false;
   MachineOptions machine;
 };
@@ -39,7 +40,7 @@ int run_bench(const BenchOptionsOfUser& user) {
                       .backend = machine.backend},
                      machine.pool);
   BenchOptions options = user.bench;
-  options.kv_dtype = loaded.model.default_kv_dtype();
+  options.kv_dtype = loaded.model.kv_format(user.kv_cache_dtype);
   for (const std::vector<int64_t>& lengths : {options.prompts, options.generations})
     for (const int64_t length : lengths)
       if (length > loaded.executor->options().max_context)
@@ -58,6 +59,7 @@ int run_bench(const BenchOptionsOfUser& user) {
                 {"threads", machine.pool.size()},
                 {"bandwidth_bytes_per_s", bandwidth},
                 {"load_s", loaded.load_s},
+                {"kv_cache_dtype", name(options.kv_dtype.type)},
                 {"peak_memory_bytes", peak_memory_bytes()},
                 {"rows", list}});
     return 0;
@@ -108,6 +110,7 @@ Action add_bench(CLI::App& app) {
                  "Measured runs of each test, after one that warms up")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  add_kv_cache_dtype(app, user->kv_cache_dtype);
   user->machine.add_to(app);
   user->machine.add_backend(app);
   add_json(app, user->json);

@@ -78,7 +78,7 @@ class Conversation {
       : user_(user),
         loaded_(loaded),
         generator_(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
-                   loaded.model.default_kv_dtype()) {
+                   loaded.model.kv_format(user.generation.kv_cache_dtype)) {
     reset();
   }
 

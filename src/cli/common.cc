@@ -49,6 +49,13 @@ void add_json(CLI::App& app, bool& json) {
   app.add_flag("--json", json, "Print one JSON document and nothing else");
 }
 
+void add_kv_cache_dtype(CLI::App& app, std::string& dtype) {
+  app.add_option("--kv-cache-dtype", dtype,
+                 "Keys and values in f32, f16, or by codes of 8 or 4 bits; auto: the model's")
+      ->check(CLI::IsMember(std::vector<std::string>(kKvCacheDtypes.begin(), kKvCacheDtypes.end())))
+      ->capture_default_str();
+}
+
 void add_calibration(CLI::App& app, CalibrationRequest& request) {
   app.add_option("--calib", request.source,
                  "Calibration text: a file (of a .jsonl file the \"text\" members), or 'self': the "

@@ -35,6 +35,9 @@ struct Machine {
 void add_model(CLI::App& app, std::string& model);
 void add_json(CLI::App& app, bool& json);
 
+// --kv-cache-dtype: what Model::kv_format takes.
+void add_kv_cache_dtype(CLI::App& app, std::string& dtype);
+
 // --calib, --calib-samples, --calib-length, --seed.
 void add_calibration(CLI::App& app, CalibrationRequest& request);
 

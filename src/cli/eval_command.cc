@@ -10,6 +10,7 @@ namespace {
 struct EvalOptionsOfUser {
   std::string model, text, reference;
   EvalOptions eval;
+  std::string kv_cache_dtype = "auto";
   bool json = false;
   MachineOptions machine;
 };
@@ -26,7 +27,7 @@ int eval(const EvalOptionsOfUser& user) {
   LoadedModel loaded(user.model, executor_options(user, machine), machine.pool);
   const std::vector<int32_t> ids = loaded.model.tokenizer().encode(text);
   EvalOptions options = user.eval;
-  options.kv_dtype = loaded.model.default_kv_dtype();
+  options.kv_dtype = loaded.model.kv_format(user.kv_cache_dtype);
   std::optional<LoadedModel> reference;
   if (!user.reference.empty()) {
     reference.emplace(user.reference, executor_options(user, machine), machine.pool);
@@ -43,6 +44,7 @@ int eval(const EvalOptionsOfUser& user) {
     Json json = to_json(result);
     json["model"] = loaded.model.description();
     if (reference) json["reference"] = reference->model.description();
+    json["kv_cache_dtype"] = name(options.kv_dtype.type);
     json["ctx_size"] = options.ctx_size;
     json["peak_memory_bytes"] = peak_memory_bytes();
     print_json(json);
@@ -75,6 +77,7 @@ Action add_eval(CLI::App& app) {
   app.add_option(
       "--reference", user->reference,
       "MODEL to compare with: adds PPL ratio, KL divergence and agreement on the likeliest token");
+  add_kv_cache_dtype(app, user->kv_cache_dtype);
   user->machine.add_to(app);
   user->machine.add_backend(app);
   add_json(app, user->json);

@@ -2,6 +2,8 @@
 
 #include <random>
 
+#include "cli/common.h"
+
 namespace whit::cli {
 
 void UserGenerationOptions::add_to(CLI::App& app) {
@@ -41,6 +43,7 @@ void UserGenerationOptions::add_to(CLI::App& app) {
       ->take_all()
       ->allow_extra_args(false);
   app.add_flag("--ignore-eos", generation.ignore_eos, "Go on after the end-of-sequence token");
+  add_kv_cache_dtype(app, kv_cache_dtype);
   app.add_option("--ctx-size", ctx_size, "Longest context, in tokens; 0: the model's")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 28))
       ->capture_default_str();

@@ -59,10 +59,6 @@ int64_t draft_tokens(const ServeOptions& user) {
 }
 
 int serve(const ServeOptions& user) {
-  if (user.kv_cache_dtype == "int8")
-    throw Error(ErrorKind::kUnsupported,
-                "--kv-cache-dtype int8: the attention kernels of this build read caches of f16 and "
-                "f32; use auto");
   ServiceOptions options;
   options.http = user.http;
   options.http.drain_timeout = std::chrono::seconds(user.drain_s);
@@ -99,7 +95,7 @@ int serve(const ServeOptions& user) {
   engine.max_queue = user.max_queue;
   engine.cache_bytes = user.cache_mebibytes << 20;
   engine.draft_tokens = draft_tokens(user);
-  engine.kv_dtype = loaded.model.default_kv_dtype();
+  engine.kv_dtype = loaded.model.kv_format(user.kv_cache_dtype);
   std::optional<LoadedModel> draft;
   if (!user.draft_model.empty()) {
     const int64_t context = loaded.executor->options().max_context;
@@ -113,7 +109,7 @@ int serve(const ServeOptions& user) {
                                   .backend = machine.backend},
                   machine.pool);
     engine.draft = draft->executor.get();
-    engine.draft_kv_dtype = draft->model.default_kv_dtype();
+    engine.draft_kv_dtype = draft->model.kv_format("auto");
   }
   engine.hash_seed = uint64_t{std::random_device()()} << 32 | std::random_device()();
   Service service(loaded.model, *loaded.executor, options);
@@ -155,9 +151,7 @@ Action add_serve(CLI::App& app) {
             "steadier answers, large: sooner first tokens; 0: what fits");
   add_count("--kv-cache-memory", user->cache_mebibytes, 0, int64_t{1} << 24,
             "MiB for keys and values; 0: a quarter of the longest contexts, at most 1024");
-  app.add_option("--kv-cache-dtype", user->kv_cache_dtype, "auto: the model's")
-      ->check(CLI::IsMember({"auto", "int8"}))
-      ->capture_default_str();
+  add_kv_cache_dtype(app, user->kv_cache_dtype);
   app.add_option("--prefix-caching", user->prefix_caching, "Keep the pages of prompts for others")
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();

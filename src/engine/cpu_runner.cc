@@ -44,8 +44,8 @@ class CpuRunner : public ModelRunner {
       ids[i] = static_cast<int32_t>(ops_.argmax(values + static_cast<int64_t>(i) * vocab_, vocab_));
   }
 
-  KvCache make_cache(int64_t pages, int64_t page_tokens, DType dtype) const override {
-    return KvCache(graph_, graph_.body(), dtype, pages, page_tokens);
+  KvCache make_cache(const KvCacheOptions& options) const override {
+    return KvCache(graph_, graph_.body(), options);
   }
 
   int64_t weight_bytes() const override { return body_.weight_bytes() + head_.weight_bytes(); }

@@ -157,11 +157,16 @@ class CudaRunner : public ModelRunner {
     }
   }
 
-  KvCache make_cache(int64_t pages, int64_t page_tokens, DType dtype) const override {
-    const DType stored = dtype == DType::kI8 ? DType::kI8 : DType::kBF16;
-    return KvCache(
-        stored, page_tokens,
-        std::make_shared<CudaKvCache>(*device_, graph_, graph_.body(), stored, pages, page_tokens));
+  KvCache make_cache(const KvCacheOptions& options) const override {
+    const KvType type = options.format.type;
+    if (type == KvType::kInt4)
+      throw Error(ErrorKind::kUnsupported,
+                  "keys and values in int4 run on the CPU; on a GPU choose auto, f16 or int8");
+    // Keys and values of a token share a scale for each head, whatever layout the CPU would choose.
+    const DType stored = type == KvType::kInt8 ? DType::kI8 : DType::kBF16;
+    return KvCache(stored, options.page_tokens,
+                   std::make_shared<CudaKvCache>(*device_, graph_, graph_.body(), stored,
+                                                 options.pages, options.page_tokens));
   }
 
   int64_t weight_bytes() const override { return body_.weight_bytes() + head_.weight_bytes(); }

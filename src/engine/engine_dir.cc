@@ -71,8 +71,9 @@ Json to_json(const EngineManifest& manifest) {
           {"tool_version", WHIT_VERSION}, {"source", manifest.source},
           {"mode", manifest.mode},        {"scheme", to_json(manifest.scheme)},
           {"head", manifest.head},        {"calibration", manifest.calibration},
-          {"quality", manifest.quality},  {"schemes", schemes},
-          {"linears", linears},           {"report", manifest.report}};
+          {"quality", manifest.quality},  {"kv_cache", manifest.kv_cache},
+          {"schemes", schemes},           {"linears", linears},
+          {"report", manifest.report}};
 }
 
 EngineManifest manifest_from_json(const Json& json, const std::string& where) {
@@ -97,6 +98,16 @@ EngineManifest manifest_from_json(const Json& json, const std::string& where) {
   manifest.calibration = json.value("calibration", Json::object());
   manifest.report = json.value("report", Json::array());
   manifest.quality = json.value("quality", Json::object());
+  manifest.kv_cache = json.value("kv_cache", Json::object());
+  for (const auto& [type, choice] : manifest.kv_cache.items()) {
+    const Json keys = choice.is_object() ? choice.value("keys", Json()) : Json();
+    if (!keys.is_array() || !std::all_of(keys.begin(), keys.end(), [](const Json& layout) {
+          return layout == "token" || layout == "channel";
+        }))
+      throw Error(ErrorKind::kInvalidData,
+                  "{}: \"kv_cache\" must list token or channel as the \"keys\" of each layer of {}",
+                  where, type);
+  }
   std::map<std::string, QuantScheme> schemes;
   const Json scheme_table = json.value("schemes", Json::object());
   for (const auto& [name, scheme] : scheme_table.items())

@@ -37,7 +37,9 @@ struct EngineManifest {
   Json calibration = Json::object();  // source, samples, length, seed, digest
   Json report = Json::array();        // per scaling group: what was chosen, losses before and after
   Json quality = Json::object();      // measured figures, where they were
-  std::string source;                 // description and digest of the model it was made from
+  // Where it was measured, "int8" and "int4": {"keys": a KeyLayout's name per layer, "losses": …}.
+  Json kv_cache = Json::object();
+  std::string source;  // description and digest of the model it was made from
 };
 
 // Loaded, verified, mmapped.

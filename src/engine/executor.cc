@@ -58,8 +58,11 @@ void Executor::argmax(std::span<const int32_t> rows, std::span<int32_t> ids) {
   runner_->argmax(rows, ids);
 }
 
-KvCache Executor::make_cache(int64_t sequences, int64_t context, DType dtype) const {
-  return runner_->make_cache(sequences, round_up(context, 16), dtype);
+KvCache Executor::make_cache(int64_t sequences, int64_t context, const KvFormat& format) const {
+  return make_cache({.format = format,
+                     .pages = sequences,
+                     .page_tokens = round_up(context, kv_page_multiple(format.type)),
+                     .tails = sequences});
 }
 
 }  // namespace whit

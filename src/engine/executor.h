@@ -28,7 +28,12 @@ class Executor {
   // The likeliest token of each, the lowest id of equals: on a GPU the logits stay there.
   void argmax(std::span<const int32_t> rows, std::span<int32_t> ids);
 
-  KvCache make_cache(int64_t sequences, int64_t context, DType dtype) const;
+  // One page of at least `context` tokens for each of `sequences`.
+  KvCache make_cache(int64_t sequences, int64_t context, const KvFormat& format) const;
+  KvCache make_cache(const KvCacheOptions& options) const { return runner_->make_cache(options); }
+  int64_t page_bytes(const KvFormat& format, int64_t page_tokens) const {
+    return make_cache({.format = format, .page_tokens = page_tokens}).bytes();
+  }
   const ExecutorOptions& options() const { return options_; }
   const ModelConfig& config() const { return config_; }
   ThreadPool& pool() { return pool_; }

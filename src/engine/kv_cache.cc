@@ -4,28 +4,78 @@
 
 namespace whit {
 
-KvCache::KvCache(const Graph& graph, NodeRange range, DType dtype, int64_t pages,
-                 int64_t page_tokens)
-    : dtype_(dtype), page_tokens_(page_tokens) {
+namespace {
+
+struct LayerShape {
+  KeyLayout keys;
+  int64_t kv_heads, head_dim;
+};
+
+LayerShape shape_of(const Graph& graph, const Node& node, const KvFormat& format) {
+  return {format.key_layout(node.layer), graph.value(node.inputs[1]).width / node.head_dim,
+          node.head_dim};
+}
+
+// Bytes of the keys, or values, of one page.
+int64_t part_bytes(const LayerShape& shape, KvType type, int64_t page_tokens, bool keys) {
+  int64_t bytes;
+  if (is_integer(type)) {
+    const int64_t block = keys ? key_block_bytes(kv_bits(type), shape.keys, shape.head_dim)
+                               : value_block_bytes(kv_bits(type), shape.head_dim);
+    bytes = page_tokens / kKvBlockTokens * block;
+  } else {
+    bytes = page_tokens * shape.head_dim * (type == KvType::kF32 ? 4 : 2);
+  }
+  return static_cast<int64_t>(checked_mul(bytes, shape.kv_heads, "KV cache"));
+}
+
+}  // namespace
+
+int64_t kv_page_multiple(KvType type) { return is_integer(type) ? kKvBlockTokens : 16; }
+
+KvCache::KvCache(const Graph& graph, NodeRange range, const KvCacheOptions& options)
+    : format_(options.format), page_tokens_(options.page_tokens) {
+  if (page_tokens_ % kv_page_multiple(format_.type) != 0)
+    throw Error(ErrorKind::kInvalidArgument,
+                "{} tokens a page; {} keys and values need a multiple of {}", page_tokens_,
+                name(format_.type), kv_page_multiple(format_.type));
+  const auto pages = [&](int64_t bytes) {
+    return Buffer(static_cast<int64_t>(checked_mul(bytes, options.pages, "KV cache")));
+  };
   for (NodeId id = range.begin; id < range.end; ++id) {
     const Node& node = graph.node(id);
     if (node.op != Op::kAttention) continue;
     if (layers_.empty()) first_layer_ = node.layer;
-    const int64_t width = graph.value(node.inputs[1]).width;
-    const int64_t bytes = static_cast<int64_t>(checked_mul(
-        checked_mul(pages, page_tokens, "KV cache"), width * size_of(dtype), "KV cache"));
-    layers_.push_back({Buffer(bytes), Buffer(bytes), width / node.head_dim, node.head_dim});
+    const LayerShape shape = shape_of(graph, node, format_);
+    Layer layer{.keys = shape.keys,
+                .k = pages(part_bytes(shape, format_.type, page_tokens_, true)),
+                .v = pages(part_bytes(shape, format_.type, page_tokens_, false)),
+                .k_tails = {},
+                .v_tails = {},
+                .kv_heads = shape.kv_heads,
+                .head_dim = shape.head_dim};
+    if (kv_has_tails(format_.type, shape.keys)) {
+      const auto bytes = static_cast<int64_t>(checked_mul(
+          options.tails * shape.kv_heads,
+          kKvTailTokens * shape.head_dim * static_cast<int64_t>(sizeof(uint16_t)), "KV cache"));
+      layer.k_tails = Buffer(bytes);
+      layer.v_tails = Buffer(bytes);
+    }
+    layers_.push_back(std::move(layer));
   }
 }
 
-KvCache::KvCache(DType dtype, int64_t page_tokens, std::shared_ptr<DeviceKvCache> device)
-    : dtype_(dtype), page_tokens_(page_tokens), device_(std::move(device)) {}
+KvCache::KvCache(const KvFormat& format, int64_t page_tokens, std::shared_ptr<DeviceKvCache> device)
+    : format_(format), page_tokens_(page_tokens), device_(std::move(device)) {}
 
 KvCacheView KvCache::layer(int layer) {
   Layer& found = layers_.at(layer - first_layer_);
-  return {.dtype = dtype_,
+  return {.type = format_.type,
+          .key_layout = found.keys,
           .k = found.k.as<void>(),
           .v = found.v.as<void>(),
+          .k_tails = found.k_tails.as<uint16_t>(),
+          .v_tails = found.v_tails.as<uint16_t>(),
           .page_tokens = page_tokens_,
           .kv_heads = found.kv_heads,
           .head_dim = found.head_dim};
@@ -35,6 +85,16 @@ int64_t KvCache::bytes() const {
   int64_t total = device_ ? device_->bytes() : 0;
   for (const Layer& layer : layers_) total += layer.k.bytes() + layer.v.bytes();
   return total;
+}
+
+int64_t KvCache::tail_bytes() const {
+  int64_t total = 0;
+  for (const Layer& layer : layers_) total += layer.k_tails.bytes() + layer.v_tails.bytes();
+  return total;
+}
+
+int64_t KvCache::keepable(int64_t tokens) const {
+  return tail_bytes() == 0 ? tokens : tokens / kKvBlockTokens * kKvBlockTokens;
 }
 
 ContiguousBatch::ContiguousBatch(std::span<const int64_t> starts, std::span<const int64_t> counts,
@@ -48,7 +108,7 @@ ContiguousBatch::ContiguousBatch(std::span<const int64_t> starts, std::span<cons
     }
     query_start_.push_back(static_cast<int32_t>(positions_.size()));
     context_len_.push_back(static_cast<int32_t>(starts[b] + counts[b]));
-    block_table_.push_back(static_cast<int32_t>(b));
+    block_table_.push_back(static_cast<int32_t>(b));  // and the index of its tail
   }
 }
 
@@ -60,7 +120,8 @@ BatchView ContiguousBatch::view() const {
           .context_len = context_len_.data(),
           .block_table = block_table_.data(),
           .max_blocks = 1,
-          .slots = slots_.data()};
+          .slots = slots_.data(),
+          .tails = block_table_.data()};
 }
 
 }  // namespace whit

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "graph/graph.h"
+#include "ops/kv_format.h"
 #include "ops/ops.h"
 #include "tensor/tensor.h"
 
@@ -17,25 +18,46 @@ class DeviceKvCache {
   virtual int64_t bytes() const = 0;
 };
 
+// What a cache of a range of layers holds.
+struct KvCacheOptions {
+  KvFormat format;
+  int64_t pages = 1;
+  int64_t page_tokens = 16;  // a multiple of kv_page_multiple(format.type)
+  // Sequences that may be in use at once, each with an index of its own in BatchView::tails.
+  int64_t tails = 1;
+};
+
+// Tokens that a page's number of tokens must be a multiple of.
+int64_t kv_page_multiple(KvType type);
+
 class KvCache {
  public:
-  // One K and one V buffer for each attention node in `range`, `pages` pages of `page_tokens` (a
-  // multiple of 16).
-  KvCache(const Graph& graph, NodeRange range, DType dtype, int64_t pages, int64_t page_tokens);
-  KvCache(DType dtype, int64_t page_tokens, std::shared_ptr<DeviceKvCache> device);
+  // One K and one V buffer for each attention node in `range`.
+  KvCache(const Graph& graph, NodeRange range, const KvCacheOptions& options);
+  // `pages` sequences of one page each.
+  KvCache(const Graph& graph, NodeRange range, const KvFormat& format, int64_t pages,
+          int64_t page_tokens)
+      : KvCache(graph, range, {format, pages, page_tokens, pages}) {}
+  KvCache(const KvFormat& format, int64_t page_tokens, std::shared_ptr<DeviceKvCache> device);
   // Of a cache in host memory.
   KvCacheView layer(int layer);
   // Null where it lies in host memory.
   const std::shared_ptr<DeviceKvCache>& device() const { return device_; }
   int64_t page_tokens() const { return page_tokens_; }
-  int64_t bytes() const;
+  int64_t bytes() const;  // of the pages: what grows with the context
+  int64_t tail_bytes() const;
+  // The most of the first `tokens` cached tokens of a sequence that may be kept where what followed
+  // is dropped: with tails, whole blocks.
+  int64_t keepable(int64_t tokens) const;
+  const KvFormat& format() const { return format_; }
 
  private:
   struct Layer {
-    Buffer k, v;
+    KeyLayout keys = KeyLayout::kToken;
+    Buffer k, v, k_tails, v_tails;
     int64_t kv_heads = 0, head_dim = 0;
   };
-  DType dtype_;
+  KvFormat format_;
   int64_t page_tokens_;
   int first_layer_ = 0;
   std::vector<Layer> layers_;

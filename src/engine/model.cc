@@ -199,6 +199,37 @@ DType Model::default_kv_dtype() const {
   return DType::kF32;
 }
 
+KvFormat Model::kv_format(std::string_view dtype) const {
+  if (dtype == "auto") return default_kv_dtype();
+  const auto& names = kKvCacheDtypes;
+  if (std::find(names.begin(), names.end(), dtype) == names.end())
+    throw Error(ErrorKind::kInvalidArgument,
+                "\"{}\" is no type of keys and values; the possible ones are {}", dtype,
+                fmt::join(names, ", "));
+  KvFormat format(parse_kv_type(dtype));
+  if (!is_integer(format.type)) return format;
+  if (engine_) {
+    const Json& measured = engine_->manifest().kv_cache;
+    const auto found = measured.find(dtype);
+    if (found != measured.end() &&
+        std::ssize((*found)["keys"]) == static_cast<ptrdiff_t>(graph_->layers())) {
+      for (const Json& layout : (*found)["keys"])
+        format.key_layouts.push_back(parse_key_layout(layout.get<std::string>()));
+      return format;
+    }
+  }
+  for (const Node& node : graph_->nodes()) {
+    if (node.op != Op::kAttention) continue;
+    // RoPE stands between the keys' linear and attention.
+    const Node* producer = &graph_->node(graph_->value(node.inputs[1]).producer);
+    while (producer->op == Op::kRope)
+      producer = &graph_->node(graph_->value(producer->inputs[0]).producer);
+    format.key_layouts.push_back(producer->bias ? KeyLayout::kChannel
+                                                : default_key_layout(format.type));
+  }
+  return format;
+}
+
 std::vector<std::pair<std::string, std::string>> Model::text_files() const {
   std::vector<std::pair<std::string, std::string>> files;
   files.emplace_back("config.json", config_->raw.dump(2));

@@ -43,6 +43,11 @@ class Model {
   int64_t stored_bytes() const;    // on disk: checkpoint tensors, or the engine directory
   double bits_per_weight() const;  // of the stored tensors over parameters()
   DType default_kv_dtype() const;  // f32 for f32 sources, f16 otherwise
+  // What the cache holds where "auto" (default_kv_dtype), "f32", "f16", "int8" or "int4" is asked
+  // for. The layout of integer keys is what was measured for the engine; else per channel where
+  // keys have biases, whose channels are unequal, and the type's default elsewhere. Throws
+  // kInvalidArgument with the possible names.
+  KvFormat kv_format(std::string_view dtype) const;
 
   // The text files an engine directory carries along: name and content.
   std::vector<std::pair<std::string, std::string>> text_files() const;

@@ -42,6 +42,7 @@ enum class StepKind {
   kRope,
   kKvWrite,
   kAttention,
+  kKvCommit,
   kSiluMul,
   kAdd
 };
@@ -178,6 +179,11 @@ struct Program::Impl {
           steps.push_back(
               {.kind = StepKind::kAttention, .node = &node, .name = node.name, .y = node.output});
           steps.back().tap = node.output;
+          // Nothing reads the tails before the next run.
+          steps.push_back({.kind = StepKind::kKvCommit,
+                           .node = &node,
+                           .name = node.name + ".kv_commit",
+                           .barrier = false});
           for (const int index : int8_of[node.output]) add_quantize(node.output, index);
           break;
         }
@@ -398,6 +404,10 @@ struct Program::Impl {
             .sliding_window = node.sliding_window,
             .batch = input->batch,
             .cache = input->cache->layer(node.layer),
+            .k = read(node.inputs[1], worker, false),
+            .k_stride = stride(node.inputs[1]),
+            .v = read(node.inputs[2], worker, false),
+            .v_stride = stride(node.inputs[2]),
             .out = rows(step.y, worker, false),
             .out_stride = stride(step.y),
             .scratch = scratch.as<std::byte>()};
@@ -491,15 +501,16 @@ struct Program::Impl {
                   .sin = input->rope->sin.data()},
                  worker);
         break;
-      case StepKind::kKvWrite: {
+      case StepKind::kKvWrite:
+      case StepKind::kKvCommit: {
         const Node& node = *step.node;
-        ops.kv_write({.k = read(node.inputs[1], all, false),
-                      .k_stride = stride(node.inputs[1]),
-                      .v = read(node.inputs[2], all, false),
-                      .v_stride = stride(node.inputs[2]),
-                      .batch = input->batch,
-                      .cache = input->cache->layer(node.layer)},
-                     worker);
+        const KvWriteArgs args = {.k = read(node.inputs[1], all, false),
+                                  .k_stride = stride(node.inputs[1]),
+                                  .v = read(node.inputs[2], all, false),
+                                  .v_stride = stride(node.inputs[2]),
+                                  .batch = input->batch,
+                                  .cache = input->cache->layer(node.layer)};
+        (step.kind == StepKind::kKvWrite ? ops.kv_write : ops.kv_commit)(args, worker);
         break;
       }
       case StepKind::kAttention:

@@ -40,7 +40,7 @@ class ModelRunner {
   // ids[i] = the likeliest token after row i, the lowest id of equals.
   virtual void argmax(std::span<const int32_t> rows, std::span<int32_t> ids) = 0;
 
-  virtual KvCache make_cache(int64_t pages, int64_t page_tokens, DType dtype) const = 0;
+  virtual KvCache make_cache(const KvCacheOptions& options) const = 0;
   // Bytes of weights that one decoded token reads.
   virtual int64_t weight_bytes() const = 0;
   virtual std::vector<Program::StepInfo> describe() const = 0;

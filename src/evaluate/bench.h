@@ -16,7 +16,7 @@ struct BenchOptions {
       128};  // tg<N>: N greedy-like steps per sequence from an empty context
   std::vector<int64_t> batches = {1};  // sequences decoding together, for tg
   int repetitions = 5;
-  DType kv_dtype = DType::kF16;
+  KvFormat kv_dtype;
 };
 
 struct BenchRow {

@@ -35,7 +35,7 @@ class Mean {
 // One window's tokens through a model, step by step; logits of any rows of the last step.
 class WindowRunner {
  public:
-  WindowRunner(Executor& executor, int64_t window, DType kv_dtype)
+  WindowRunner(Executor& executor, int64_t window, const KvFormat& kv_dtype)
       : executor_(executor), cache_(executor.make_cache(1, window, kv_dtype)) {}
   void step(std::span<const int32_t> ids, int64_t start) {
     const int64_t starts[] = {start}, counts[] = {static_cast<int64_t>(ids.size())};

@@ -18,8 +18,8 @@ namespace whit {
 struct EvalOptions {
   int64_t ctx_size = 2048;
   int64_t max_windows = 0;  // 0: all
-  DType kv_dtype = DType::kF32;
-  DType reference_kv_dtype = DType::kF32;
+  KvFormat kv_dtype = DType::kF32;
+  KvFormat reference_kv_dtype = DType::kF32;
 };
 
 struct EvalResult {
@@ -41,7 +41,7 @@ EvalResult evaluate(Executor& model, Executor* reference, std::span<const int32_
 // The same for several models at once; the reference, which takes most of the time, runs once.
 struct EvalModel {
   Executor& executor;
-  DType kv_dtype;  // in place of the options'
+  KvFormat kv_dtype;  // in place of the options'
 };
 std::vector<EvalResult> evaluate(std::span<const EvalModel> models, Executor* reference,
                                  std::span<const int32_t> ids, const EvalOptions& options);

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "base/thread_pool.h"
+#include "ops/kv_layout.h"
 #include "quant/weight.h"
 #include "tensor/dtype.h"
 
@@ -86,16 +87,21 @@ struct RopeArgs {
   const float* sin;
 };
 
-// Keys and values of one layer in pages of P tokens (P a multiple of 16). A contiguous cache is one
-// page.
-//   k  [pages, Hkv, P/16, Dh, 16]   16 tokens side by side: a lane is a token, so that scores need
-//   no horizontal sums v  [pages, Hkv, P, Dh]
+// Keys and values of one layer in pages of P tokens (P a multiple of 16, of 32 for integers). A
+// contiguous cache is one page.
+//   kF32, kF16   k  [pages, Hkv, P/16, Dh, 16]   16 tokens side by side: a lane is a token, so that
+//                                                scores need no horizontal sums
+//                v  [pages, Hkv, P, Dh]
+//   kInt8, kInt4 k, v  [pages, Hkv, P/32] blocks (ops/kv_layout.h)
+//   tails        [tails, Hkv, 64, Dh] f16, the token at position p in row p mod 64; where
+//                kv_has_tails
 struct KvCacheView {
-  DType dtype = DType::kF16;  // kF32 or kF16
+  KvType type = KvType::kF16;
+  KeyLayout key_layout = KeyLayout::kToken;  // of integers
   void* k = nullptr;
   void* v = nullptr;
-  float* k_scales = nullptr;  // [pages, Hkv, P], for integer caches; null for floating-point ones
-  float* v_scales = nullptr;
+  uint16_t* k_tails = nullptr;
+  uint16_t* v_tails = nullptr;
   int64_t page_tokens = 0, kv_heads = 0, head_dim = 0;
 };
 
@@ -110,8 +116,11 @@ struct BatchView {
   int64_t max_blocks = 0;
   const int32_t* slots =
       nullptr;  // [T] page · P + offset where the token's key and value go, distinct
+  const int32_t* tails = nullptr;  // [B] distinct; where the cache has tails
 };
 
+// Of a cache with tails, kv_write writes the blocks that this step completes; kv_commit, once
+// attention is done, the step's last tokens into the tails.
 struct KvWriteArgs {
   const float* k;  // [T, Hkv · Dh]
   int64_t k_stride;
@@ -132,9 +141,15 @@ struct AttentionArgs {
   int64_t sliding_window;  // 0: none; w: a query at position p sees positions p−w+1 … p
   BatchView batch;
   KvCacheView cache;
-  float* out;  // [T, H · Dh]
-  int64_t out_stride;
-  std::byte* scratch;  // attention_scratch_bytes(args) per worker, worker i at offset i · that
+  // This step's keys and values [T, Hkv · Dh]; read where the cache has tails.
+  const float* k = nullptr;
+  int64_t k_stride = 0;
+  const float* v = nullptr;
+  int64_t v_stride = 0;
+  float* out = nullptr;  // [T, H · Dh]
+  int64_t out_stride = 0;
+  std::byte* scratch =
+      nullptr;  // attention_scratch_bytes(args) per worker, worker i at offset i · that
 };
 
 // out[t] = table[ids[t]], rows dequantised to f32.

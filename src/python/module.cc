@@ -173,6 +173,7 @@ void bind_data(nb::module_& m) {
       .def_rw("engine_dir", &BuildConfig::engine_dir)
       .def_rw("threads", &BuildConfig::threads)
       .def_rw("max_model_len", &BuildConfig::max_model_len)
+      .def_rw("kv_cache_dtype", &BuildConfig::kv_cache_dtype)
       .def_rw("isa", &BuildConfig::isa)
       .def_rw("backend", &BuildConfig::backend);
   nb::class_<BuildReport>(m, "BuildReport")

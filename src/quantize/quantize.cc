@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/progress.h"
+#include "quantize/kv_layout.h"
 #include "quantize/sequential.h"
 #include "quantize/trial.h"
 
@@ -251,6 +252,13 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
                 EngineWriter(recipe.output, graph, make_manifest(recipe, source, used)),
                 {}}));
     jobs.back()->summary.output = recipe.output;
+  }
+
+  if (data != nullptr) {
+    const Json layouts =
+        to_json(measure_kv_layouts(source.config(), graph, weights, *data, options.isa, pool));
+    for (const auto& job : jobs)
+      if (job->algorithm.needs_calibration) job->writer.manifest().kv_cache = layouts;
   }
 
   const Node& table = graph.node(graph.body().begin);

@@ -10,6 +10,7 @@ void StepBatch::build(const StepPlan& plan, int64_t page_tokens) {
   ids_.clear();
   positions_.clear();
   slots_.clear();
+  tails_.clear();
   context_len_.clear();
   query_start_.assign(1, 0);
   max_blocks_ = 1;
@@ -31,6 +32,7 @@ void StepBatch::build(const StepPlan& plan, int64_t page_tokens) {
                 block_table_.begin() + static_cast<int64_t>(c) * max_blocks_);
     query_start_.push_back(static_cast<int32_t>(ids_.size()));
     context_len_.push_back(static_cast<int32_t>(end));
+    tails_.push_back(static_cast<int32_t>(sequence.place));
   }
 }
 
@@ -42,7 +44,8 @@ BatchView StepBatch::view() const {
           .context_len = context_len_.data(),
           .block_table = block_table_.data(),
           .max_blocks = max_blocks_,
-          .slots = slots_.data()};
+          .slots = slots_.data(),
+          .tails = tails_.data()};
 }
 
 }  // namespace whit

@@ -19,7 +19,7 @@ class StepBatch {
   int32_t first_row(size_t chunk) const { return query_start_[chunk]; }
 
  private:
-  std::vector<int32_t> ids_, positions_, query_start_, context_len_, block_table_, slots_;
+  std::vector<int32_t> ids_, positions_, query_start_, context_len_, block_table_, slots_, tails_;
   int64_t max_blocks_ = 0;
 };
 

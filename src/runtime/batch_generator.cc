@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/checked.h"
 #include "base/progress.h"
 
 namespace whit {
@@ -167,7 +168,7 @@ class Group {
 };
 
 int64_t sequences_together(const Executor& executor, const BatchGenerationOptions& options) {
-  const int64_t bytes = executor.make_cache(1, options.length, options.kv_dtype).bytes();
+  const int64_t bytes = executor.page_bytes(options.kv_dtype, round_up(options.length, 32));
   return std::clamp<int64_t>(
       kCacheBytes / std::max<int64_t>(bytes, 1), 1,
       std::min({options.sequences, kBatchSequences, executor.options().max_tokens,

@@ -22,7 +22,7 @@ struct BatchGenerationOptions {
   uint64_t seed = 0;
   double temperature = 1.0;
   std::vector<int32_t> stop_ids;
-  DType kv_dtype = DType::kF16;
+  KvFormat kv_dtype;
 };
 
 // [sequences, length] ids. Sequence i begins with prompt i (mod their number); where the model ends

@@ -26,7 +26,7 @@ class DraftModel {
  public:
   // Of a cache like that of the large model. `executor` must outlive this, and take as many tokens
   // a step as the large model and one more for each sequence.
-  DraftModel(Executor& executor, int64_t pages, int64_t page_tokens, DType kv_dtype);
+  DraftModel(Executor& executor, int64_t pages, int64_t page_tokens, const KvFormat& kv_dtype);
 
   // Before the large model's step: takes part in its tokens and fills in the guesses of chunks with
   // drafts. `vocab`: of the large model; no guess is outside.

@@ -15,9 +15,9 @@ using Clock = RequestTimes::Clock;
 constexpr int64_t kDefaultCacheBytes = int64_t{1} << 30;
 
 int64_t page_count(const Executor& executor, const EngineLoopOptions& options) {
-  int64_t page_bytes = executor.make_cache(1, options.page_tokens, options.kv_dtype).bytes();
+  int64_t page_bytes = executor.page_bytes(options.kv_dtype, options.page_tokens);
   if (options.draft != nullptr)
-    page_bytes += options.draft->make_cache(1, options.page_tokens, options.draft_kv_dtype).bytes();
+    page_bytes += options.draft->page_bytes(options.draft_kv_dtype, options.page_tokens);
   const int64_t context_pages = ceil_div(options.scheduler.max_context, options.page_tokens);
   int64_t pages = options.cache_bytes / page_bytes;
   if (options.cache_bytes == 0) {
@@ -33,9 +33,15 @@ int64_t page_count(const Executor& executor, const EngineLoopOptions& options) {
 }
 
 EngineLoopOptions resolved(EngineLoopOptions options, const Executor& executor) {
-  if (options.page_tokens < 16 || options.page_tokens % 16 != 0)
-    throw Error(ErrorKind::kInvalidArgument, "{} tokens a page; a multiple of 16 is needed",
-                options.page_tokens);
+  const int64_t multiple = kv_page_multiple(options.kv_dtype.type);
+  if (options.page_tokens < multiple || options.page_tokens % multiple != 0)
+    throw Error(ErrorKind::kInvalidArgument, "{} tokens a page; a multiple of {} is needed",
+                options.page_tokens, multiple);
+  // A guess may be taken back from the block behind the tail's current one, not from further.
+  if (options.draft_tokens >= kKvBlockTokens && is_integer(options.kv_dtype.type))
+    throw Error(ErrorKind::kInvalidArgument,
+                "{} draft tokens; with {} keys and values at most {} can be taken back",
+                options.draft_tokens, name(options.kv_dtype.type), kKvBlockTokens - 1);
   SchedulerOptions& scheduler = options.scheduler;
   scheduler.max_step_tokens = std::min(scheduler.max_step_tokens, executor.options().max_tokens);
   scheduler.max_context = std::min(scheduler.max_context, executor.options().max_context);
@@ -80,7 +86,10 @@ EngineLoop::EngineLoop(const Model& model, Executor& executor, const EngineLoopO
       deliver_(std::move(deliver)),
       stop_ids_(model.stop_ids()),
       pool_(page_count(executor, options_), options_.page_tokens, options_.hash_seed),
-      cache_(executor.make_cache(pool_.size(), options_.page_tokens, options_.kv_dtype)),
+      cache_(executor.make_cache({.format = options_.kv_dtype,
+                                  .pages = pool_.size(),
+                                  .page_tokens = options_.page_tokens,
+                                  .tails = options_.scheduler.max_sequences})),
       scheduler_(pool_, options_.scheduler),
       workspaces_(executor.pool().size()) {
   model.tokenizer();  // loaded now rather than by the first request

@@ -32,8 +32,8 @@ struct EngineLoopOptions {
   int64_t page_tokens = 32;   // a multiple of 16
   int64_t draft_tokens = 0;   // guessed by prompt lookup and checked together; 0: none
   Executor* draft = nullptr;  // of a smaller model, which guesses instead; must outlive the loop
-  DType draft_kv_dtype = DType::kF16;
-  DType kv_dtype = DType::kF16;
+  KvFormat draft_kv_dtype;
+  KvFormat kv_dtype;
   uint64_t hash_seed = 0;
 };
 

@@ -82,10 +82,10 @@ class EngineLoopTest : public ::testing::Test {
     return request;
   }
 
-  std::string alone(const Request& request) {
+  std::string alone(const Request& request, const KvFormat& kv = DType::kF32) {
     Executor executor(model_.config(), model_.graph(), model_.weights(),
                       {.max_tokens = 64, .max_context = 128, .max_logit_rows = 1}, pool_);
-    Generator generator(executor, model_.tokenizer(), model_.stop_ids(), DType::kF32);
+    Generator generator(executor, model_.tokenizer(), model_.stop_ids(), kv);
     return generator.generate(request.prompt, request.options).text;
   }
 
@@ -198,6 +198,44 @@ TEST_F(EngineLoopTest, a_draft_model_changes_no_answer) {
     else
       EXPECT_LT(accepted_, drafted_ / 2);
     loop_.reset();
+  }
+}
+
+TEST_F(EngineLoopTest, integer_keys_and_values_give_under_load_what_they_give_alone) {
+  for (const KvFormat& kv :
+       {KvFormat(KvType::kInt8), KvFormat(KvType::kInt4),
+        KvFormat(KvType::kInt8, std::vector(model_.graph().layers(), KeyLayout::kChannel))}) {
+    EngineLoopOptions options = small();
+    options.kv_dtype = kv;
+    options.page_tokens = 32;
+    options.draft_tokens = 3;
+    options.scheduler.max_sequences = 4;
+    start(options);
+    // Few pages: sequences are preempted, and come back.
+    options.cache_bytes = 6 * executor_->page_bytes(kv, 32);
+    start(options);
+    done_ = 0;
+    answers_.clear();
+    std::vector<Request> requests;
+    std::vector<RequestId> ids;
+    for (int i = 0; i < 8; ++i) {
+      const std::string tail(static_cast<size_t>(i) * 5, static_cast<char>('a' + i));
+      requests.push_back(greedy("Once upon a time, in a harbour, a grey one" + tail, 20 + 3 * i));
+      ids.push_back(loop_->submit(requests.back()));
+    }
+    Request several = requests[0];
+    several.choices = 2;
+    const RequestId group = loop_->submit(several);
+    wait_for(9);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      EXPECT_EQ((answers_[{ids[i], 0}].text), alone(requests[i], kv)) << i << name(kv.type);
+      EXPECT_EQ((answers_[{ids[i], 0}].end.error), "");
+    }
+    for (int64_t choice = 0; choice < 2; ++choice)
+      EXPECT_EQ((answers_[{group, choice}].text), (answers_[{ids[0], 0}].text));
+    EXPECT_GT(last_.scheduler.preemptions, 0);
+    EXPECT_GT(last_.scheduler.prefix_hits, 0);
+    EXPECT_EQ(last_.pages_used, 0);
   }
 }
 

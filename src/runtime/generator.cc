@@ -39,11 +39,11 @@ double Generation::decode_tokens_per_s() const {
 }
 
 Generator::Generator(Executor& executor, const Tokenizer& tokenizer, std::vector<int32_t> stop_ids,
-                     DType kv_dtype)
+                     KvFormat kv_dtype)
     : executor_(executor),
       tokenizer_(tokenizer),
       stop_ids_(std::move(stop_ids)),
-      kv_dtype_(kv_dtype) {}
+      kv_dtype_(std::move(kv_dtype)) {}
 
 void Generator::prepare_cache(std::span<const int32_t> prompt, int64_t capacity) {
   if (!cache_ || cache_->page_tokens() < capacity) {
@@ -57,7 +57,8 @@ void Generator::prepare_cache(std::span<const int32_t> prompt, int64_t capacity)
   const auto common =
       std::mismatch(cached_.begin(), cached_.end(), prompt.begin(), prompt.end()).first;
   // The last token of a prompt is always computed: its logits are wanted.
-  cached_.resize(std::min<size_t>(common - cached_.begin(), prompt.size() - 1));
+  cached_.resize(cache_->keepable(
+      std::min<int64_t>(common - cached_.begin(), static_cast<int64_t>(prompt.size()) - 1)));
 }
 
 void Generator::step(std::span<const int32_t> ids, bool on_device) {

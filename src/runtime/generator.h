@@ -53,7 +53,7 @@ class Generator {
  public:
   // The executor and the tokenizer must outlive the generator. `stop_ids` end an answer.
   Generator(Executor& executor, const Tokenizer& tokenizer, std::vector<int32_t> stop_ids,
-            DType kv_dtype);
+            KvFormat kv_dtype);
 
   // Keys and values stay cached: of a prompt that continues what was seen last, only the new part
   // is computed. Throws kInvalidArgument for an empty prompt or one that fills the context,
@@ -73,7 +73,7 @@ class Generator {
   Executor& executor_;
   const Tokenizer& tokenizer_;
   std::vector<int32_t> stop_ids_;
-  DType kv_dtype_;
+  KvFormat kv_dtype_;
   std::optional<KvCache> cache_;
   std::vector<float> logits_;  // [V], the sampler's to overwrite
   int32_t likeliest_ = 0;

@@ -93,6 +93,24 @@ TEST_F(GeneratorTest, a_conversation_computes_only_what_is_new) {
   EXPECT_EQ(again.token_ids, first.token_ids);
 }
 
+TEST_F(GeneratorTest, a_conversation_over_integer_keys_and_values_goes_on_from_whole_blocks) {
+  const auto executor = this->executor(64);
+  for (const KvType type : {KvType::kInt8, KvType::kInt4}) {
+    const auto fresh = [&] {
+      return Generator(*executor, model_.tokenizer(), model_.stop_ids(), type);
+    };
+    Generator kept = fresh();
+    const Generation first = kept.generate(prompt_, greedy(30));
+    std::vector<int32_t> longer = prompt_;
+    longer.insert(longer.end(), first.token_ids.begin(), first.token_ids.begin() + 20);
+    longer.push_back(prompt_[0]);
+    const Generation second = kept.generate(longer, greedy(8));
+    const auto same = static_cast<int64_t>(prompt_.size()) + 20;
+    EXPECT_EQ(second.reused_tokens, type == KvType::kInt4 ? same / 32 * 32 : same);
+    EXPECT_EQ(second.token_ids, fresh().generate(longer, greedy(8)).token_ids);
+  }
+}
+
 TEST_F(GeneratorTest, an_end_of_sequence_token_stops_unless_it_is_ignored) {
   const auto executor = this->executor(64);
   const Generation free_run = generator(*executor).generate(prompt_, greedy(16));

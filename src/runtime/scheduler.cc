@@ -22,6 +22,7 @@ Scheduler::Scheduler(BlockPool& pool, const SchedulerOptions& options)
                 "scheduler: {} sequences, {} tokens a step, a context of {} and {} pages cannot "
                 "work together; a step must hold more tokens than there are sequences",
                 options.max_sequences, options.max_step_tokens, options.max_context, pool.size());
+  for (int64_t place = options.max_sequences; place-- > 0;) free_places_.push_back(place);
 }
 
 Scheduler::~Scheduler() {
@@ -146,6 +147,8 @@ bool Scheduler::admit(Sequence& sequence) {
   if (sequence.cached_tokens < 0)
     sequence.cached_tokens = std::min(sequence.computed, sequence.prompt_length());
   sequence.running = true;
+  sequence.place = free_places_.back();
+  free_places_.pop_back();
   std::erase(waiting_, &sequence);
   running_.insert(
       std::upper_bound(running_.begin(), running_.end(), &sequence,
@@ -183,6 +186,7 @@ void Scheduler::preempt(Sequence& sequence) {
   release_pages(sequence);
   sequence.draft.clear();
   sequence.running = false;
+  give_place_back(sequence);
   ++sequence.preemptions;
   ++stats_.preemptions;
   ++plan_.preempted;
@@ -195,6 +199,11 @@ void Scheduler::release_pages(Sequence& sequence) {
   for (auto id = sequence.pages.rbegin(); id != sequence.pages.rend(); ++id) pool_.release(*id);
   sequence.pages.clear();
   sequence.computed = sequence.published = 0;
+}
+
+void Scheduler::give_place_back(Sequence& sequence) {
+  if (sequence.place >= 0) free_places_.push_back(sequence.place);
+  sequence.place = -1;
 }
 
 void Scheduler::plan_chunk(Sequence& sequence, int64_t count, int64_t drafts) {
@@ -305,6 +314,7 @@ void Scheduler::finish(Sequence& sequence) {
   if (sequence.running && options_.policy == SchedulerPolicy::kGuaranteedNoEvict)
     reserved_pages_ -= pages_for(sequence.longest());
   release_pages(sequence);
+  give_place_back(sequence);
   std::erase(running_, &sequence);
   std::erase(waiting_, &sequence);
   const auto tenant = tenants_.find(sequence.spec.tenant);

@@ -92,6 +92,7 @@ class Scheduler {
   bool make_room(Sequence& sequence, int64_t tokens);
   void preempt(Sequence& sequence);
   void release_pages(Sequence& sequence);
+  void give_place_back(Sequence& sequence);
   void plan_chunk(Sequence& sequence, int64_t count, int64_t drafts);
   void plan_decodes();
   void plan_prompts(int64_t room);
@@ -103,6 +104,7 @@ class Scheduler {
   int64_t reserved_pages_ = 0;  // of running sequences, under kGuaranteedNoEvict
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> running_;  // most urgent first
+  std::vector<int64_t> free_places_;
   std::vector<Sequence*> waiting_;
   std::map<std::string, Tenant, std::less<>> tenants_;
   StepPlan plan_;

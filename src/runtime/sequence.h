@@ -34,6 +34,7 @@ struct Sequence {
   bool drafted = false;        // a draft model follows it
   int64_t draft_missing = 0;   // of the computed tokens, the last that the draft model has not seen
   bool running = false;
+  int64_t place = -1;          // while running: below max_sequences, its own
   int64_t waiting_since = 0;   // the scheduler's step
   int64_t cached_tokens = -1;  // of the prompt, found in the cache when it first ran
   int64_t preemptions = 0;

@@ -9,10 +9,12 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <tuple>
 #include <vector>
 
 #include "kernels/cpu/small_ops.h"
 #include "kernels/cpu/small_ops_test_util.h"
+#include "ops/kv_format.h"
 
 namespace whit::cpu {
 namespace {
@@ -24,8 +26,9 @@ struct Sequence {
 
 struct Shape {
   int64_t heads = 9, kv_heads = 3, head_dim = 64, page_tokens = 16;
-  DType dtype = DType::kF16;
+  KvType type = KvType::kF16;
   int64_t sliding_window = 0;
+  KeyLayout keys = KeyLayout::kToken;
 };
 
 // A paged cache whose pages are dealt out in random order and whose unused parts hold NaN.
@@ -36,15 +39,28 @@ class PagedCache {
     for (const int64_t context : contexts)
       max_blocks_ = std::max(max_blocks_, ceil_div(context, shape.page_tokens));
     const int64_t b = static_cast<int64_t>(contexts.size()), pages = b * max_blocks_ + 1;
-    const int64_t elements = pages * shape.kv_heads * shape.page_tokens * shape.head_dim;
-    k_ = Tensor(shape.dtype, {elements});
-    v_ = Tensor(shape.dtype, {elements});
-    for (Tensor* tensor : {&k_, &v_})
-      for (int64_t i = 0; i < elements; ++i)
-        if (shape.dtype == DType::kF32)
-          tensor->data<float>()[i] = std::numeric_limits<float>::quiet_NaN();
-        else
-          tensor->data<uint16_t>()[i] = 0x7e00;
+    const int64_t numbers = pages * shape.kv_heads * shape.page_tokens * shape.head_dim;
+    const int64_t blocks = pages * shape.kv_heads * shape.page_tokens / kKvBlockTokens;
+    const int64_t bits = kv_bits(shape.type);
+    k_bytes_ = v_bytes_ = numbers * (shape.type == KvType::kF32 ? 4 : 2);
+    if (is_integer(shape.type)) {
+      k_bytes_ = blocks * key_block_bytes(bits, shape.keys, shape.head_dim);
+      v_bytes_ = blocks * value_block_bytes(bits, shape.head_dim);
+    }
+    for (auto [buffer, bytes] : {std::pair{&k_, k_bytes_}, std::pair{&v_, v_bytes_}}) {
+      *buffer = Buffer(bytes);
+      if (shape.type == KvType::kF32)
+        std::fill_n(buffer->as<float>(), bytes / 4, std::numeric_limits<float>::quiet_NaN());
+      else
+        std::fill_n(buffer->as<uint16_t>(), bytes / 2, uint16_t{0x7e00});
+    }
+    const int64_t tails = b * shape.kv_heads * kKvTailTokens * shape.head_dim;
+    for (Buffer* buffer : {&k_tails_, &v_tails_}) {
+      *buffer = Buffer(tails * 2);
+      std::fill_n(buffer->as<uint16_t>(), tails, uint16_t{0x7e00});
+    }
+    tails_.resize(b);
+    std::iota(tails_.rbegin(), tails_.rend(), 0);
     table_.resize(b * max_blocks_);
     std::iota(table_.begin(), table_.end(), 1);
     std::mt19937 random(seed);
@@ -52,12 +68,26 @@ class PagedCache {
   }
 
   KvCacheView view() {
-    return {.dtype = shape_.dtype,
-            .k = k_.data<void>(),
-            .v = v_.data<void>(),
+    return {.type = shape_.type,
+            .key_layout = shape_.keys,
+            .k = k_.as<void>(),
+            .v = v_.as<void>(),
+            .k_tails = k_tails_.as<uint16_t>(),
+            .v_tails = v_tails_.as<uint16_t>(),
             .page_tokens = shape_.page_tokens,
             .kv_heads = shape_.kv_heads,
             .head_dim = shape_.head_dim};
+  }
+  const int32_t* tails() const { return tails_.data(); }
+  void clear() {
+    std::memset(k_.as<void>(), 0, k_bytes_);
+    std::memset(v_.as<void>(), 0, v_bytes_);
+  }
+  bool equals(const PagedCache& other) const {
+    return std::memcmp(k_.as<void>(), other.k_.as<void>(), k_bytes_) == 0 &&
+           std::memcmp(v_.as<void>(), other.v_.as<void>(), v_bytes_) == 0 &&
+           std::memcmp(k_tails_.as<void>(), other.k_tails_.as<void>(), k_tails_.bytes()) == 0 &&
+           std::memcmp(v_tails_.as<void>(), other.v_tails_.as<void>(), v_tails_.bytes()) == 0;
   }
   int32_t slot(int64_t b, int64_t position) const {
     const int64_t page = table_[b * max_blocks_ + position / shape_.page_tokens];
@@ -65,14 +95,13 @@ class PagedCache {
   }
   const int32_t* table() const { return table_.data(); }
   int64_t max_blocks() const { return max_blocks_; }
-  const Tensor& k() const { return k_; }
-  const Tensor& v() const { return v_; }
 
  private:
   Shape shape_;
   int64_t max_blocks_ = 1;
-  Tensor k_, v_;
-  std::vector<int32_t> table_;
+  int64_t k_bytes_ = 0, v_bytes_ = 0;
+  Buffer k_, v_, k_tails_, v_tails_;
+  std::vector<int32_t> table_, tails_;
 };
 
 // Rows [begin, end) of sequence b of a fixed random text: the same numbers whichever step brings
@@ -119,7 +148,8 @@ class Step {
             .context_len = context_len_.data(),
             .block_table = cache_.table(),
             .max_blocks = cache_.max_blocks(),
-            .slots = slots_.data()};
+            .slots = slots_.data(),
+            .tails = cache_.tails()};
   }
   KvWriteArgs write_args() const {
     const int64_t stride = shape_.kv_heads * shape_.head_dim;
@@ -139,13 +169,19 @@ class Step {
             .sliding_window = shape_.sliding_window,
             .batch = batch(),
             .cache = cache_.view(),
+            .k = k_.data(),
+            .k_stride = shape_.kv_heads * shape_.head_dim,
+            .v = v_.data(),
+            .v_stride = shape_.kv_heads * shape_.head_dim,
             .out = out_.data(),
             .out_stride = stride};
   }
   // Writes the step's keys and values and attends with `workers` workers.
   const std::vector<float>& run(const SmallOps& ops, int workers) {
     on_workers(workers, [&](const Worker& worker) { ops.kv_write(write_args(), worker); });
-    return attend(ops, workers);
+    attend(ops, workers);
+    on_workers(workers, [&](const Worker& worker) { ops.kv_commit(write_args(), worker); });
+    return out_;
   }
   const std::vector<float>& attend(const SmallOps& ops, int workers) {
     AttentionArgs args = attention_args();
@@ -186,20 +222,30 @@ void write_history(const Shape& shape, const std::vector<Text>& texts,
   std::vector<Sequence> history;
   for (const auto [context, queries] : sequences)
     history.push_back({context - queries, context - queries});
-  reference::kv_write(Step(shape, texts, history, cache).write_args());
+  const Step step(shape, texts, history, cache);
+  reference::kv_write(step.write_args());
+  reference::kv_commit(step.write_args());
 }
 
 // A bound on |kernel − exact| for one query: with scores s of absolute error δ, the weights p = e^s
 // / Σ have relative error ≤ 2δ + a few roundings, and Σ p·v ≤ max|v|.
 //   δ: Dh products of |q·k| summed in f32, of sums ≤ ‖q‖‖k‖·scale (Cauchy), and 3 roundings of q
 //   and scale sums over the context: one rounding per token in l and in o, and one α per block
+//   Integer caches: queries are rounded to 2⁻¹⁶ of their largest, weights to 2⁻¹⁶ of the largest in
+//   a block; the dot of a query with |c · scale| ≤ 2 · max|k| < 16 is off by Dh · 2⁻¹⁶ · 9 · 16 ·
+//   1/√Dh at most, and by √Dh in place of Dh where signs are random, which they are
 double tolerance(const Shape& shape, int64_t context) {
   constexpr double kEps = 0x1p-24;
   // Entries are normal with deviation 1.5: ‖q‖‖k‖ < 4 · 2.25 · Dh with room to spare.
   const double dh = static_cast<double>(shape.head_dim);
   const double largest_score = 4 * 2.25 * std::sqrt(dh);
-  const double delta = (std::sqrt(dh) * 4 + 3) * kEps * largest_score;
-  return 5.0 * (2 * delta + (8 + 2 * std::sqrt(static_cast<double>(context)) * 4) * kEps);
+  double delta = (std::sqrt(dh) * 4 + 3) * kEps * largest_score;
+  double weights = 0;
+  if (is_integer(shape.type)) {
+    delta += 0x1p-16 * 9 * 16 * 2;
+    weights = 0x1p-16 * std::sqrt(64.0);
+  }
+  return 5.0 * (2 * delta + weights + (8 + 2 * std::sqrt(static_cast<double>(context)) * 4) * kEps);
 }
 
 class AttentionTest : public testing::TestWithParam<Isa> {
@@ -211,15 +257,18 @@ class AttentionTest : public testing::TestWithParam<Isa> {
 
   void expect_matches_reference(const Shape& shape, const std::vector<Sequence>& sequences,
                                 int workers) {
-    SCOPED_TRACE(fmt::format(
-        "H={} Hkv={} Dh={} P={} {} window={} workers={} first context={} queries={}", shape.heads,
-        shape.kv_heads, shape.head_dim, shape.page_tokens, name(shape.dtype), shape.sliding_window,
-        workers, sequences[0].context, sequences[0].queries));
+    SCOPED_TRACE(
+        fmt::format("H={} Hkv={} Dh={} P={} {} {} window={} workers={} first context={} queries={}",
+                    shape.heads, shape.kv_heads, shape.head_dim, shape.page_tokens,
+                    whit::name(shape.type), whit::name(shape.keys), shape.sliding_window, workers,
+                    sequences[0].context, sequences[0].queries));
     PagedCache cache(shape, contexts_of(sequences), 5);
     const std::vector<Text> texts = texts_for(shape, sequences);
     write_history(shape, texts, sequences, cache);
     Step step(shape, texts, sequences, cache), oracle(shape, texts, sequences, cache);
-    const std::vector<float>& got = step.run(ops(), workers);
+    // Without the commit: the oracle reads the tails too.
+    on_workers(workers, [&](const Worker& worker) { ops().kv_write(step.write_args(), worker); });
+    const std::vector<float>& got = step.attend(ops(), workers);
     const std::vector<float>& want = oracle.attend_by_reference();
     int64_t longest = 0;
     for (const Sequence& sequence : sequences) longest = std::max(longest, sequence.context);
@@ -236,9 +285,9 @@ class AttentionTest : public testing::TestWithParam<Isa> {
 
 TEST_P(AttentionTest, kv_write_stores_what_the_reference_stores) {
   for (const int64_t head_dim : {8, 20, 24, 64})
-    for (const DType dtype : {DType::kF16, DType::kF32}) {
+    for (const KvType dtype : {KvType::kF16, KvType::kF32}) {
       const Shape shape{
-          .heads = 2, .kv_heads = 2, .head_dim = head_dim, .page_tokens = 32, .dtype = dtype};
+          .heads = 2, .kv_heads = 2, .head_dim = head_dim, .page_tokens = 32, .type = dtype};
       const std::vector<Sequence> sequences = {{40, 40}, {1, 1}, {33, 33}};
       std::vector<Text> texts = texts_for(shape, sequences);
       texts[0].k[3] =
@@ -248,11 +297,96 @@ TEST_P(AttentionTest, kv_write_stores_what_the_reference_stores) {
       reference::kv_write(Step(shape, texts, sequences, want).write_args());
       Step step(shape, texts, sequences, got);
       on_workers(3, [&](const Worker& worker) { ops().kv_write(step.write_args(), worker); });
-      EXPECT_EQ(std::memcmp(got.k().data<void>(), want.k().data<void>(), want.k().bytes()), 0)
-          << head_dim;
-      EXPECT_EQ(std::memcmp(got.v().data<void>(), want.v().data<void>(), want.v().bytes()), 0)
-          << head_dim;
+      EXPECT_TRUE(got.equals(want)) << head_dim;
     }
+}
+
+// Every integer cache there is.
+std::vector<Shape> coded(Shape shape) {
+  shape.page_tokens = 32;
+  std::vector<Shape> shapes;
+  for (const KvType type : {KvType::kInt8, KvType::kInt4})
+    for (const KeyLayout keys : {KeyLayout::kToken, KeyLayout::kChannel}) {
+      shape.type = type;
+      shape.keys = keys;
+      shapes.push_back(shape);
+    }
+  return shapes;
+}
+
+TEST_P(AttentionTest, codes_and_tails_are_the_references_whichever_steps_bring_the_tokens) {
+  for (const int64_t head_dim : {8, 20, 64, 72})
+    for (const Shape& shape : coded({.heads = 2, .kv_heads = 2, .head_dim = head_dim})) {
+      const std::vector<int64_t> contexts = {100, 1, 64};
+      const std::vector<Text> texts = texts_for(shape, {{100, 0}, {1, 0}, {64, 0}});
+      PagedCache want(shape, contexts, 6), got(shape, contexts, 6);
+      want.clear();  // codes of channels that only pad may be written or not
+      got.clear();
+      for (const std::vector<Sequence>& step :
+           std::vector<std::vector<Sequence>>{{{40, 40}, {0, 0}, {64, 64}},
+                                              {{41, 1}, {1, 1}, {64, 0}},
+                                              {{100, 59}, {1, 0}, {64, 0}}}) {
+        const Step oracle(shape, texts, step, want), run(shape, texts, step, got);
+        reference::kv_write(oracle.write_args());
+        reference::kv_commit(oracle.write_args());
+        on_workers(3, [&](const Worker& worker) { ops().kv_write(run.write_args(), worker); });
+        on_workers(3, [&](const Worker& worker) { ops().kv_commit(run.write_args(), worker); });
+      }
+      EXPECT_TRUE(got.equals(want))
+          << head_dim << " " << whit::name(shape.type) << " " << whit::name(shape.keys);
+    }
+}
+
+TEST_P(AttentionTest, integer_caches_match_the_reference_over_ragged_batches) {
+  const std::vector<Sequence> decode = {{1, 1},  {2, 1},  {32, 1}, {33, 1},
+                                        {64, 1}, {65, 1}, {97, 1}, {161, 1}};
+  const std::vector<Sequence> mixed = {{40, 40}, {70, 1}, {33, 7}, {110, 75}, {31, 31}};
+  for (const auto& [heads, kv_heads, head_dim] :
+       {std::tuple<int64_t, int64_t, int64_t>{9, 3, 16}, {2, 2, 20}, {7, 1, 64}})
+    for (const Shape& shape : coded({.heads = heads, .kv_heads = kv_heads, .head_dim = head_dim})) {
+      expect_matches_reference(shape, decode, 2);
+      expect_matches_reference(shape, mixed, 3);
+    }
+  for (Shape shape : coded({.heads = 2, .kv_heads = 1, .head_dim = 128})) {
+    shape.page_tokens = 128;
+    expect_matches_reference(shape, {{200, 2}, {65, 9}}, 4);
+  }
+}
+
+TEST_P(AttentionTest, integer_caches_with_sliding_windows_match_the_reference) {
+  for (const int64_t window : {1, 16, 33, 64, 100})
+    for (Shape shape : coded({.heads = 2, .kv_heads = 1, .head_dim = 16})) {
+      shape.sliding_window = window;
+      expect_matches_reference(shape, {{70, 70}, {200, 1}, {3, 1}, {129, 30}}, 2);
+    }
+}
+
+TEST_P(AttentionTest, huge_key_channels_keep_their_small_neighbours_where_scales_are_per_channel) {
+  // Queries and the small channels decide; the huge channel adds nearly the same to every score.
+  const auto error = [&](const Shape& shape) {
+    std::vector<Text> texts = {Text(shape, 96, 3)};
+    for (int64_t t = 0; t < 96; ++t) texts[0].k[t * shape.head_dim + 5] += 300.0f;
+    const std::vector<Sequence> sequences = {{96, 1}};
+    Shape exact_shape = shape;
+    exact_shape.type = KvType::kF32;
+    PagedCache exact(exact_shape, {96}, 1), cache(shape, {96}, 1);
+    write_history(exact_shape, texts, sequences, exact);
+    write_history(shape, texts, sequences, cache);
+    Step want(exact_shape, texts, sequences, exact), got(shape, texts, sequences, cache);
+    const std::vector<float> a = want.run(ops(), 1), b = got.run(ops(), 1);
+    double squares = 0, size = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      squares += (a[i] - b[i]) * (a[i] - b[i]);
+      size += a[i] * a[i];
+    }
+    return std::sqrt(squares / size);
+  };
+  for (const KvType type : {KvType::kInt8, KvType::kInt4}) {
+    const Shape token{.heads = 1, .kv_heads = 1, .page_tokens = 32, .type = type};
+    Shape channel = token;
+    channel.keys = KeyLayout::kChannel;
+    EXPECT_LT(4 * error(channel), error(token)) << whit::name(type);
+  }
 }
 
 TEST_P(AttentionTest, decode_matches_the_reference_over_ragged_contexts) {
@@ -260,15 +394,15 @@ TEST_P(AttentionTest, decode_matches_the_reference_over_ragged_contexts) {
                                            {65, 1}, {130, 1}, {17, 1}};
   for (const auto& [heads, kv_heads] : {std::pair<int64_t, int64_t>{9, 3}, {4, 4}, {8, 1}})
     for (const int64_t head_dim : {8, 24, 64})
-      for (const DType dtype : {DType::kF16, DType::kF32})
+      for (const KvType dtype : {KvType::kF16, KvType::kF32})
         expect_matches_reference({heads, kv_heads, head_dim, 16, dtype}, sequences, 2);
   expect_matches_reference({.heads = 14, .kv_heads = 2, .head_dim = 128}, sequences, 3);
 }
 
 TEST_P(AttentionTest, prefill_matches_the_reference_over_ragged_shapes) {
   for (const int64_t tokens : {2, 15, 16, 17, 64, 70})
-    for (const DType dtype : {DType::kF16, DType::kF32})
-      expect_matches_reference({.heads = 6, .kv_heads = 2, .dtype = dtype},
+    for (const KvType dtype : {KvType::kF16, KvType::kF32})
+      expect_matches_reference({.heads = 6, .kv_heads = 2, .type = dtype},
                                {{tokens, tokens}, {tokens + 5, tokens}}, 3);
   expect_matches_reference({.heads = 3, .kv_heads = 1}, {{129, 129}}, 2);
 }
@@ -298,7 +432,7 @@ TEST_P(AttentionTest, more_heads_per_kv_head_than_a_block_of_rows_match_the_refe
 TEST_P(AttentionTest, scores_of_any_size_give_weights_that_sum_to_one) {
   // Keys so large that all but one token's weight underflow, and values equal: the result is that
   // value.
-  const Shape shape{.heads = 2, .kv_heads = 1, .head_dim = 16, .dtype = DType::kF32};
+  const Shape shape{.heads = 2, .kv_heads = 1, .head_dim = 16, .type = KvType::kF32};
   std::vector<Text> texts = {Text(shape, 100, 1)};
   for (float& k : texts[0].k) k *= 1e4f;
   std::fill(texts[0].v.begin(), texts[0].v.end(), 0.75f);
@@ -328,8 +462,11 @@ TEST_P(AttentionTest,
   const int64_t tokens = 140;
   for (const Shape& shape :
        {Shape{.heads = 6, .kv_heads = 2}, Shape{.heads = 6, .kv_heads = 2, .sliding_window = 37},
-        Shape{.heads = 4, .kv_heads = 2, .head_dim = 40, .dtype = DType::kF32},
-        Shape{.heads = 2, .kv_heads = 2, .head_dim = 20, .sliding_window = 70}}) {
+        Shape{.heads = 4, .kv_heads = 2, .head_dim = 40, .type = KvType::kF32},
+        Shape{.heads = 2, .kv_heads = 2, .head_dim = 20, .sliding_window = 70},
+        coded({.heads = 6, .kv_heads = 2})[0], coded({.heads = 6, .kv_heads = 2})[1],
+        coded({.heads = 6, .kv_heads = 2, .sliding_window = 37})[2],
+        coded({.heads = 2, .kv_heads = 2, .head_dim = 20})[3]}) {
     const std::vector<Text> texts = {Text(shape, tokens, 8)};
     const std::vector<float> whole = in_steps(ops(), shape, texts, {tokens}, 1);
     const std::vector<std::vector<int64_t>> cuts = {{tokens},    {64, 64, 12},
@@ -346,24 +483,27 @@ TEST_P(AttentionTest,
 }
 
 TEST_P(AttentionTest, a_query_gives_the_same_bits_alone_and_in_any_batch) {
-  const Shape shape;
-  const std::vector<Sequence> sequences = {{100, 1}, {31, 31}, {257, 1}, {90, 20}, {64, 1}};
-  const std::vector<Text> texts = texts_for(shape, sequences);
-  PagedCache cache(shape, contexts_of(sequences), 9);
-  write_history(shape, texts, sequences, cache);
-  Step together(shape, texts, sequences, cache);
-  const std::vector<float> all = together.run(ops(), 3);
-  size_t at = 0;
-  for (size_t b = 0; b < sequences.size(); ++b) {
-    PagedCache own(shape, {sequences[b].context}, 10);
-    write_history(shape, {texts[b]}, {sequences[b]}, own);
-    Step alone(shape, {texts[b]}, {sequences[b]}, own);
-    const std::vector<float>& rows = alone.run(ops(), 1);
-    EXPECT_EQ(std::memcmp(rows.data(), all.data() + at, rows.size() * sizeof(float)), 0)
-        << "sequence " << b;
-    at += rows.size();
+  std::vector<Shape> shapes = coded({});
+  shapes.emplace_back();
+  for (const Shape& shape : shapes) {
+    const std::vector<Sequence> sequences = {{100, 1}, {31, 31}, {257, 1}, {90, 20}, {64, 1}};
+    const std::vector<Text> texts = texts_for(shape, sequences);
+    PagedCache cache(shape, contexts_of(sequences), 9);
+    write_history(shape, texts, sequences, cache);
+    Step together(shape, texts, sequences, cache);
+    const std::vector<float> all = together.run(ops(), 3);
+    size_t at = 0;
+    for (size_t b = 0; b < sequences.size(); ++b) {
+      PagedCache own(shape, {sequences[b].context}, 10);
+      write_history(shape, {texts[b]}, {sequences[b]}, own);
+      Step alone(shape, {texts[b]}, {sequences[b]}, own);
+      const std::vector<float>& rows = alone.run(ops(), 1);
+      EXPECT_EQ(std::memcmp(rows.data(), all.data() + at, rows.size() * sizeof(float)), 0)
+          << "sequence " << b;
+      at += rows.size();
+    }
+    EXPECT_EQ(at, all.size());
   }
-  EXPECT_EQ(at, all.size());
 }
 
 TEST_P(AttentionTest, a_step_without_rows_and_sequences_without_queries_are_fine) {

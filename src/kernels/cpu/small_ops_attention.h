@@ -12,9 +12,9 @@
 //   m'  = max(m, max_j s_j),  α = exp(m − m'),  p_j = exp(s_j − m'), 0 where masked
 //   l   = l · α + Σ_j p_j              order fixed by the ISA
 //   o_d = o_d · α + Σ_j p_j · v_jd     ascending j, one accumulator; terms with p_j = 0 are no-ops
-// and o / l at the end. Tokens beyond a sequence's context are never read as numbers; later tokens
-// of the same block are only multiplied by zero, so their values must be finite (kv_write clamps
-// f16 caches to ±65504).
+// and o / l at the end. Integer caches: small_ops_codes.h. Tokens beyond a sequence's context are
+// never read as numbers; later tokens of the same block are only multiplied by zero, so their
+// values must be finite (kv_write clamps f16 caches to ±65504).
 #pragma once
 
 #include "ops/ops.h"
@@ -40,6 +40,15 @@ inline int64_t query_block(const AttentionArgs& args) {
   return group >= 96 ? 1 : 96 / group;
 }
 
+// Queries in one block of 32 tokens of a cache with tails read that block's tokens exactly, all
+// others' by their codes: a unit's queries are in one such block.
+inline bool has_tails(const AttentionArgs& args) {
+  return kv_has_tails(args.cache.type, args.cache.key_layout);
+}
+inline int64_t own_block(const AttentionArgs& args, const AttentionUnit& unit) {
+  return has_tails(args) ? unit.position / kKvBlockTokens * kKvBlockTokens : INT64_MAX;
+}
+
 // Tokens seen by the queries at positions [begin, end), plus what a row costs besides.
 inline int64_t attention_cost(const AttentionArgs& args, int64_t begin, int64_t end) {
   int64_t seen = (begin + end + 1) / 2;
@@ -55,9 +64,11 @@ void for_each_query_block(const AttentionArgs& args, const Body& body) {
   for (int64_t b = 0; b < args.batch.b; ++b) {
     const int64_t begin = args.batch.query_start[b], end = args.batch.query_start[b + 1];
     const int64_t first_position = args.batch.context_len[b] - (end - begin);
-    for (int64_t row = begin; row < end; row += step) {
-      const int64_t row_end = row + step < end ? row + step : end;
+    for (int64_t row = begin, row_end; row < end; row = row_end) {
       const int64_t position = first_position + row - begin;
+      row_end = row + step < end ? row + step : end;
+      if (has_tails(args) && row_end - row > kKvBlockTokens - position % kKvBlockTokens)
+        row_end = row + kKvBlockTokens - position % kKvBlockTokens;
       body(b, row, row_end, position, attention_cost(args, position, position + row_end - row));
     }
   }

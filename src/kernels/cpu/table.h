@@ -85,6 +85,7 @@ struct SmallOps {
   void (*add)(const AddArgs&, const Worker&);
   void (*rope)(const RopeArgs&, const Worker&);
   void (*kv_write)(const KvWriteArgs&, const Worker&);
+  void (*kv_commit)(const KvWriteArgs&, const Worker&);
   int64_t (*attention_scratch_bytes)(const AttentionArgs&);  // of one worker
   void (*attention)(const AttentionArgs&, const Worker&);
   void (*embedding)(const EmbeddingArgs&, const Worker&);

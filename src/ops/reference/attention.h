@@ -1,8 +1,11 @@
-// Oracles of kv_write and attention (layouts: KvCacheView in ops/ops.h).
+// Oracles of kv_write, kv_commit and attention (layouts: KvCacheView in ops/ops.h).
 //   kv_write   values are clamped to ±65504 before rounding to f16, so that no later sum meets an
-//   infinity. attention  a plain softmax in double over the query's own context; the position of a
-//   query in its sequence is
-//              context_len − rows + i.
+//              infinity. Codes: scale = f16((high − low) / levels), minimum = f16(low), levels 255
+//              or 15; code = clamp(rne((x − minimum) · (1 / scale)), 0, levels), each step rounded
+//              to f32, 0 where scale is 0 or x is NaN. In a cache with tails x is rounded to f16
+//              first.
+//   attention  a plain softmax in double over the query's own context; the position of a query in
+//              its sequence is context_len − rows + i.
 #pragma once
 
 #include "ops/ops.h"
@@ -20,7 +23,35 @@ inline int64_t value_offset(const KvCacheView& cache, int64_t page, int64_t head
   return ((page * cache.kv_heads + head) * cache.page_tokens + offset) * cache.head_dim + d;
 }
 
+// Of integer caches.
+enum class Part { kKeys, kValues };
+inline uint8_t* kv_block(const KvCacheView& cache, Part part, int64_t page, int64_t head,
+                         int64_t offset) {
+  const int64_t bits = kv_bits(cache.type);
+  const int64_t bytes = part == Part::kKeys
+                            ? key_block_bytes(bits, cache.key_layout, cache.head_dim)
+                            : value_block_bytes(bits, cache.head_dim);
+  const int64_t block = (page * cache.kv_heads + head) * (cache.page_tokens / kKvBlockTokens) +
+                        offset / kKvBlockTokens;
+  return static_cast<uint8_t*>(part == Part::kKeys ? cache.k : cache.v) + block * bytes;
+}
+inline int64_t tail_offset(const KvCacheView& cache, int64_t tail, int64_t head, int64_t position) {
+  return ((tail * cache.kv_heads + head) * kKvTailTokens + position % kKvTailTokens) *
+         cache.head_dim;
+}
+
+// Key or value d of the token at (page, offset), from its codes.
+float decoded(const KvCacheView& cache, Part part, int64_t page, int64_t head, int64_t offset,
+              int64_t d);
+// Key or value d of the token at `position` of sequence b before its block is full: of this step's
+// rows, else of the tail.
+float exact(const KvCacheView& cache, const BatchView& batch, Part part, const float* rows,
+            int64_t stride, int64_t b, int64_t position, int64_t head, int64_t d);
+// kv_write of some heads of an integer cache.
+void kv_write_integers(const KvWriteArgs& args, int64_t head_begin, int64_t head_end);
+
 void kv_write(const KvWriteArgs& args);
+void kv_commit(const KvWriteArgs& args);
 void attention(const AttentionArgs& args);
 
 }  // namespace whit::reference

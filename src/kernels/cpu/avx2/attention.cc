@@ -2,32 +2,54 @@
 
 #include "kernels/cpu/avx2/float_vector.h"
 #include "kernels/cpu/portable/attention.h"
-#include "kernels/cpu/small_ops_flash.h"
+#include "kernels/cpu/small_ops_codes.h"
 #include "kernels/cpu/small_ops_vector.h"
 
 namespace whit::cpu::avx2 {
+namespace {
+
+bool runs_here(const KvCacheView& cache) {
+  return is_integer(cache.type) ? cache.head_dim <= kLargestCodedHead
+                                : cache.head_dim % Avx2::kLanes == 0;
+}
+
+}  // namespace
 
 void kv_write(const KvWriteArgs& args, const Worker& worker) {
-  if (args.cache.head_dim % Avx2::kLanes != 0)
-    portable::kv_write(args, worker);
-  else if (args.cache.dtype == DType::kF32)
-    kv_write_rows<Avx2, float>(args, worker);
-  else
-    kv_write_rows<Avx2, uint16_t>(args, worker);
+  if (!runs_here(args.cache)) return portable::kv_write(args, worker);
+  switch (args.cache.type) {
+    case KvType::kF32:
+      return kv_write_rows<Avx2, float>(args, worker);
+    case KvType::kF16:
+      return kv_write_rows<Avx2, uint16_t>(args, worker);
+    case KvType::kInt8:
+    case KvType::kInt4:
+      return kv_write_codes<Avx2>(args, worker);
+  }
+}
+
+void kv_commit(const KvWriteArgs& args, const Worker& worker) {
+  kv_commit_tails<Avx2>(args, worker);
 }
 
 int64_t attention_scratch_bytes(const AttentionArgs& args) {
-  return args.cache.head_dim % Avx2::kLanes != 0 ? portable::attention_scratch_bytes(args)
-                                                 : flash_scratch_bytes<Avx2>(args);
+  if (!runs_here(args.cache)) return portable::attention_scratch_bytes(args);
+  return is_integer(args.cache.type) ? codes_scratch_bytes<Avx2>(args)
+                                     : flash_scratch_bytes<Avx2>(args);
 }
 
 void attention(const AttentionArgs& args, const Worker& worker) {
-  if (args.cache.head_dim % Avx2::kLanes != 0)
-    portable::attention(args, worker);
-  else if (args.cache.dtype == DType::kF32)
-    flash_attention<Avx2, float>(args, worker);
-  else
-    flash_attention<Avx2, uint16_t>(args, worker);
+  if (!runs_here(args.cache)) return portable::attention(args, worker);
+  switch (args.cache.type) {
+    case KvType::kF32:
+      return flash_attention<Avx2, float>(args, worker);
+    case KvType::kF16:
+      return flash_attention<Avx2, uint16_t>(args, worker);
+    case KvType::kInt8:
+      return codes_attention<Avx2, 8>(args, worker);
+    case KvType::kInt4:
+      return codes_attention<Avx2, 4>(args, worker);
+  }
 }
 
 }  // namespace whit::cpu::avx2

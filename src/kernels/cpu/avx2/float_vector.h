@@ -111,6 +111,36 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<I*>(p), _mm256_permutevar8x32_epi32(words, order));
   }
 
+  static void store_int(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<I*>(p), v); }
+
+  // Pairs of int16 (ops/kv_layout.h): a unit of 32 is two vectors.
+  static constexpr int kUnitVectors = 2;
+  static constexpr int kWordVectors = 2;  // per store_words: 16 words
+  static I madd(I acc, I a, I b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+  static I broadcast_pair(const int16_t* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof pair);
+    return _mm256_set1_epi32(pair);
+  }
+  static V to_float(I v) { return _mm256_cvtepi32_ps(v); }
+  // Vector `part` of unit `unit` of a group of four units of codes of kBits, as int16.
+  template <int kBits>
+  static I codes(const uint8_t* group, int unit, int part) {
+    if constexpr (kBits == 16)
+      return _mm256_loadu_si256(reinterpret_cast<const I*>(group + unit * 64 + part * 32));
+    if constexpr (kBits == 8)
+      return _mm256_cvtepu8_epi16(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(group + unit * 32 + part * 16)));
+    const I words = _mm256_loadu_si256(reinterpret_cast<const I*>(group + part * 32));
+    return _mm256_and_si256(_mm256_srli_epi16(words, 4 * unit), _mm256_set1_epi16(15));
+  }
+  // Saturates.
+  static void store_words(int16_t* p, const I* v) {
+    _mm256_storeu_si256(reinterpret_cast<I*>(p),
+                        _mm256_permute4x64_epi64(_mm256_packs_epi32(v[0], v[1]), 0xd8));
+  }
+  static void store_words_raw(int16_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<I*>(p), v); }
+
  private:
   static I partial_mask(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),

@@ -1,34 +1,56 @@
-// Head sizes that are no multiple of 16 go to the AVX2 kernels.
+// Floating-point caches whose head size is no multiple of 16 go to the AVX2 kernels.
 #include "kernels/cpu/avx512/attention.h"
 
 #include "kernels/cpu/avx2/attention.h"
 #include "kernels/cpu/avx512/float_vector.h"
-#include "kernels/cpu/small_ops_flash.h"
+#include "kernels/cpu/small_ops_codes.h"
 #include "kernels/cpu/small_ops_vector.h"
 
 namespace whit::cpu::avx512 {
+namespace {
+
+bool runs_here(const KvCacheView& cache) {
+  return is_integer(cache.type) ? cache.head_dim <= kLargestCodedHead
+                                : cache.head_dim % Avx512::kLanes == 0;
+}
+
+}  // namespace
 
 void kv_write(const KvWriteArgs& args, const Worker& worker) {
-  if (args.cache.head_dim % Avx512::kLanes != 0)
-    avx2::kv_write(args, worker);
-  else if (args.cache.dtype == DType::kF32)
-    kv_write_rows<Avx512, float>(args, worker);
-  else
-    kv_write_rows<Avx512, uint16_t>(args, worker);
+  if (!runs_here(args.cache)) return avx2::kv_write(args, worker);
+  switch (args.cache.type) {
+    case KvType::kF32:
+      return kv_write_rows<Avx512, float>(args, worker);
+    case KvType::kF16:
+      return kv_write_rows<Avx512, uint16_t>(args, worker);
+    case KvType::kInt8:
+    case KvType::kInt4:
+      return kv_write_codes<Avx512>(args, worker);
+  }
+}
+
+void kv_commit(const KvWriteArgs& args, const Worker& worker) {
+  kv_commit_tails<Avx512>(args, worker);
 }
 
 int64_t attention_scratch_bytes(const AttentionArgs& args) {
-  return args.cache.head_dim % Avx512::kLanes != 0 ? avx2::attention_scratch_bytes(args)
-                                                   : flash_scratch_bytes<Avx512>(args);
+  if (!runs_here(args.cache)) return avx2::attention_scratch_bytes(args);
+  return is_integer(args.cache.type) ? codes_scratch_bytes<Avx512>(args)
+                                     : flash_scratch_bytes<Avx512>(args);
 }
 
 void attention(const AttentionArgs& args, const Worker& worker) {
-  if (args.cache.head_dim % Avx512::kLanes != 0)
-    avx2::attention(args, worker);
-  else if (args.cache.dtype == DType::kF32)
-    flash_attention<Avx512, float>(args, worker);
-  else
-    flash_attention<Avx512, uint16_t>(args, worker);
+  if (!runs_here(args.cache)) return avx2::attention(args, worker);
+  switch (args.cache.type) {
+    case KvType::kF32:
+      return flash_attention<Avx512, float>(args, worker);
+    case KvType::kF16:
+      return flash_attention<Avx512, uint16_t>(args, worker);
+    case KvType::kInt8:
+      return codes_attention<Avx512, 8>(args, worker);
+    case KvType::kInt4:
+      return codes_attention<Avx512, 4>(args, worker);
+  }
 }
 
 }  // namespace whit::cpu::avx512

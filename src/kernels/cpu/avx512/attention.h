@@ -6,6 +6,7 @@
 namespace whit::cpu::avx512 {
 
 void kv_write(const KvWriteArgs& args, const Worker& worker);
+void kv_commit(const KvWriteArgs& args, const Worker& worker);
 int64_t attention_scratch_bytes(const AttentionArgs& args);
 void attention(const AttentionArgs& args, const Worker& worker);
 

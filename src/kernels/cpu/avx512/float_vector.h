@@ -105,6 +105,39 @@ struct Avx512 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v[0]));
   }
 
+  static void store_int(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+
+  // Pairs of int16 (ops/kv_layout.h): a unit of 32 is one vector.
+  static constexpr int kUnitVectors = 1;
+  static constexpr int kWordVectors = 1;  // per store_words: 16 words
+  // The instruction by hand: g++ 12 copies arrays of accumulators around its intrinsic.
+  static I madd(I acc, I a, I b) {
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+  }
+  static I broadcast_pair(const int16_t* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof pair);
+    return _mm512_set1_epi32(pair);
+  }
+  static V to_float(I v) { return _mm512_cvtepi32_ps(v); }
+  // Unit `unit` of a group of four units of codes of kBits, as int16.
+  template <int kBits>
+  static I codes(const uint8_t* group, int unit, int) {
+    if constexpr (kBits == 16) return _mm512_loadu_si512(group + unit * 64);
+    if constexpr (kBits == 8)
+      return _mm512_cvtepu8_epi16(
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group + unit * 32)));
+    return _mm512_and_si512(
+        _mm512_srli_epi16(_mm512_loadu_si512(group), static_cast<unsigned>(4 * unit)),
+        _mm512_set1_epi16(15));
+  }
+  // Saturates.
+  static void store_words(int16_t* p, const I* v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(v[0]));
+  }
+  static void store_words_raw(int16_t* p, I v) { _mm512_storeu_si512(p, v); }
+
  private:
   static __mmask16 partial_mask(int64_t n) {
     return static_cast<__mmask16>((1u << static_cast<unsigned>(n)) - 1);

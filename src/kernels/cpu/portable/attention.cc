@@ -8,6 +8,7 @@
 
 #include "base/checked.h"
 #include "kernels/cpu/small_ops_attention.h"
+#include "ops/reference/attention.h"
 
 namespace whit::cpu::portable {
 namespace {
@@ -66,6 +67,31 @@ void load_block(const AttentionArgs& args, const AttentionUnit& unit, int64_t be
   }
 }
 
+// The same of an integer cache. All queries of a unit are in one block of 32 tokens where there are
+// tails, so that a token is read alike for all of them.
+void load_integer_block(const AttentionArgs& args, const AttentionUnit& unit, int64_t begin,
+                        int64_t end, const Block& block) {
+  using reference::Part;
+  const KvCacheView& cache = args.cache;
+  const int64_t dh = cache.head_dim, p = cache.page_tokens;
+  const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
+  const int64_t own = own_block(args, unit);
+  for (int64_t token = begin; token < end; ++token)
+    for (int64_t d = 0; d < dh; ++d) {
+      float* k = block.k + (token - begin) * dh + d;
+      float* v = block.v + (token - begin) * dh + d;
+      if (token < own) {
+        *k = reference::decoded(cache, Part::kKeys, pages[token / p], unit.kv_head, token % p, d);
+        *v = reference::decoded(cache, Part::kValues, pages[token / p], unit.kv_head, token % p, d);
+      } else {
+        *k = reference::exact(cache, args.batch, Part::kKeys, args.k, args.k_stride, unit.sequence,
+                              token, unit.kv_head, d);
+        *v = reference::exact(cache, args.batch, Part::kValues, args.v, args.v_stride,
+                              unit.sequence, token, unit.kv_head, d);
+      }
+    }
+}
+
 struct Query {
   float maximum = -kInfinity, sum = 0;
 };
@@ -96,10 +122,18 @@ void attend_block(const Block& block, int64_t begin, int64_t end, const float* q
 }  // namespace
 
 void kv_write(const KvWriteArgs& args, const Worker& worker) {
-  if (args.cache.dtype == DType::kF32)
+  if (is_integer(args.cache.type)) {
+    const Range heads = split(args.cache.kv_heads, 1, worker);
+    reference::kv_write_integers(args, heads.begin, heads.end);
+  } else if (args.cache.type == KvType::kF32) {
     write_rows<float>(args, worker);
-  else
+  } else {
     write_rows<uint16_t>(args, worker);
+  }
+}
+
+void kv_commit(const KvWriteArgs& args, const Worker& worker) {
+  if (worker.index == 0) reference::kv_commit(args);
 }
 
 int64_t attention_scratch_bytes(const AttentionArgs& args) {
@@ -131,7 +165,9 @@ void attention(const AttentionArgs& args, const Worker& worker) {
     const int64_t last = unit.position + rows;
     for (int64_t start = first; start < last; start += kBlockTokens) {
       const int64_t end = std::min(last, start + kBlockTokens);
-      if (args.cache.dtype == DType::kF32)
+      if (is_integer(args.cache.type))
+        load_integer_block(args, unit, start, end, block);
+      else if (args.cache.type == KvType::kF32)
         load_block<float>(args, unit, start, end, block);
       else
         load_block<uint16_t>(args, unit, start, end, block);
