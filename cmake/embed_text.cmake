@@ -2,10 +2,13 @@
 # text changes. Run as a script (cmake -DOUTPUT=… -P), the same file writes that source: generating needs no other tool.
 
 get_filename_component(data "${CMAKE_CURRENT_LIST_DIR}/../data" ABSOLUTE)
-set(functions calib_prompts eval_text chat_page)
+set(functions calib_prompts eval_text eval_prose eval_code eval_dialogue eval_german chat_page)
 set(calib_prompts ${data}/calib/prompts.jsonl)
 set(chat_page "${CMAKE_CURRENT_LIST_DIR}/../src/server/web/index.html")
 set(eval_text ${data}/eval/prose.txt ${data}/eval/code.txt ${data}/eval/dialogue.txt)
+foreach(part prose code dialogue german)
+  set(eval_${part} ${data}/eval/${part}.txt)
+endforeach()
 
 if(CMAKE_SCRIPT_MODE_FILE)
   set(code "// Generated from data/ by cmake/embed_text.cmake.\n#include \"base/embedded.h\"\n\nnamespace whit::embedded {\n")
@@ -29,5 +32,5 @@ set(WHIT_EMBEDDED_SOURCE "${CMAKE_BINARY_DIR}/embedded.cc")
 add_custom_command(
   OUTPUT ${WHIT_EMBEDDED_SOURCE}
   COMMAND ${CMAKE_COMMAND} "-DOUTPUT=${WHIT_EMBEDDED_SOURCE}" -P "${CMAKE_CURRENT_LIST_FILE}"
-  DEPENDS ${calib_prompts} ${eval_text} ${chat_page} "${CMAKE_CURRENT_LIST_FILE}"
+  DEPENDS ${calib_prompts} ${eval_text} ${eval_german} ${chat_page} "${CMAKE_CURRENT_LIST_FILE}"
   COMMENT "Embedding data/" VERBATIM)

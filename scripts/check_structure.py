@@ -19,7 +19,7 @@ MAX_LINES = 800
 # A folder under src/ may include its own files and those of folders on lower layers.
 LAYERS = [
     ["base"],
-    ["tensor", "quant"],
+    ["tensor", "quant", "report"],
     ["ops", "checkpoint", "tokenizer"],
     ["graph", "kernels/cpu", "kernels/cuda", "parallel"],
     ["models"],

@@ -7,7 +7,7 @@ import unittest
 
 from cli_support import WHIT, CliTest, tiny_model
 
-COMMANDS = ["quantize", "build", "run", "chat", "serve", "eval", "bench", "compare", "inspect", "convert", "tokenize", "doctor"]
+COMMANDS = ["quantize", "build", "calibrate", "run", "chat", "serve", "eval", "bench", "compare", "inspect", "convert", "tokenize", "doctor"]
 TEXT = "It was a quiet morning, and the harbour lay still under a thin mist. " * 12
 
 

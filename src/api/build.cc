@@ -2,6 +2,8 @@
 
 #include <cstdlib>
 
+#include "quantize/resume.h"
+
 namespace whit {
 namespace fs = std::filesystem;
 namespace {
@@ -42,7 +44,9 @@ fs::path cached_engine_path(const Model& model, const BuildPlan& plan) {
       "{} | {} | {} | {} | {} | alpha {} | propagate {} | {}", WHIT_VERSION,
       model.checkpoint()->digest(), recipe.mode, to_json(recipe.scheme).dump(), recipe.head,
       recipe.alpha ? fmt::format("{}", *recipe.alpha) : "searched", plan.propagate,
-      needs_calibration(recipe) ? calibration_key(plan.calibration) : "none");
+      !needs_calibration(recipe) ? "none"
+      : plan.statistics.empty()  ? calibration_key(plan.calibration)
+                                 : StatisticsFile(plan.statistics).info().data.dump());
   const std::string key_digest = digest({reinterpret_cast<const uint8_t*>(key.data()), key.size()});
   return cache_root() / "engines" /
          fmt::format("{}-{}-{}-{}", short_name(plan.model_path), recipe.mode, recipe.scheme.name(),
@@ -67,11 +71,38 @@ EngineState engine_state(const fs::path& path, const Recipe& recipe) {
 QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, ThreadPool& pool) {
   Recipe recipe = plan.recipe;
   if (recipe.output.empty()) recipe.output = cached_engine_path(model, plan);
-  const QuantizeOptions options{.isa = isa, .propagate = plan.propagate};
   check_recipe(recipe, model);
+  QuantizeOptions options{.isa = isa, .propagate = plan.propagate};
+  if (plan.resumable) options.checkpoints = QuantizeOptions::Checkpoints::kPaced;
   std::optional<CalibrationData> data;
-  if (needs_calibration(recipe)) data = calibration_data(model, plan.calibration, isa, pool);
-  return quantize_model(model, {&recipe, 1}, data ? &*data : nullptr, options, pool).at(0);
+  std::optional<StatisticsFile> statistics;
+  if (needs_calibration(recipe)) {
+    if (plan.statistics.empty())
+      data = calibration_data(model, plan.calibration, isa, pool);
+    else
+      options.statistics = &statistics.emplace(plan.statistics);
+  }
+  const auto quantize = [&] {
+    return quantize_model(model, {&recipe, 1}, data ? &*data : nullptr, options, pool).at(0);
+  };
+  if (!plan.quality.measure && !plan.quality.limits.any()) return quantize();
+  // The engine is made at a place of its own and judged there before it gets its name.
+  options.checkpoint_name = recipe.output;
+  OutputDirectory judged(recipe.output, EngineDirectory::is_engine);
+  recipe.output = judged.path();
+  QuantizeSummary summary = quantize();
+  summary.output = options.checkpoint_name;
+  summary.quality = measure_quality(Model::open(judged.path()), model, plan.quality, isa, pool);
+  try {
+    check_quality(summary.quality, plan.quality.limits, summary.output.string());
+    record_quality(judged.path(), summary.quality);
+    judged.commit();
+  } catch (...) {
+    remove_checkpoints(summary.output);
+    throw;
+  }
+  remove_checkpoints(summary.output);
+  return summary;
 }
 
 }  // namespace whit

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "api/calibration.h"
+#include "api/quality_gate.h"
 #include "quantize/quantize.h"
 
 namespace whit {
@@ -12,7 +13,10 @@ struct BuildPlan {
   std::filesystem::path model_path;  // names a cached engine
   Recipe recipe;                     // an empty output means the cache
   CalibrationRequest calibration;
+  std::filesystem::path statistics;  // not empty: of whit calibrate, in place of `calibration`
   bool propagate = false;
+  QualityRequest quality;
+  bool resumable = false;  // an interrupted build is gone on with by the next of the same plan
 };
 
 // Where an engine of this model and plan is cached:

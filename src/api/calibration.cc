@@ -2,15 +2,14 @@
 
 #include <algorithm>
 
+#include "api/calibration_source.h"
 #include "base/embedded.h"
-#include "base/file.h"
 #include "runtime/batch_generator.h"
 #include "runtime/chat.h"
 
 namespace whit {
 namespace {
 
-constexpr uint64_t kMaxTextBytes = uint64_t{256} << 20;
 constexpr int64_t kMaxTokens =
     int64_t{1} << 24;  // of all samples: hidden states of 1M x 4096 are 16 GB already
 
@@ -26,40 +25,6 @@ void check_sizes(const CalibrationRequest& request, const ModelConfig& config) {
                 "calibration samples of {} tokens are longer than the model's context of {} "
                 "(--calib-length)",
                 request.length, config.max_position_embeddings);
-}
-
-std::string joined_jsonl(std::string_view content, const std::string& where) {
-  std::string text;
-  int64_t number = 0;
-  while (!content.empty()) {
-    const size_t end = std::min(content.find('\n'), content.size());
-    const std::string_view line = content.substr(0, end);
-    content.remove_prefix(std::min(end + 1, content.size()));
-    ++number;
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const std::string place = fmt::format("{}:{}", where, number);
-    text += json_get<std::string>(parse_json(line, place), "text", place) + "\n\n";
-  }
-  return text;
-}
-
-std::string read_text(const std::string& source) {
-  const std::filesystem::path path(source);
-  std::error_code error;
-  if (!std::filesystem::exists(path, error))
-    throw Error(ErrorKind::kNotFound,
-                "calibration text {} does not exist; give a text file, or \"self\" to calibrate on "
-                "text that the model "
-                "writes",
-                source);
-  std::string text = read_file(path, kMaxTextBytes);
-  if (path.extension() == ".jsonl") text = joined_jsonl(text, source);
-  if (text.find_first_not_of(" \t\r\n") == std::string::npos)
-    throw Error(
-        ErrorKind::kInvalidArgument,
-        "calibration text {} is empty; give a text file with some thousand words, or \"self\"",
-        source);
-  return text;
 }
 
 std::vector<std::vector<int32_t>> prompts(const Model& model) {
@@ -89,19 +54,10 @@ std::vector<std::vector<int32_t>> prompts(const Model& model) {
   return result;
 }
 
-}  // namespace
-
-CalibrationData calibration_data(const Model& model, const CalibrationRequest& request,
-                                 cpu::Isa isa, ThreadPool& pool) {
-  check_sizes(request, model.config());
-  if (request.source != "self") {
-    CalibrationData data = calibration_from_text(
-        model.tokenizer(), read_text(request.source),
-        std::filesystem::path(request.source).filename().string(), request.samples, request.length);
-    data.seed = request.seed;
-    return data;
-  }
-  const BatchGenerationOptions options{.sequences = request.samples,
+// Text that the model writes: `samples` sequences.
+CalibrationData written_by_model(const Model& model, const CalibrationRequest& request,
+                                 int64_t samples, cpu::Isa isa, ThreadPool& pool) {
+  const BatchGenerationOptions options{.sequences = samples,
                                        .length = request.length,
                                        .seed = request.seed,
                                        .stop_ids = model.stop_ids(),
@@ -115,20 +71,85 @@ CalibrationData calibration_data(const Model& model, const CalibrationRequest& r
                     pool);
   CalibrationData data;
   data.ids = generate_batch(executor, prompts(model), options);
-  data.samples = request.samples;
+  data.samples = samples;
   data.length = request.length;
   data.source = "self";
-  data.seed = request.seed;
   return data;
 }
 
-std::string calibration_key(const CalibrationRequest& request) {
-  std::string source = "self";
-  if (request.source != "self") {
-    const std::string text = read_text(request.source);
-    source = digest({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
+// Samples of each part: proportional to its weight by largest remainders, at least one.
+std::vector<int64_t> shares_of(std::span<const CalibrationSource> parts, int64_t samples) {
+  const auto count = static_cast<int64_t>(parts.size());
+  if (samples < count)
+    throw Error(ErrorKind::kInvalidArgument,
+                "{} calibration samples cannot be shared by {} sources: raise --calib-samples",
+                samples, count);
+  double total = 0;
+  for (const CalibrationSource& part : parts) total += part.weight;
+  std::vector<int64_t> shares;
+  std::vector<std::pair<double, size_t>> remainders;
+  int64_t given = 0;
+  for (const CalibrationSource& part : parts) {
+    const double exact = static_cast<double>(samples) * part.weight / total;
+    shares.push_back(std::max<int64_t>(1, static_cast<int64_t>(exact)));
+    given += shares.back();
+    remainders.emplace_back(exact - static_cast<double>(shares.back()), shares.size() - 1);
   }
-  return fmt::format("{} {}x{} seed {}", source, request.samples, request.length, request.seed);
+  std::stable_sort(remainders.begin(), remainders.end(),
+                   [](const auto& a, const auto& b) { return a.first > b.first; });
+  for (size_t i = 0; given < samples; ++i, ++given)
+    ++shares[remainders[i % remainders.size()].second];
+  while (given > samples) {
+    --*std::max_element(shares.begin(), shares.end());
+    --given;
+  }
+  return shares;
+}
+
+}  // namespace
+
+CalibrationData calibration_data(const Model& model, const CalibrationRequest& request,
+                                 cpu::Isa isa, ThreadPool& pool) {
+  check_sizes(request, model.config());
+  const std::vector<CalibrationSource> sources = parse_calibration_sources(request.source);
+  const std::vector<int64_t> shares = shares_of(sources, request.samples);
+  std::vector<CalibrationData> parts;
+  for (size_t i = 0; i < sources.size(); ++i) {
+    const auto& [source, weight] = sources[i];
+    int64_t tokens = shares[i] * request.length;
+    if (source == "self") {
+      parts.push_back(written_by_model(model, request, shares[i], isa, pool));
+    } else {
+      const std::vector<int32_t> ids = read_calibration_tokens(model, source);
+      tokens = static_cast<int64_t>(ids.size());
+      parts.push_back(calibration_from_tokens(
+          ids, std::filesystem::path(source).filename().string(), shares[i], request.length));
+    }
+    CalibrationData& part = parts.back();
+    part.seed = request.seed;
+    if (sources.size() == 1) continue;
+    part.parts.push_back({{"source", part.source},
+                          {"weight", weight},
+                          {"samples", part.samples},
+                          {"tokens", tokens}});
+    if (part.samples < shares[i])
+      part.warnings.push_back(fmt::format(
+          "calibration source {} has {} tokens: only {} of the {} samples that its weight asks for",
+          source, tokens, part.samples, shares[i]));
+  }
+  return parts.size() == 1 ? std::move(parts.front()) : mix_calibration(parts);
+}
+
+std::string calibration_key(const CalibrationRequest& request) {
+  const std::vector<CalibrationSource> sources = parse_calibration_sources(request.source);
+  std::string key;
+  for (const auto& [source, weight] : sources) {
+    if (!key.empty()) key += " + ";
+    key += source == "self" ? source : calibration_file_digest(source);
+    if (std::filesystem::path(source).extension() == ".jsonl") key += " jsonl";
+    if (sources.size() > 1) key += fmt::format(":{}", weight);
+  }
+  return fmt::format("{} {}x{} seed {}", key, request.samples, request.length, request.seed);
 }
 
 }  // namespace whit

@@ -9,15 +9,16 @@
 namespace whit {
 
 struct CalibrationRequest {
-  std::string source = "self";  // or a text file; of a .jsonl file, the "text" members of its lines
+  std::string source = "self";  // or files, or a mixture: see api/calibration_source.h
   int64_t samples = 128;
   int64_t length = 512;
   uint64_t seed = 0;
 };
 
 // Throws kInvalidArgument for sizes out of range, and for a source that is missing, empty or too
-// short for one sample. "self": the model answers the built-in prompts (through its chat template
-// where it has one) at temperature 1.
+// short for one sample. A mixture's part has samples in proportion to its weight; one with fewer
+// tokens gives what it has, and a warning. "self": the model answers the built-in prompts (through
+// its chat template where it has one) at temperature 1.
 CalibrationData calibration_data(const Model& model, const CalibrationRequest& request,
                                  cpu::Isa isa, ThreadPool& pool);
 

@@ -13,6 +13,11 @@ std::string_view calib_prompts();
 // data/eval/{prose,code,dialogue}.txt joined in this order: the evaluation text where the user
 // names none.
 std::string_view eval_text();
+// … each of them alone, and data/eval/german.txt.
+std::string_view eval_prose();
+std::string_view eval_code();
+std::string_view eval_dialogue();
+std::string_view eval_german();
 
 // src/server/web/index.html: the page at / of `whit serve`.
 std::string_view chat_page();

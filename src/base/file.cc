@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/temporary_file.h"
 
 namespace whit {
 namespace fs = std::filesystem;
@@ -92,17 +93,24 @@ std::string read_file(const fs::path& path, uint64_t limit_bytes) {
   return content;
 }
 
+TemporaryFile::TemporaryFile(const fs::path& target)
+    : target_(target), temporary_(temporary_beside(target)) {}
+
+TemporaryFile::~TemporaryFile() {
+  if (!committed_) ::unlink(temporary_.c_str());
+}
+
+void TemporaryFile::commit() {
+  if (::rename(temporary_.c_str(), target_.c_str()) != 0) throw_errno("rename to", target_);
+  committed_ = true;
+}
+
 void write_file(const fs::path& path, std::string_view content) {
-  const fs::path temporary = temporary_beside(path);
-  try {
-    OutputFile file(temporary);
-    file.write(content.data(), content.size());
-    file.close();
-    if (::rename(temporary.c_str(), path.c_str()) != 0) throw_errno("rename to", path);
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
-  }
+  TemporaryFile temporary(path);
+  OutputFile file(temporary.path());
+  file.write(content.data(), content.size());
+  file.close();
+  temporary.commit();
 }
 
 OutputDirectory::OutputDirectory(const fs::path& target,

@@ -16,19 +16,27 @@ std::string CalibrationData::digest() const {
   return whit::digest({reinterpret_cast<const uint8_t*>(ids.data()), ids.size() * sizeof(int32_t)});
 }
 
-CalibrationData calibration_from_text(const Tokenizer& tokenizer, std::string_view text,
-                                      std::string source, int64_t samples, int64_t length) {
+Json CalibrationData::description() const {
+  Json json = {{"source", source},
+               {"samples", samples},
+               {"length", length},
+               {"seed", seed},
+               {"digest", digest()}};
+  if (!parts.empty()) json["parts"] = parts;
+  return json;
+}
+
+CalibrationData calibration_from_tokens(std::span<const int32_t> ids, std::string source,
+                                        int64_t samples, int64_t length) {
   if (samples < 1 || length < 2)
     throw Error(ErrorKind::kInvalidArgument,
                 "calibration needs at least 1 sample of 2 tokens, not {} of {}", samples, length);
-  const std::vector<int32_t> ids = tokenizer.encode(text, {.add_special_tokens = false});
   const auto tokens = static_cast<int64_t>(ids.size());
   const int64_t blocks = tokens / length;
   if (blocks == 0)
     throw Error(ErrorKind::kInvalidArgument,
                 "calibration text {} has {} tokens, fewer than one sample of {}: give more text, "
-                "or a smaller "
-                "--calib-length",
+                "or a smaller --calib-length",
                 source, tokens, length);
   CalibrationData data;
   data.samples = std::min(samples, blocks);
@@ -39,6 +47,43 @@ CalibrationData calibration_from_text(const Tokenizer& tokenizer, std::string_vi
     data.ids.insert(data.ids.end(), begin, begin + length);
   }
   return data;
+}
+
+CalibrationData calibration_from_text(const Tokenizer& tokenizer, std::string_view text,
+                                      std::string source, int64_t samples, int64_t length) {
+  return calibration_from_tokens(tokenizer.encode(text, {.add_special_tokens = false}),
+                                 std::move(source), samples, length);
+}
+
+CalibrationData mix_calibration(std::span<const CalibrationData> parts) {
+  CalibrationData mixed;
+  mixed.length = parts.front().length;
+  mixed.seed = parts.front().seed;
+  for (const CalibrationData& part : parts) {
+    mixed.samples += part.samples;
+    mixed.source += (mixed.source.empty() ? "" : " + ") + part.source;
+    mixed.warnings.insert(mixed.warnings.end(), part.warnings.begin(), part.warnings.end());
+    for (const Json& each : part.parts) mixed.parts.push_back(each);
+  }
+  std::vector<int64_t> taken(parts.size(), 0);
+  for (int64_t i = 0; i < mixed.samples; ++i) {
+    // The part that lags most behind its share; the first of equal ones.
+    size_t next = 0;
+    double most = -1;
+    for (size_t p = 0; p < parts.size(); ++p) {
+      if (taken[p] == parts[p].samples) continue;
+      const double lag = static_cast<double>(parts[p].samples) * static_cast<double>(i + 1) /
+                             static_cast<double>(mixed.samples) -
+                         static_cast<double>(taken[p]);
+      if (lag > most) {
+        most = lag;
+        next = p;
+      }
+    }
+    const auto begin = parts[next].ids.begin() + taken[next]++ * mixed.length;
+    mixed.ids.insert(mixed.ids.end(), begin, begin + mixed.length);
+  }
+  return mixed;
 }
 
 std::vector<CalibrationWindow> calibration_windows(const CalibrationData& data) {
@@ -94,11 +139,18 @@ LayerStream::LayerStream(const ModelConfig& config, const Graph& graph,
 
 std::vector<InputStats> LayerStream::observe(int layer, const WeightProvider& weights,
                                              Advance advance) {
+  std::vector<InputStats> stats = observe_sums(layer, weights, advance);
+  finish_statistics(stats);
+  return stats;
+}
+
+std::vector<InputStats> LayerStream::observe_sums(int layer, const WeightProvider& weights,
+                                                  Advance advance) {
   const std::vector<ScalingGroup> groups = scaling_groups(graph_, graph_.layer(layer));
   Observer observer(graph_, groups, rows_of(windows_, Split::kSearch),
                     rows_of(windows_, Split::kHeldOut), matmul_);
   run(layer, weights, &observer, advance);
-  return observer.finish();
+  return observer.take_sums();
 }
 
 void LayerStream::advance(int layer, const WeightProvider& weights) {

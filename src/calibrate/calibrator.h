@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/json.h"
 #include "calibrate/observer.h"
 #include "engine/program.h"
 #include "models/model_config.h"
@@ -19,8 +20,21 @@ struct CalibrationData {
   int64_t samples = 0, length = 0;
   std::string source;  // "self", or the file's name
   uint64_t seed = 0;
-  std::string digest() const;  // of the ids
+  // Of a mixture, by part: source, weight, samples, tokens (that the source has).
+  Json parts = Json::array();
+  std::vector<std::string> warnings;  // a part shorter than its share, …
+  std::string digest() const;         // of the ids
+  // What an engine records of it: source, samples, length, seed, digest, parts.
+  Json description() const;
 };
+
+// `samples` blocks of `length` tokens, evenly spread over the whole blocks of `ids` (all of them
+// where there are fewer). Throws kInvalidArgument where there is less than one block.
+CalibrationData calibration_from_tokens(std::span<const int32_t> ids, std::string source,
+                                        int64_t samples, int64_t length);
+// Parts of one length in one: their sequences take turns in proportion to their number, so that
+// search and held-out windows see all of them.
+CalibrationData mix_calibration(std::span<const CalibrationData> parts);
 
 // `samples` blocks of `length` tokens, evenly spread over the text's whole blocks (all of them
 // where there are fewer). Throws kInvalidArgument where the text gives less than one block.
@@ -52,11 +66,15 @@ class LayerStream {
   // the next.
   enum class Advance { kNo, kYes };
   std::vector<InputStats> observe(int layer, const WeightProvider& weights, Advance advance);
+  // The same before means are taken (Observer::take_sums).
+  std::vector<InputStats> observe_sums(int layer, const WeightProvider& weights, Advance advance);
   // Advances the hidden states through the layer with other weights.
   void advance(int layer, const WeightProvider& weights);
 
   Matmul& matmul() { return matmul_; }
   cpu::Isa isa() const { return isa_; }
+  // Between layers all there is to keep: the hidden states that the next one reads.
+  std::vector<Tensor*> state() { return {&hidden_}; }
 
  private:
   void run(int layer, const WeightProvider& weights, Observer* observer, Advance advance);

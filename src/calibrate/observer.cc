@@ -108,7 +108,12 @@ void Observer::transpose(const float* rows, int64_t count, int64_t stride, int64
 }
 
 std::vector<InputStats> Observer::finish() {
-  for (InputStats& stats : stats_) {
+  finish_statistics(stats_);
+  return std::move(stats_);
+}
+
+void finish_statistics(std::vector<InputStats>& sums) {
+  for (InputStats& stats : sums) {
     const int64_t k = stats.k;
     for (float& value : stats.mean_abs.f32())
       value /= static_cast<float>(std::max<int64_t>(1, stats.search.tokens));
@@ -129,7 +134,6 @@ std::vector<InputStats> Observer::finish() {
       stats.held_out.sample_rows = stats.search.sample_rows;
     }
   }
-  return std::move(stats_);
 }
 
 }  // namespace whit

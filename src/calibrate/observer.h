@@ -34,6 +34,11 @@ struct InputStats {
   SplitStats search, held_out;
 };
 
+// Of the sums that an observer took, means: mean_abs over the search split's tokens, gram (whose
+// upper triangle alone was summed) and cross over gram_tokens. Without held-out rows the search
+// split judges itself.
+void finish_statistics(std::vector<InputStats>& sums);
+
 // Contiguous rows of `width` values that go with observed rows, into `cross`.
 struct BesideRows {
   const float* rows = nullptr;
@@ -50,8 +55,9 @@ class Observer {
 
   void observe(ValueId value, const float* rows, int64_t count, int64_t stride, Split split,
                BesideRows beside = {});
-  // Means in place of sums; without held-out rows the search split judges itself.
-  std::vector<InputStats> finish();
+  std::vector<InputStats> finish();  // finished(take_sums())
+  // As they were summed: what can be stored and merged. Ends the observation.
+  std::vector<InputStats> take_sums() { return std::move(stats_); }
 
   static constexpr int64_t kSampleRows = 512;
   // Every n-th token goes into the gram matrix, so that at least this many per channel do where

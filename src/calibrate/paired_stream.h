@@ -40,6 +40,8 @@ class PairedStream {
   void advance(const Half& half, const WeightProvider& quantized, const float* factors);
 
   Matmul& matmul() { return matmul_; }
+  // Between halves all there is to keep: the hidden states of the original and of the copy.
+  std::vector<Tensor*> state() { return {&original_, &quantized_}; }
 
  private:
   // Calls run(window, input) for every window; input.hidden is left to it.

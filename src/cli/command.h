@@ -11,6 +11,7 @@ using Action = std::function<int()>;
 
 Action add_quantize(CLI::App& app);
 Action add_build(CLI::App& app);
+Action add_calibrate(CLI::App& app);
 Action add_run(CLI::App& app);
 Action add_chat(CLI::App& app);
 Action add_eval(CLI::App& app);

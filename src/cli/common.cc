@@ -57,10 +57,17 @@ void add_kv_cache_dtype(CLI::App& app, std::string& dtype) {
 }
 
 void add_calibration(CLI::App& app, CalibrationRequest& request) {
-  app.add_option("--calib", request.source,
-                 "Calibration text: a file (of a .jsonl file the \"text\" members), or 'self': the "
-                 "model writes it")
-      ->capture_default_str();
+  app.add_option_function<std::vector<std::string>>(
+         "--calib",
+         [&request](const std::vector<std::string>& sources) {
+           request.source.clear();
+           for (const std::string& source : sources)
+             request.source += (request.source.empty() ? "" : "\n") + source;
+         },
+         "Calibration data: a text file; a .jsonl file of texts, conversations or token ids; or "
+         "'self': the model writes it. Repeated, each with :WEIGHT, a mixture [self]")
+      ->take_all()
+      ->allow_extra_args(false);
   app.add_option("--calib-samples", request.samples, "Calibration sequences")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
       ->capture_default_str();
@@ -106,11 +113,14 @@ std::string read_text_file(const std::string& path) {
 Json summary_json(const QuantizeSummary& summary) {
   Json reports = Json::array();
   for (const GroupReport& report : summary.reports) reports.push_back(whit::to_json(report));
-  return {{"output", summary.output.string()},
-          {"engine_bytes", summary.engine_bytes},
-          {"bits_per_weight", summary.bits_per_weight},
-          {"warnings", summary.warnings},
-          {"report", reports}};
+  Json json = {{"output", summary.output.string()},
+               {"engine_bytes", summary.engine_bytes},
+               {"bits_per_weight", summary.bits_per_weight},
+               {"warnings", summary.warnings}};
+  if (!summary.quality.is_null()) json["quality"] = summary.quality;
+  if (summary.resumed_layers > 0) json["resumed_layers"] = summary.resumed_layers;
+  json["report"] = std::move(reports);
+  return json;
 }
 
 }  // namespace whit::cli

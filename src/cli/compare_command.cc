@@ -3,11 +3,14 @@
 
 #include <chrono>
 
+#include "api/report_data.h"
 #include "base/embedded.h"
 #include "base/progress.h"
 #include "cli/child_process.h"
 #include "cli/command.h"
 #include "cli/common.h"
+#include "cli/compare_study.h"
+#include "cli/report_options.h"
 #include "evaluate/evaluate.h"
 
 namespace whit::cli {
@@ -23,7 +26,7 @@ constexpr int64_t kPromptTokens = 512, kGeneratedTokens = 128;
 
 struct CompareOptions {
   std::string model, output, text, head = "int8";
-  std::vector<std::string> engines, recipes;
+  std::vector<std::string> engines, recipes, texts, reports;
   int64_t group_size = 128, ctx_size = 0, max_windows = 0;
   int repetitions = 3;
   bool symmetric = false, reuse = false, json = false;
@@ -262,7 +265,65 @@ void announce(const CompareOptions& user, std::string_view stage) {
   fmt::print(stderr, "{}\n", stage);
 }
 
-int compare(const CompareOptions& user) {
+// Several sets of calibration data, or several texts.
+bool is_study(const CompareOptions& user) {
+  return user.texts.size() > 1 || user.calibration.source.find('\n') != std::string::npos;
+}
+
+int study(const CompareOptions& user) {
+  if (!user.engines.empty() || user.recipes.empty())
+    throw Error(ErrorKind::kInvalidArgument,
+                "several --calib or --text compare calibration data: give --recipes like awq:w4a8 "
+                "with -o DIR, and no engines");
+  Machine machine(user.machine);
+  return compare_calibration({.model = user.model,
+                              .recipes = parse_recipes(user),
+                              .calibration = user.calibration,
+                              .texts = user.texts,
+                              .ctx_size = user.ctx_size > 0 ? user.ctx_size : kBuiltInContext,
+                              .max_windows = user.max_windows > 0 ? user.max_windows : 4,
+                              .reports = user.reports,
+                              .json = user.json},
+                             machine);
+}
+
+// The page of a comparison.
+void report(const CompareOptions& user, const std::vector<Contender>& contenders,
+            const BuildFigures& figures, const Machine& machine) {
+  if (user.reports.empty()) return;
+  const Model original = Model::open(user.model);
+  Json document = new_report("Ways of quantizing compared", original);
+  for (const Contender& each : contenders) {
+    const QuantizeSummary* summary = nullptr;
+    for (const QuantizeSummary& candidate : figures.summaries)
+      if (candidate.output == each.path) summary = &candidate;
+    const Model model = Model::open(each.path);
+    Json engine = report_engine(each.name, model, summary);
+    engine["quality"] = whit::to_json(each.quality);
+    engine["prefill"] = each.prefill;
+    engine["decode"] = each.decode;
+    engine["peak_memory_bytes"] = each.peak_memory_bytes;
+    if (model.engine() != nullptr && !document.contains("calibration"))
+      document["calibration"] = model.engine()->manifest().calibration;
+    document["engines"].push_back(std::move(engine));
+  }
+  document["recommendation"] = recommend(document["engines"]);
+  if (figures.seconds > 0) {
+    add_figure(document, "time to quantize all", format_seconds(figures.seconds));
+    add_figure(document, "peak memory of quantizing",
+               format_bytes(static_cast<double>(figures.peak_memory_bytes)));
+  }
+  add_figure(document, "evaluation text",
+             user.text.empty() ? "built in: prose, code, dialogue" : user.text);
+  add_figure(document, "threads", fmt::format("{}", machine.pool.size()));
+  add_figure(document, "instruction set", std::string(cpu::name(machine.isa)));
+  write_reports(user.reports, document);
+}
+
+int compare(CompareOptions user) {
+  check_reports(user.reports);
+  if (is_study(user)) return study(user);
+  if (!user.texts.empty()) user.text = user.texts.front();
   const std::vector<Recipe> recipes = parse_recipes(user);
   if (!user.text.empty()) read_text_file(user.text);
   for (const std::string& engine : user.engines) Model::open(engine);
@@ -284,6 +345,7 @@ int compare(const CompareOptions& user) {
     evaluate_all(user, machine, contenders);
     announce(user, "measuring speed");
     for (Contender& contender : contenders) measure_speed(user, machine, contender);
+    report(user, contenders, figures, machine);
   }
   if (user.json)
     print_json(to_json(contenders, figures));
@@ -314,8 +376,13 @@ Action add_compare(CLI::App& app) {
       ->check(CLI::IsMember({"int8", "bf16"}))
       ->capture_default_str();
   add_calibration(app, user->calibration);
-  app.add_option("--text", user->text,
-                 "The text to evaluate on [a built-in one: prose, code, dialogue]");
+  app.add_option(
+         "--text", user->texts,
+         "The text to evaluate on [a built-in one: prose, code, dialogue]; several, also the "
+         "built-in prose, code, chat, german, random, compare calibration data on each")
+      ->take_all()
+      ->allow_extra_args(false);
+  add_report(app, user->reports);
   app.add_option("--ctx-size", user->ctx_size,
                  "Tokens of a window; 0: 512 for the built-in text, 2048 for a file")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
@@ -332,8 +399,12 @@ Action add_compare(CLI::App& app) {
 All recipes are calibrated on the same data in one pass. Quality is measured against MODEL: perplexity ratio, mean KL
 divergence, share of tokens with the same likeliest successor. Speed and peak memory are those of separate processes.
 
+With --calib given several times, each is a set of its own (a mixture: A.txt:0.7,B.jsonl:0.3), every recipe is calibrated
+on every set and judged on every text: what the data changes, and which sets do not represent which texts.
+
 Example:
-  whit compare MODEL --recipes awq:w4a16,awq:w4a8,smoothquant:w8a8 --calib self -o engines)");
+  whit compare MODEL --recipes awq:w4a16,awq:w4a8,smoothquant:w8a8 --calib self -o engines --report out.html
+  whit compare MODEL --recipes awq:w4a8 --calib prose.txt --calib code.txt -o engines)");
   return [user] { return compare(*user); };
 }
 

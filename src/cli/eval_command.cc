@@ -1,4 +1,5 @@
 // whit eval MODEL --text FILE: perplexity, and divergence from a reference.
+#include "api/quality_gate.h"
 #include "base/progress.h"
 #include "cli/command.h"
 #include "cli/common.h"
@@ -11,7 +12,7 @@ struct EvalOptionsOfUser {
   std::string model, text, reference;
   EvalOptions eval;
   std::string kv_cache_dtype = "auto";
-  bool json = false;
+  bool json = false, record = false;
   MachineOptions machine;
 };
 
@@ -21,7 +22,29 @@ ExecutorOptions executor_options(const EvalOptionsOfUser& user, const Machine& m
           .backend = machine.backend};
 }
 
+// Figures into the engine's manifest, measured as a quantization measures them.
+int record(const EvalOptionsOfUser& user) {
+  const Model engine = Model::open(user.model), original = Model::open(user.reference);
+  if (engine.engine() == nullptr)
+    throw Error(ErrorKind::kInvalidArgument, "--record: {} is no engine directory", user.model);
+  Machine machine(user.machine);
+  const QualityRequest request{.limits = {},
+                               .text = user.text,
+                               .ctx_size = user.text.empty() ? 512 : user.eval.ctx_size,
+                               .max_windows = user.eval.max_windows};
+  const Json quality = measure_quality(engine, original, request, machine.isa, machine.pool);
+  record_quality(user.model, quality);
+  if (user.json)
+    print_json(quality);
+  else
+    fmt::print("{}: recorded {}\n", user.model, quality.dump());
+  return 0;
+}
+
 int eval(const EvalOptionsOfUser& user) {
+  if (user.record) return record(user);
+  if (user.text.empty())
+    throw Error(ErrorKind::kInvalidArgument, "--text is required: the text to score");
   const std::string text = read_text_file(user.text);
   Machine machine(user.machine);
   LoadedModel loaded(user.model, executor_options(user, machine), machine.pool);
@@ -66,7 +89,7 @@ int eval(const EvalOptionsOfUser& user) {
 Action add_eval(CLI::App& app) {
   auto user = std::make_shared<EvalOptionsOfUser>();
   add_model(app, user->model);
-  app.add_option("--text", user->text, "The text to score")->required();
+  app.add_option("--text", user->text, "The text to score [with --record: a built-in one]");
   app.add_option("--ctx-size", user->eval.ctx_size,
                  "Tokens of a window, each scored from an empty context")
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 24))
@@ -77,6 +100,9 @@ Action add_eval(CLI::App& app) {
   app.add_option(
       "--reference", user->reference,
       "MODEL to compare with: adds PPL ratio, KL divergence and agreement on the likeliest token");
+  app.add_flag("--record", user->record,
+               "Write the figures into the engine, where 'whit serve --max-kld' looks for them")
+      ->needs("--reference");
   add_kv_cache_dtype(app, user->kv_cache_dtype);
   user->machine.add_to(app);
   user->machine.add_backend(app);

@@ -140,11 +140,14 @@ void print_text(const Json& json, const Model& model) {
              format_bytes(static_cast<double>(model.stored_bytes())), model.bits_per_weight(),
              config.tie_word_embeddings ? "tied to the embedding table" : "of its own",
              json["chat_template"].get<bool>() ? "yes" : "no");
-  if (model.engine() != nullptr)
-    fmt::print("made from {}\ncalibration: {}\n", model.engine()->manifest().source,
-               model.engine()->manifest().calibration.dump());
-  else
+  if (model.engine() != nullptr) {
+    const EngineManifest& manifest = model.engine()->manifest();
+    fmt::print("made from {}\ncalibration: {}\nquality: {}\n", manifest.source,
+               manifest.calibration.dump(),
+               manifest.quality.empty() ? "not measured" : manifest.quality.dump());
+  } else {
     fmt::print("digest {}\n", model.checkpoint()->digest());
+  }
   std::vector<std::vector<std::string>> rows;
   for (const Json& linear : json["linears"])
     rows.push_back({linear["name"].get<std::string>(),

@@ -26,6 +26,7 @@ struct Command {
 constexpr Command kCommands[] = {
     {"quantize", "Calibrate and quantize a model to an engine directory", add_quantize},
     {"build", "The same with the usual settings, kept in the cache", add_build},
+    {"calibrate", "Statistics of calibration data in a file, to keep and to merge", add_calibrate},
     {"run", "Continue a text or answer a question", add_run},
     {"chat", "Talk to a model", add_chat},
     {"serve", "Serve a model over HTTP, as OpenAI does", add_serve},

@@ -1,9 +1,13 @@
 // whit quantize MODEL -o OUT, and whit build MODEL: the same with defaults, kept in the cache.
 #include <chrono>
 
+#include "api/preflight.h"
+#include "api/report_data.h"
 #include "base/progress.h"
 #include "cli/command.h"
 #include "cli/common.h"
+#include "cli/quality_options.h"
+#include "cli/report_options.h"
 
 namespace whit::cli {
 namespace {
@@ -13,9 +17,12 @@ using Clock = std::chrono::steady_clock;
 struct QuantizeOptionsOfUser {
   std::string model, mode = "awq", scheme, head = "int8", activations = "dynamic", output;
   int64_t group_size = 128;
-  bool symmetric = false, propagate = false, json = false, rebuild = false;
+  bool symmetric = false, propagate = false, json = false, rebuild = false, dry_run = false;
   std::optional<double> alpha;
   CalibrationRequest calibration;
+  std::string statistics;
+  QualityRequest quality;
+  std::vector<std::string> reports;
   MachineOptions machine;
 };
 
@@ -53,6 +60,13 @@ void add_options(CLI::App& app, QuantizeOptionsOfUser& user) {
   app.add_flag("--propagate", user.propagate,
                "Calibrate each layer on what the quantized layers before it put out");
   add_calibration(app, user.calibration);
+  app.add_option("--stats", user.statistics,
+                 "Statistics of 'whit calibrate' in place of --calib; every mode but auto")
+      ->excludes("--calib");
+  add_quality(app, user.quality);
+  add_report(app, user.reports);
+  app.add_flag("--dry-run", user.dry_run,
+               "Only say what it needs: peak memory, time, size, what does not divide");
   user.machine.add_to(app);
   add_json(app, user.json);
 }
@@ -84,6 +98,9 @@ BuildPlan plan_of(const QuantizeOptionsOfUser& user) {
                  .alpha = user.alpha,
                  .output = user.output};
   plan.calibration = user.calibration;
+  plan.statistics = user.statistics;
+  plan.quality = user.quality;
+  plan.resumable = true;
   plan.propagate = user.propagate;
   return plan;
 }
@@ -103,6 +120,37 @@ std::string error_line(const QuantizeSummary& summary) {
       chosen / rtn, worst->name, worst->error);
 }
 
+std::string quality_line(const Json& quality) {
+  if (quality.is_null()) return "";
+  return fmt::format("against the original on {}: PPL ratio {:.4f}, KL divergence {:.4f}\n",
+                     quality["text"].get<std::string>(), quality["ppl_ratio"].get<double>(),
+                     quality["kld"].get<double>());
+}
+
+void write_page(const QuantizeSummary& summary, const QuantizeOptionsOfUser& user,
+                const Model& model, const Machine& machine, double seconds) {
+  if (user.reports.empty()) return;
+  const Model engine = Model::open(summary.output);
+  const EngineManifest& manifest = engine.engine()->manifest();
+  Json document = new_report(fmt::format("{} {} of {}", manifest.mode, manifest.scheme.name(),
+                                         std::filesystem::path(user.model).filename().string()),
+                             model);
+  document["engines"].push_back(
+      report_engine(fmt::format("{} {}", manifest.mode, manifest.scheme.name()), engine, &summary));
+  document["engines"][0]["peak_memory_bytes"] = peak_memory_bytes();
+  document["calibration"] = manifest.calibration;
+  document["recommendation"] = recommend(document["engines"]);
+  add_figure(document, "engine", summary.output.string());
+  add_figure(document, "time", format_seconds(seconds));
+  add_figure(document, "peak memory", format_bytes(static_cast<double>(peak_memory_bytes())));
+  add_figure(document, "threads", fmt::format("{}", machine.pool.size()));
+  add_figure(document, "instruction set", std::string(cpu::name(machine.isa)));
+  if (summary.resumed_layers > 0)
+    add_figure(document, "went on behind",
+               fmt::format("{} layers of an interrupted run", summary.resumed_layers));
+  write_reports(user.reports, document);
+}
+
 int report(const QuantizeSummary& summary, const QuantizeOptionsOfUser& user, double seconds) {
   for (const std::string& warning : summary.warnings)
     fmt::print(stderr, "whit: warning: {}\n", warning);
@@ -113,27 +161,65 @@ int report(const QuantizeSummary& summary, const QuantizeOptionsOfUser& user, do
     print_json(json);
     return 0;
   }
-  fmt::print("{}\n{}, {:.2f} bits per weight; {} s, peak memory {}\n{}", summary.output.string(),
+  if (summary.resumed_layers > 0)
+    fmt::print(stderr, "whit: went on behind the {} layers of an interrupted run\n",
+               summary.resumed_layers);
+  fmt::print("{}\n{}, {:.2f} bits per weight; {} s, peak memory {}\n{}{}", summary.output.string(),
              format_bytes(static_cast<double>(summary.engine_bytes)), summary.bits_per_weight,
              fmt::format("{:.1f}", seconds), format_bytes(static_cast<double>(peak_memory_bytes())),
-             error_line(summary));
+             error_line(summary), quality_line(summary.quality));
+  return 0;
+}
+
+int dry_run(const QuantizeOptionsOfUser& user, const Model& model, const BuildPlan& plan,
+            Machine& machine) {
+  const Preflight result = preflight(model, plan, machine.isa, machine.pool);
+  if (user.json) {
+    print_json(to_json(result));
+    return 0;
+  }
+  const auto bytes = [](int64_t count) { return format_bytes(static_cast<double>(count)); };
+  fmt::print("weights of the engine {}{}\npeak memory at most {} ({} available)\n",
+             bytes(result.engine_bytes),
+             result.disk_free < 0 ? "" : fmt::format(" ({} free)", bytes(result.disk_free)),
+             bytes(result.peak_bytes), bytes(result.available_bytes));
+  for (const auto& part : result.memory)
+    fmt::print("  {:>9}  {}\n", format_bytes(part.value), part.name);
+  fmt::print("time about {} with {} threads\n", format_seconds(result.seconds),
+             machine.pool.size());
+  for (const auto& part : result.time)
+    fmt::print("  {:>9}  {}\n", format_seconds(part.value), part.name);
+  for (const auto& each : result.tensor_parallel)
+    fmt::print("tensor parallel over {}: {}\n", each.ranks,
+               each.obstacle.empty() ? "divides" : "does not divide: " + each.obstacle);
+  for (const std::string& note : result.notes) fmt::print("note: {}\n", note);
+  fmt::print("nothing was written; this took {:.1f} s\n", result.measured_s);
   return 0;
 }
 
 int quantize(const QuantizeOptionsOfUser& user) {
   const auto start = Clock::now();
   const BuildPlan plan = plan_of(user);
+  check_reports(user.reports);
   Machine machine(user.machine);
   const Model model = Model::open(user.model);
+  if (user.dry_run) return dry_run(user, model, plan, machine);
   const QuantizeSummary summary = build(model, plan, machine.isa, machine.pool);
-  return report(summary, user, std::chrono::duration<double>(Clock::now() - start).count());
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  write_page(summary, user, model, machine, seconds);
+  return report(summary, user, seconds);
 }
 
 int build_cached(const QuantizeOptionsOfUser& user) {
   const auto start = Clock::now();
   BuildPlan plan = plan_of(user);
+  check_reports(user.reports);
   const Model model = Model::open(user.model);
   if (plan.recipe.output.empty()) plan.recipe.output = cached_engine_path(model, plan);
+  if (user.dry_run) {
+    Machine machine(user.machine);
+    return dry_run(user, model, plan, machine);
+  }
   if (!user.rebuild && engine_state(plan.recipe.output, plan.recipe) == EngineState::kValid) {
     const Model engine = Model::open(plan.recipe.output);
     if (user.json)
@@ -150,7 +236,9 @@ int build_cached(const QuantizeOptionsOfUser& user) {
   }
   Machine machine(user.machine);
   const QuantizeSummary summary = build(model, plan, machine.isa, machine.pool);
-  return report(summary, user, std::chrono::duration<double>(Clock::now() - start).count());
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  write_page(summary, user, model, machine, seconds);
+  return report(summary, user, seconds);
 }
 
 }  // namespace
@@ -163,14 +251,19 @@ Action add_quantize(CLI::App& app) {
       ->required();
   app.footer(R"(
 The engine directory holds the low-bit weights, the tokenizer and the record of what was done; it runs on any x86-64 CPU.
-It appears when it is whole: an interrupted or failed run leaves nothing.
+It appears when it is whole: a failed run leaves nothing. An interrupted or killed one leaves .OUT.resume-… beside it, and
+the same command goes on from there, to the same bytes.
 
 Examples:
   whit quantize MODEL --mode auto --scheme w4a8 -o OUT           the best that is known here, in minutes
   whit quantize MODEL --mode awq --scheme w4a16 -o OUT           smallest, for decoding
   whit quantize MODEL --mode awq --scheme w4a8 -o OUT            as small, faster prompts
   whit quantize MODEL --mode smoothquant --scheme w8a8 -o OUT    closest to the original
-  whit quantize MODEL --calib my-domain.txt -o OUT               calibrated on your text)");
+  whit quantize MODEL --mode auto --scheme w4a8 --dry-run -o OUT         how long, how much memory
+  whit quantize MODEL --evaluate --report out.html -o OUT                a page with charts of what was done
+  whit quantize MODEL --max-ppl-increase 5% --max-kld 0.05 -o OUT        refused where it loses more
+  whit quantize MODEL --calib my-domain.txt -o OUT               calibrated on your text
+  whit quantize MODEL --calib a.txt:0.7 --calib chat.jsonl:0.3 -o OUT    … on a mixture)");
   return [user] { return quantize(*user); };
 }
 

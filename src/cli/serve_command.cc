@@ -3,6 +3,7 @@
 
 #include "cli/command.h"
 #include "cli/common.h"
+#include "cli/quality_options.h"
 #include "server/service.h"
 
 namespace whit::cli {
@@ -18,6 +19,7 @@ struct ServeOptions {
   std::string draft_model;
   int64_t max_prompt_chunk = 16, cache_mebibytes = 0, draft_tokens = -1;
   int64_t drain_s = 60, body_mebibytes = 8;
+  QualityLimits limits;
   MachineOptions machine;
 };
 
@@ -66,6 +68,8 @@ int serve(const ServeOptions& user) {
   options.http.max_bodies_bytes =
       std::max(options.http.max_bodies_bytes, 2 * options.http.max_body_bytes);
   options.api_keys = api_keys(user);
+  if (const Model model = Model::open(user.model); model.engine() != nullptr)
+    check_quality(model.engine()->manifest().quality, user.limits, user.model);
   Machine machine(user.machine);
   const int64_t step_tokens = std::max(user.max_step_tokens, user.max_sequences + 1);
   LoadedModel loaded(
@@ -168,6 +172,7 @@ Action add_serve(CLI::App& app) {
   app.add_option("--metrics-compat", user->metrics_compat,
                  "vllm: every figure of /metrics under vLLM's name as well")
       ->check(CLI::IsMember({"vllm"}));
+  add_limits(app, user->limits);
   app.add_option("--ssl-certfile", user->http.certificate_file, "Certificate chain (PEM), for TLS");
   app.add_option("--ssl-keyfile", user->http.key_file, "Its private key (PEM)");
   add_count("--max-connections", user->http.max_connections, 1, 1 << 20, "Connections at a time");

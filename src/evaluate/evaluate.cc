@@ -6,31 +6,10 @@
 #include <numeric>
 
 #include "base/progress.h"
+#include "evaluate/tally.h"
 
 namespace whit {
 namespace {
-
-// Welford's mean and variance.
-class Mean {
- public:
-  void add(double x) {
-    ++count_;
-    const double delta = x - mean_;
-    mean_ += delta / static_cast<double>(count_);
-    squares_ += delta * (x - mean_);
-  }
-  double mean() const { return mean_; }
-  double standard_error() const {
-    return count_ < 2 ? 0
-                      : std::sqrt(squares_ / static_cast<double>(count_ - 1) /
-                                  static_cast<double>(count_));
-  }
-  int64_t count() const { return count_; }
-
- private:
-  int64_t count_ = 0;
-  double mean_ = 0, squares_ = 0;
-};
 
 // One window's tokens through a model, step by step; logits of any rows of the last step.
 class WindowRunner {
@@ -68,11 +47,6 @@ Json to_json(const EvalResult& result) {
 
 namespace {
 
-struct Row {
-  double nll, reference_nll, kld;
-  bool agrees;
-};
-
 // A model being scored.
 class Scorer {
  public:
@@ -85,55 +59,15 @@ class Scorer {
   // their log-sum-exps, or null.
   void score(std::span<const int32_t> rows, std::span<const int32_t> targets,
              const float* reference, std::span<const float> reference_lse) {
-    const auto count = static_cast<int64_t>(rows.size());
-    const int64_t vocab = executor_.config().vocab_size;
-    const cpu::SmallOps& ops = executor_.ops();
-    const float* logits = runner_.logits(rows);
-    results_.resize(std::max<size_t>(results_.size(), rows.size()));
-    executor_.pool().parallel_for(count, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const float* x = logits + i * vocab;
-        const float lse = ops.log_sum_exp(x, vocab);
-        Row row{.nll = lse - x[targets[i]], .reference_nll = 0, .kld = 0, .agrees = false};
-        if (reference != nullptr) {
-          const float* y = reference + i * vocab;
-          row.reference_nll = reference_lse[i] - y[targets[i]];
-          row.kld = ops.kl_divergence(y, reference_lse[i], x, lse, vocab);
-          row.agrees = ops.argmax(x, vocab) == ops.argmax(y, vocab);
-        }
-        results_[i] = row;
-      }
-    });
-    for (int64_t i = 0; i < count; ++i) {
-      nll_.add(results_[i].nll);
-      reference_nll_.add(results_[i].reference_nll);
-      divergence_.add(results_[i].kld);
-      agreements_ += results_[i].agrees ? 1 : 0;
-    }
+    tally_.add(runner_.logits(rows), targets, executor_.config().vocab_size, reference,
+               reference_lse, executor_.ops(), executor_.pool());
   }
-
-  EvalResult result(bool has_reference) const {
-    EvalResult result;
-    result.tokens = nll_.count();
-    result.ppl = ppl();
-    result.ppl_stderr = result.ppl * nll_.standard_error();
-    if (has_reference) {
-      result.reference_ppl = std::exp(reference_nll_.mean());
-      result.ppl_ratio = result.ppl / *result.reference_ppl;
-      result.kld = divergence_.mean();
-      result.kld_stderr = divergence_.standard_error();
-      result.top1_agreement = static_cast<double>(agreements_) / static_cast<double>(nll_.count());
-    }
-    return result;
-  }
-  double ppl() const { return std::exp(nll_.mean()); }
+  const Tally& tally() const { return tally_; }
 
  private:
   Executor& executor_;
   WindowRunner runner_;
-  std::vector<Row> results_;
-  Mean nll_, reference_nll_, divergence_;
-  int64_t agreements_ = 0;
+  Tally tally_;
 };
 
 }  // namespace
@@ -194,21 +128,19 @@ std::vector<EvalResult> evaluate(std::span<const EvalModel> models, Executor* re
         const float* logits = nullptr;
         if (reference_runner) {
           logits = reference_runner->logits(scored_rows);
-          reference->pool().parallel_for(scored, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i)
-              reference_lse[i] = reference->ops().log_sum_exp(logits + i * vocab, vocab);
-          });
+          log_sum_exps(logits, scored, vocab, reference->ops(), reference->pool(), reference_lse);
         }
         for (Scorer& scorer : scorers)
           scorer.score(scored_rows, ids.subspan(w * window + first + 1, scored), logits,
                        reference_lse);
       }
-      progress.update(w * window + first + count, fmt::format("PPL {:.3f}", scorers[0].ppl()));
+      progress.update(w * window + first + count,
+                      fmt::format("PPL {:.3f}", scorers[0].tally().ppl()));
     }
 
   std::vector<EvalResult> results;
   for (const Scorer& scorer : scorers) {
-    results.push_back(scorer.result(reference != nullptr));
+    results.push_back(scorer.tally().result(reference != nullptr));
     results.back().seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }

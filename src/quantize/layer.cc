@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace whit {
 
@@ -13,6 +14,18 @@ Json to_json(const GroupReport& report) {
   json["error"] = report.error;
   if (!report.note.empty()) json["note"] = report.note;
   return json;
+}
+
+GroupReport group_report_from_json(const Json& json, std::string_view where) {
+  GroupReport report{.name = json_get<std::string>(json, "name", where),
+                     .algorithm = json_get<std::string>(json, "algorithm", where)};
+  if (json.contains("exponent")) report.exponent = json_get<double>(json, "exponent", where);
+  const double undefined = std::numeric_limits<double>::quiet_NaN();  // written as null
+  report.clipped = json_get_or<double>(json, "clipped", 0, where);
+  report.rtn_error = json_get_or<double>(json, "rtn_error", undefined, where);
+  report.error = json_get_or<double>(json, "error", undefined, where);
+  report.note = json_get_or<std::string>(json, "note", "", where);
+  return report;
 }
 
 LayerWeights LayerWeights::load(const Graph& graph, NodeRange range,

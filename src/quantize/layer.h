@@ -26,6 +26,7 @@ struct GroupReport {
   std::string note;  // why something was left undone, or a warning
 };
 Json to_json(const GroupReport& report);
+GroupReport group_report_from_json(const Json& json, std::string_view where);
 
 // A working copy: f32 weights that algorithms scale, fold and finally round.
 struct LayerWeights {

@@ -4,7 +4,10 @@
 #include <cmath>
 
 #include "base/progress.h"
+#include "calibrate/coverage.h"
 #include "quantize/kv_layout.h"
+#include "quantize/profile.h"
+#include "quantize/resume.h"
 #include "quantize/sequential.h"
 #include "quantize/trial.h"
 
@@ -15,8 +18,19 @@ std::string module_of(const Node& node) {
   return node.weight_name.substr(0, node.weight_name.size() - std::string_view(".weight").size());
 }
 
-EngineManifest make_manifest(const Recipe& recipe, const Model& source,
-                             const CalibrationData* data) {
+// A single set is described as if it had been calibrated on directly: the engine is the same.
+Json description_of(const StatisticsInfo& info) {
+  if (info.data.size() == 1) return info.data[0];
+  std::string source;
+  int64_t samples = 0;
+  for (const Json& data : info.data) {
+    source += (source.empty() ? "" : " + ") + data.value("source", std::string("?"));
+    samples += data.value("samples", int64_t{0});
+  }
+  return {{"source", source}, {"samples", samples}, {"merged", info.data}};
+}
+
+EngineManifest make_manifest(const Recipe& recipe, const Model& source, Json calibration) {
   EngineManifest manifest;
   manifest.mode = recipe.mode;
   manifest.scheme = recipe.scheme;
@@ -29,17 +43,13 @@ EngineManifest make_manifest(const Recipe& recipe, const Model& source,
         decision.quantize ? recipe.scheme
                           : QuantScheme::preset(recipe.head == "int8" ? "w8a16" : "bf16");
   }
-  if (data != nullptr)
-    manifest.calibration = {{"source", data->source},
-                            {"samples", data->samples},
-                            {"length", data->length},
-                            {"seed", data->seed},
-                            {"digest", data->digest()}};
+  if (!calibration.is_null()) manifest.calibration = std::move(calibration);
   return manifest;
 }
 
 // Rows of a floating-point weight in the format that the plan wants.
-void write_plain(EngineWriter& writer, const Node& node, const WeightView& source,
+template <typename Writer>
+void write_plain(Writer& writer, const Node& node, const WeightView& source,
                  const QuantScheme& scheme, ThreadPool& pool) {
   if (scheme.weights) {
     QuantizedTensor quantized = make_quantized(WeightFormat::kInt8Channel, node.n, node.k, 0, true);
@@ -71,46 +81,54 @@ struct Job {
   const Algorithm& algorithm;
   EngineWriter writer;
   QuantizeSummary summary;
+  std::vector<Coverage> coverage;
 };
+using Jobs = std::vector<std::unique_ptr<Job>>;
 
-void write_layer(Job& job, const Graph& graph, NodeRange range, const QuantizedLayer& layer) {
+void write_layer(LayerOutput& output, const Graph& graph, NodeRange range,
+                 const QuantizedLayer& layer) {
   for (NodeId id = range.begin; id < range.end; ++id) {
     const Node& node = graph.node(id);
     if (node.op == Op::kRmsNorm)
-      job.writer.write_vector(node.weight_name, layer.folded.norms.at(id).f32());
+      output.write_vector(node.weight_name, layer.folded.norms.at(id).f32());
     if (node.op != Op::kLinear) continue;
-    job.writer.write_linear(node, layer.linears.at(id).view());
+    output.write_linear(node, layer.linears.at(id).view());
     const auto fixed = layer.static_scales.find(id);
-    if (fixed != layer.static_scales.end()) job.writer.write_static_scale(node, fixed->second);
-    if (node.bias) job.writer.write_vector(node.name + ".bias", layer.folded.biases.at(id).f32());
+    if (fixed != layer.static_scales.end()) output.write_static_scale(node, fixed->second);
+    if (node.bias) output.write_vector(node.name + ".bias", layer.folded.biases.at(id).f32());
   }
 }
 
 // An unquantized layer (scheme bf16) as it is.
-void write_layer_plain(Job& job, const Graph& graph, NodeRange range, const WeightProvider& weights,
-                       ThreadPool& pool) {
+void write_layer_plain(LayerOutput& output, const Graph& graph, NodeRange range,
+                       const WeightProvider& weights, const QuantScheme& scheme, ThreadPool& pool) {
   for (NodeId id = range.begin; id < range.end; ++id) {
     const Node& node = graph.node(id);
-    if (node.op == Op::kRmsNorm)
-      job.writer.write_vector(node.weight_name, weights.norm(node).f32());
+    if (node.op == Op::kRmsNorm) output.write_vector(node.weight_name, weights.norm(node).f32());
     if (node.op != Op::kLinear) continue;
-    write_plain(job.writer, node, weights.linear(node).view, job.recipe.scheme, pool);
-    if (node.bias) job.writer.write_vector(node.name + ".bias", weights.bias(node).f32());
+    write_plain(output, node, weights.linear(node).view, scheme, pool);
+    if (node.bias) output.write_vector(node.name + ".bias", weights.bias(node).f32());
   }
 }
 
 // Through the model side by side with its quantized copy, for one recipe.
 void quantize_paired(Job& job, const Model& source, const WeightProvider& weights,
-                     const CalibrationData& data, cpu::Isa isa, ThreadPool& pool) {
+                     const CalibrationData& data, const QuantizeOptions& options,
+                     Checkpointer& checkpointer, ThreadPool& pool) {
   const Graph& graph = source.graph();
   Progress progress(fmt::format("calibrating and quantizing layer ({})", job.recipe.mode),
                     graph.layers());
-  PairedStream stream(source.config(), graph, weights, data, isa, pool);
-  for (int index = 0; index < graph.layers(); ++index) {
+  PairedStream stream(source.config(), graph, weights, data, options.isa, pool);
+  LayerOutput output(job.writer, graph, checkpointer.log());
+  const RunState state{job.summary.reports, job.coverage, job.summary.profiles, stream.state()};
+  job.summary.resumed_layers = checkpointer.restore(output, state);
+  for (int index = job.summary.resumed_layers; index < graph.layers(); ++index) {
     const NodeRange range = graph.layer(index);
     SequentialLayer done = quantize_sequentially(stream, graph, range, weights, job.recipe.scheme);
-    write_layer(job, graph, range, done.layer);
+    write_layer(output, graph, range, done.layer);
     for (GroupReport& report : done.reports) job.summary.reports.push_back(std::move(report));
+    for (Json& profile : done.profiles) job.summary.profiles.push_back(std::move(profile));
+    checkpointer.layer_done(index + 1, state);
     progress.update(index + 1);
   }
 }
@@ -119,30 +137,46 @@ bool needs_stats(const Job& job) {
   return job.algorithm.needs_calibration || job.recipe.scheme.static_activations();
 }
 
-// Recipes that are decided layer by layer, from one pass over the layers. `data` null: without
-// statistics.
-void quantize_together(std::span<Job* const> jobs, const Model& source,
-                       const WeightProvider& weights, const CalibrationData* data,
-                       const QuantizeOptions& options, ThreadPool& pool) {
+// Recipes that are decided layer by layer, from one pass over the layers. `data` null: from
+// options.statistics, or without any. Returns what the data does not say.
+std::vector<std::string> quantize_together(std::span<Job* const> jobs, const Model& source,
+                                           const WeightProvider& weights,
+                                           const CalibrationData* data,
+                                           const QuantizeOptions& options,
+                                           Checkpointer& checkpointer, ThreadPool& pool) {
   const Graph& graph = source.graph();
   Progress progress(data != nullptr ? "calibrating and quantizing layer" : "quantizing layer",
                     graph.layers());
+  std::vector<Coverage>& coverage = jobs.front()->coverage;
   std::optional<LayerStream> stream;
   if (data != nullptr) stream.emplace(source.config(), graph, weights, *data, options.isa, pool);
   Matmul matmul(pool, options.isa);
   const std::vector<InputStats> none;
-  for (int index = 0; index < graph.layers(); ++index) {
+  // Several recipes keep nothing.
+  QuantizeSummary& summary = jobs.front()->summary;
+  const RunState state{summary.reports, coverage, summary.profiles,
+                       stream ? stream->state() : std::vector<Tensor*>()};
+  std::vector<LayerOutput> outputs;
+  for (Job* const job : jobs) outputs.emplace_back(job->writer, graph, checkpointer.log());
+  summary.resumed_layers = checkpointer.restore(outputs.front(), state);
+  for (int index = summary.resumed_layers; index < graph.layers(); ++index) {
     const NodeRange range = graph.layer(index);
     std::vector<InputStats> stats;
     if (stream)
       stats = stream->observe(
           index, weights,
           options.propagate ? LayerStream::Advance::kNo : LayerStream::Advance::kYes);
+    else if (options.statistics != nullptr)
+      stats = options.statistics->layer(graph, index);
+    for (const InputStats& each : stats)
+      coverage.push_back(coverage_of(each, reader_of(graph, each.value)));
     const LayerWeights original = LayerWeights::load(graph, range, weights);
-    for (Job* const job : jobs) {
+    const std::vector<ScalingGroup> groups = scaling_groups(graph, range);
+    for (size_t j = 0; j < jobs.size(); ++j) {
+      Job* const job = jobs[j];
       check_interrupt();
       if (!job->recipe.scheme.weights) {
-        write_layer_plain(*job, graph, range, weights, pool);
+        write_layer_plain(outputs[j], graph, range, weights, job->recipe.scheme, pool);
         if (options.propagate && stream) stream->advance(index, weights);
         continue;
       }
@@ -154,15 +188,22 @@ void quantize_together(std::span<Job* const> jobs, const Model& source,
                            .matmul = matmul};
       LayerWeights working = original.clone();
       LayerDecision decision = job->algorithm.decide(task, working);
+      std::vector<GroupProfile> profiles = profile_layer(task, groups, original, working, decision);
       const QuantizedLayer layer = round_layer(task, std::move(working), decision);
-      write_layer(*job, graph, range, layer);
+      for (GroupProfile& profile : profiles) {
+        profile.bits(layer.linears);
+        job->summary.profiles.push_back(profile.json());
+      }
+      write_layer(outputs[j], graph, range, layer);
       for (GroupReport& report : decision.reports)
         job->summary.reports.push_back(std::move(report));
       if (options.propagate && stream)
         stream->advance(index, provider_of(layer, graph, job->recipe.scheme));
     }
+    checkpointer.layer_done(index + 1, state);
     progress.update(index + 1);
   }
+  return coverage_warnings(coverage);
 }
 
 // Static activations lose what one scale cannot hold: named where the loss is out of all
@@ -178,7 +219,64 @@ void add_warnings(Job& job) {
                       report.name, 100 * report.error));
 }
 
+// `shared_data`: for the recipes that share a pass; null where statistics or nothing serve them.
+std::vector<QuantizeSummary> run_jobs(
+    const Jobs& jobs, const Model& source, const WeightProvider& weights,
+    const std::vector<std::pair<std::string, std::string>>& text_files,
+    const CalibrationData* shared_data, const CalibrationData* data, const QuantizeOptions& options,
+    Checkpointer& checkpointer, ThreadPool& pool) {
+  const Graph& graph = source.graph();
+  const Node& table = graph.node(graph.body().begin);
+  {
+    const LinearWeight embedding = weights.linear(table);
+    for (const auto& job : jobs)
+      write_plain(job->writer, table, embedding.view,
+                  job->writer.manifest().linears.at(module_of(table)), pool);
+  }
+  std::vector<Job*> sharing;  // of one pass over the layers
+  for (const auto& job : jobs)
+    if (job->algorithm.decide != nullptr) sharing.push_back(job.get());
+  std::vector<std::string> warnings;  // about the data
+  if (data != nullptr) warnings = data->warnings;
+  if (!sharing.empty())
+    for (std::string& warning :
+         quantize_together(sharing, source, weights, shared_data, options, checkpointer, pool))
+      warnings.push_back(std::move(warning));
+  for (const auto& job : jobs)
+    if (job->algorithm.decide == nullptr)
+      quantize_paired(*job, source, weights, *data, options, checkpointer, pool);
+  for (const auto& job : jobs) {
+    const NodeRange head = graph.head();
+    for (NodeId id = head.begin; id < head.end; ++id) {
+      const Node& node = graph.node(id);
+      if (node.op == Op::kRmsNorm)
+        job->writer.write_vector(node.weight_name, weights.norm(node).f32());
+      if (node.op == Op::kLinear && module_of(node) != module_of(table))
+        write_plain(job->writer, node, weights.linear(node).view,
+                    job->writer.manifest().linears.at(module_of(node)), pool);
+    }
+    for (const auto& [name, content] : text_files) job->writer.write_text(name, content);
+    if (needs_stats(*job))
+      job->summary.warnings.insert(job->summary.warnings.end(), warnings.begin(), warnings.end());
+    add_warnings(*job);
+    for (const GroupReport& report : job->summary.reports)
+      job->writer.manifest().report.push_back(to_json(report));
+    check_interrupt();
+  }
+  std::vector<QuantizeSummary> summaries;
+  for (const auto& job : jobs) {
+    job->writer.finish();
+    const Model engine = Model::open(job->recipe.output);
+    job->summary.engine_bytes = engine.stored_bytes();
+    job->summary.bits_per_weight = engine.bits_per_weight();
+    summaries.push_back(std::move(job->summary));
+  }
+  return summaries;
+}
+
 }  // namespace
+
+bool statistics_suffice(const std::string& mode) { return find_algorithm(mode).decide != nullptr; }
 
 void check_recipe(const Recipe& recipe, const Model& source) {
   const Algorithm& algorithm = find_algorithm(recipe.mode);
@@ -233,8 +331,22 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
                   "--propagate",
                   recipe.mode);
   }
-  if (calibrate && data == nullptr)
+  if (options.statistics != nullptr) {
+    options.statistics->check_model(source.checkpoint()->digest());
+    for (const Recipe& recipe : recipes)
+      if (!statistics_suffice(recipe.mode))
+        throw Error(ErrorKind::kUnsupported,
+                    "--mode {} runs the calibration data through the quantized model as well: give "
+                    "--calib in place of --stats",
+                    recipe.mode);
+    if (options.propagate)
+      throw Error(ErrorKind::kUnsupported,
+                  "--propagate needs calibration data: give --calib in place of --stats");
+  }
+  if (calibrate && data == nullptr && options.statistics == nullptr)
     throw Error(ErrorKind::kInvalidArgument, "calibration data is needed (--calib FILE or self)");
+  if (options.checkpoints != QuantizeOptions::Checkpoints::kNone && recipes.size() != 1)
+    throw Error(ErrorKind::kInvalidArgument, "checkpoints are kept of a single recipe only");
   if (options.propagate && recipes.size() != 1)
     throw Error(ErrorKind::kInvalidArgument,
                 "--propagate calibrates on one recipe's own outputs: give one recipe");
@@ -242,18 +354,25 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
   const WeightProvider weights = source.weights();
   const auto text_files =
       source.text_files();  // before any work: a model without a tokenizer makes no engine
-  std::vector<std::unique_ptr<Job>> jobs;
+  Jobs jobs;
+  std::string run;  // empty: nothing is kept
+  const std::vector<std::filesystem::path> others = partial_directories(recipes.front().output);
   for (const Recipe& recipe : recipes) {
     const Algorithm& algorithm = find_algorithm(recipe.mode);
-    const CalibrationData* used = algorithm.needs_calibration ? data : nullptr;
-    jobs.push_back(std::unique_ptr<Job>(
-        new Job{recipe,
-                algorithm,
-                EngineWriter(recipe.output, graph, make_manifest(recipe, source, used)),
-                {}}));
+    Json calibration;
+    if (algorithm.needs_calibration || recipe.scheme.static_activations())
+      calibration = options.statistics != nullptr ? description_of(options.statistics->info())
+                                                  : data->description();
+    if (options.checkpoints != QuantizeOptions::Checkpoints::kNone)
+      run = run_name(recipe, source, calibration, options);
+    jobs.push_back(std::unique_ptr<Job>(new Job{
+        recipe,
+        algorithm,
+        EngineWriter(recipe.output, graph, make_manifest(recipe, source, std::move(calibration))),
+        {},
+        {}}));
     jobs.back()->summary.output = recipe.output;
   }
-
   if (data != nullptr) {
     const Json layouts =
         to_json(measure_kv_layouts(source.config(), graph, weights, *data, options.isa, pool));
@@ -261,46 +380,41 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
       if (job->algorithm.needs_calibration) job->writer.manifest().kv_cache = layouts;
   }
 
-  const Node& table = graph.node(graph.body().begin);
-  {
-    const LinearWeight embedding = weights.linear(table);
-    for (const auto& job : jobs)
-      write_plain(job->writer, table, embedding.view,
-                  job->writer.manifest().linears.at(module_of(table)), pool);
+  if (run.empty()) {
+    Checkpointer none;
+    return run_jobs(jobs, source, weights, text_files, together ? data : nullptr, data, options,
+                    none, pool);
   }
-  std::vector<Job*> sharing;  // of one pass over the layers
-  for (const auto& job : jobs)
-    if (job->algorithm.decide != nullptr) sharing.push_back(job.get());
-  if (!sharing.empty())
-    quantize_together(sharing, source, weights, together ? data : nullptr, options, pool);
-  for (const auto& job : jobs)
-    if (job->algorithm.decide == nullptr)
-      quantize_paired(*job, source, weights, *data, options.isa, pool);
-  for (const auto& job : jobs) {
-    const NodeRange head = graph.head();
-    for (NodeId id = head.begin; id < head.end; ++id) {
-      const Node& node = graph.node(id);
-      if (node.op == Op::kRmsNorm)
-        job->writer.write_vector(node.weight_name, weights.norm(node).f32());
-      if (node.op == Op::kLinear && module_of(node) != module_of(table))
-        write_plain(job->writer, node, weights.linear(node).view,
-                    job->writer.manifest().linears.at(module_of(node)), pool);
-    }
-    for (const auto& [name, content] : text_files) job->writer.write_text(name, content);
-    add_warnings(*job);
-    for (const GroupReport& report : job->summary.reports)
-      job->writer.manifest().report.push_back(to_json(report));
-    check_interrupt();
+  const std::filesystem::path name =
+      options.checkpoint_name.empty() ? recipes.front().output : options.checkpoint_name;
+  Checkpointer checkpointer(name, run, options.checkpoints);
+  std::vector<std::filesystem::path> ours = partial_directories(recipes.front().output);
+  std::erase_if(ours, [&](const auto& path) {
+    return std::find(others.begin(), others.end(), path) != others.end();
+  });
+  if (!options.checkpoint_name.empty()) ours.push_back(recipes.front().output);
+  checkpointer.remember(ours);
+  if (!checkpointer.discarded().empty())
+    jobs.front()->summary.warnings.push_back(
+        fmt::format("an interrupted run could not be continued, so it was begun anew: {}",
+                    checkpointer.discarded()));
+  try {
+    std::vector<QuantizeSummary> summaries =
+        run_jobs(jobs, source, weights, text_files, together ? data : nullptr, data, options,
+                 checkpointer, pool);
+    // Whoever named the place has more to do before the engine is in it.
+    if (options.checkpoint_name.empty())
+      remove_checkpoints(name);
+    else
+      checkpointer.keep();
+    return summaries;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kInterrupted || !checkpointer.keep()) throw;
+    throw Error(ErrorKind::kInterrupted,
+                "interrupted; the same command goes on from the last finished layer, kept in {} "
+                "(remove it to begin anew)",
+                checkpointer.directory().string());
   }
-  std::vector<QuantizeSummary> summaries;
-  for (const auto& job : jobs) {
-    job->writer.finish();
-    const Model engine = Model::open(job->recipe.output);
-    job->summary.engine_bytes = engine.stored_bytes();
-    job->summary.bits_per_weight = engine.bits_per_weight();
-    summaries.push_back(std::move(job->summary));
-  }
-  return summaries;
 }
 
 }  // namespace whit

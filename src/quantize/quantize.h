@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "calibrate/calibrator.h"
+#include "calibrate/statistics_file.h"
 #include "engine/model.h"
 #include "quantize/algorithm.h"
 
@@ -27,6 +28,13 @@ struct QuantizeOptions {
   // Later layers are calibrated on what the quantized layers before them put out; only with a
   // single recipe.
   bool propagate = false;
+  // In place of data, for modes that only read statistics (statistics_suffice); not with propagate.
+  const StatisticsFile* statistics = nullptr;
+  // A single recipe: keep what is done beside the output (or, if set, beside checkpoint_name), so
+  // that the same call after an interruption goes on from there (quantize/resume.h).
+  enum class Checkpoints { kNone, kPaced, kEveryLayer };
+  Checkpoints checkpoints = Checkpoints::kNone;
+  std::filesystem::path checkpoint_name;  // the caller removes it: remove_checkpoints()
 };
 
 // Of one recipe.
@@ -36,14 +44,22 @@ struct QuantizeSummary {
   std::vector<std::string> warnings;
   int64_t engine_bytes = 0;
   double bits_per_weight = 0;
+  int resumed_layers = 0;      // that an interrupted run had finished
+  Json quality;                // measured figures; null where none were
+  std::vector<Json> profiles;  // of its groups: quantize/profile.h
 };
 
 // Throws where the recipe cannot be applied to the model, or its output is taken by something that
 // is no engine: before minutes are spent on calibration data.
 void check_recipe(const Recipe& recipe, const Model& source);
 
+// Whether a mode needs no more of calibration data than the statistics of `whit calibrate`: all but
+// "auto", which runs the data through the quantized model too.
+bool statistics_suffice(const std::string& mode);
+
 // Checks every recipe against the model (throws before any work), then calibrates, quantizes and
-// writes all engines. With nothing finished or interrupted nothing is left behind. `data` may be
+// writes all engines. With nothing finished or interrupted nothing is left behind but, where
+// options.checkpoints says so, a checkpoint. `data` may be
 // null where no recipe needs calibration.
 std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const Recipe> recipes,
                                             const CalibrationData* data,

@@ -5,6 +5,7 @@
 #include "base/progress.h"
 #include "quantize/compensate.h"
 #include "quantize/paired_target.h"
+#include "quantize/profile.h"
 #include "tensor/dtype.h"
 
 namespace whit {
@@ -73,8 +74,11 @@ class LayerRounder {
   // Returns the factors that the input is divided by; empty for none.
   std::vector<float> round(const ScalingGroup& group, Beside beside, InputStats input) {
     GroupReport report{.name = group_name(graph_, group), .algorithm = "auto"};
+    GroupProfile profile(graph_, group);
     LayerWeights targets;
     for (const NodeId id : group.linears) {
+      profile.weight(id, weights_.linears.at(id), GroupProfile::When::kBefore,
+                     stream_.matmul().pool());
       PairedTarget target =
           paired_target(std::move(weights_.linears.at(id)), input, beside, stream_.matmul());
       if (!target.note.empty())
@@ -107,11 +111,16 @@ class LayerRounder {
       factors = std::move(chosen->factors);
       fold_producer(group, factors);
     }
+    const float* s = factors.empty() ? nullptr : factors.data();
+    profile.activations(stats.front(), s);
+    profile.bits(rounded.linears);
+    for (const NodeId id : group.linears)
+      profile.weight(id, scaled_columns(targets.linears.at(id), s, task.pool()),
+                     GroupProfile::When::kAfter, task.pool());
+    result_.profiles.push_back(profile.json());
     for (auto& [id, weight] : rounded.linears) {
       result_.layer.linears[id] = std::move(weight);
-      if (scheme_.static_activations())
-        result_.layer.static_scales[id] =
-            trial.static_scale(factors.empty() ? nullptr : factors.data());
+      if (scheme_.static_activations()) result_.layer.static_scales[id] = trial.static_scale(s);
     }
     result_.reports.push_back(std::move(report));
     return factors;

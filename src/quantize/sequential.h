@@ -17,6 +17,7 @@ namespace whit {
 struct SequentialLayer {
   QuantizedLayer layer;
   std::vector<GroupReport> reports;
+  std::vector<Json> profiles;  // quantize/profile.h
 };
 
 // Rounds one layer and leaves `stream` before the next. Layers come in their order.

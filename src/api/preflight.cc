@@ -1,0 +1,334 @@
+#include "api/preflight.h"
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <random>
+#include <set>
+
+#include "api/calibration_source.h"
+#include "base/progress.h"
+#include "evaluate/streamed.h"
+
+namespace whit {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+// A group of --mode auto (corrections, two searches, three roundings of each linear) by one of
+// awq-gptq, both measured on SmolLM2-135M; and its passes over the tokens by one: the original and
+// the copy, in pieces, with E[e·x̂ᵀ] beside each Gram matrix.
+constexpr double kPairedSearch = 2.0, kPairedPasses = 3.5;
+// Generating text by steps of many rows: by a pass over as many rows at once.
+constexpr double kGenerationByPass = 2.0;
+// Allocators round up and keep: measured peaks are below sums of live buffers times this.
+constexpr double kAllocatorSlack = 1.1;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+int64_t available_memory() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("MemAvailable:"))
+      return std::strtoll(line.c_str() + 13, nullptr, 10) * 1024;
+  return 0;
+}
+
+int64_t stored_bytes(int64_t n, int64_t k, const QuantScheme& scheme) {
+  if (!scheme.weights) return 2 * n * k;
+  if (scheme.weights->num_bits != 4) return n * k + 4 * n;
+  const int64_t groups = ceil_div(k, scheme.weights->group_size);
+  return n * (ceil_div(k, 2) + 2 * groups + (scheme.weights->symmetric ? 0 : ceil_div(groups, 2)));
+}
+
+class Estimator {
+ public:
+  Estimator(const Model& model, const BuildPlan& plan, cpu::Isa isa, ThreadPool& pool)
+      : model_(model),
+        graph_(model.graph()),
+        config_(model.config()),
+        plan_(plan),
+        isa_(isa),
+        pool_(pool),
+        paired_(find_algorithm(plan.recipe.mode).decide == nullptr) {}
+
+  Preflight run() {
+    const auto start = Clock::now();
+    check_recipe(plan_.recipe, model_);
+    if (needs_calibration(plan_.recipe))
+      result_.calibration_tokens = plan_.calibration.samples * plan_.calibration.length;
+    sizes();
+    measure();
+    memory();
+    divisibility();
+    result_.measured_s = seconds_since(start);
+    return std::move(result_);
+  }
+
+ private:
+  void sizes() {
+    const QuantScheme head = QuantScheme::preset(plan_.recipe.head == "int8" ? "w8a16" : "bf16");
+    std::set<std::string> seen;  // a tied table is stored once
+    for (const Node& node : graph_.nodes()) {
+      if (node.op == Op::kRmsNorm) result_.engine_bytes += 4 * node.n;
+      if ((node.op != Op::kLinear && node.op != Op::kEmbedding) ||
+          !seen.insert(node.weight_name).second)
+        continue;
+      const bool in_layer = node.op == Op::kLinear && node.layer >= 0;
+      result_.engine_bytes += stored_bytes(node.n, node.k, in_layer ? plan_.recipe.scheme : head);
+      if (node.bias) result_.engine_bytes += 4 * node.n;
+    }
+    std::error_code error;
+    fs::path place = fs::absolute(plan_.recipe.output).parent_path();
+    while (!fs::exists(place, error) && place.has_relative_path()) place = place.parent_path();
+    const fs::space_info space = fs::space(place, error);
+    if (!error) result_.disk_free = static_cast<int64_t>(space.available);
+    if (!error && result_.disk_free < result_.engine_bytes)
+      result_.notes.push_back(fmt::format("{} has {} free, less than the {} that are needed",
+                                          place.string(),
+                                          format_bytes(static_cast<double>(result_.disk_free)),
+                                          format_bytes(static_cast<double>(result_.engine_bytes))));
+  }
+
+  // Relative cost of deciding a group: products ΔW·Gram, and what is cubic in K.
+  double search_cost(const ScalingGroup& group) const {
+    const auto k = static_cast<double>(graph_.value(group.input).width);
+    double rows = 0;
+    for (const NodeId id : group.linears) rows += static_cast<double>(graph_.node(id).n);
+    return rows * k * k + k * k * k;
+  }
+
+  void measure() {
+    const WeightProvider weights = model_.weights();
+    const int layers = graph_.layers();
+    const NodeRange layer = graph_.layer(0);
+    const std::vector<ScalingGroup> groups = scaling_groups(graph_, layer);
+    Matmul matmul(pool_, isa_);
+    std::vector<InputStats> stats;
+    double pass_s = 0;  // of one token through one layer
+    rows_measured_ = 0;
+    if (result_.calibration_tokens > 0 || measures_quality()) {
+      CalibrationData data;
+      data.length = std::min(plan_.calibration.length, config_.max_position_embeddings);
+      data.samples =
+          std::max<int64_t>(1, std::min<int64_t>(1024 / data.length, plan_.calibration.samples));
+      std::mt19937 random(1);
+      for (int64_t i = 0; i < data.samples * data.length; ++i)
+        data.ids.push_back(
+            static_cast<int32_t>(random() % static_cast<uint64_t>(config_.vocab_size)));
+      LayerStream stream(config_, graph_, weights, data, isa_, pool_);
+      stream.observe(0, weights, LayerStream::Advance::kNo);  // pages, caches
+      const auto start = Clock::now();
+      stats = stream.observe(0, weights, LayerStream::Advance::kNo);
+      rows_measured_ = data.samples * data.length;
+      pass_s = seconds_since(start) / static_cast<double>(rows_measured_);
+    }
+    const auto add = [this](const char* name, double seconds) {
+      result_.time.push_back({name, seconds});
+      result_.seconds += seconds;
+    };
+    const auto tokens = static_cast<double>(result_.calibration_tokens);
+    const auto deep = static_cast<double>(layers);
+    if (tokens > 0) {
+      const auto sources = parse_calibration_sources(plan_.calibration.source);
+      const bool writes = std::any_of(sources.begin(), sources.end(),
+                                      [](const auto& part) { return part.source == "self"; });
+      if (plan_.statistics.empty() && writes)
+        add("text that the model writes",
+            tokens * pass_s * deep * kGenerationByPass * (1 + head_share()));
+      if (plan_.statistics.empty())
+        add("calibration", tokens * pass_s * deep * (paired_ ? kPairedPasses : gram_share()));
+    }
+    // The first group of the first layer, as a layer of its own.
+    NodeRange range{layer.begin, layer.begin};
+    for (const NodeId id : groups.front().linears) range.end = std::max(range.end, id + 1);
+    const Algorithm& algorithm = find_algorithm(paired_ ? "awq-gptq" : plan_.recipe.mode);
+    const bool reads = algorithm.needs_calibration || plan_.recipe.scheme.static_activations();
+    if (plan_.recipe.scheme.weights && (!reads || !stats.empty())) {
+      const LayerTask task{.graph = graph_,
+                           .range = range,
+                           .stats = stats,
+                           .scheme = plan_.recipe.scheme,
+                           .fixed_alpha = plan_.recipe.alpha,
+                           .matmul = matmul};
+      LayerWeights working = LayerWeights::load(graph_, range, weights);
+      const auto start = Clock::now();
+      LayerDecision decision = algorithm.decide(task, working);
+      round_layer(task, std::move(working), decision);
+      double whole = 0;
+      for (const ScalingGroup& group : groups) whole += search_cost(group);
+      add("search and rounding", seconds_since(start) * whole / search_cost(groups.front()) * deep *
+                                     (paired_ ? kPairedSearch : 1));
+    }
+    if (measures_quality()) {
+      const double scored = 2.0 * static_cast<double>(quality_tokens());
+      add("evaluation", scored * pass_s * deep * (1 + head_share()));
+    }
+    // Reading and writing: bounded by dequantizing and by the disk, seconds for a gigabyte.
+    add("reading and writing",
+        2e-9 * static_cast<double>(model_.stored_bytes() + result_.engine_bytes));
+  }
+
+  bool measures_quality() const { return plan_.quality.measure || plan_.quality.limits.any(); }
+  int64_t quality_tokens() const {
+    return plan_.quality.ctx_size *
+           (plan_.quality.max_windows > 0 ? plan_.quality.max_windows : 64);
+  }
+  int64_t layer_weights() const {
+    int64_t count = 0;
+    const NodeRange layer = graph_.layer(0);
+    for (NodeId id = layer.begin; id < layer.end; ++id)
+      if (graph_.node(id).op == Op::kLinear) count += graph_.node(id).n * graph_.node(id).k;
+    return count;
+  }
+  // The head's multiplications by a layer's, over all layers.
+  double head_share() const {
+    return static_cast<double>(config_.vocab_size * config_.hidden_size) /
+           static_cast<double>(layer_weights() * graph_.layers());
+  }
+  // A pass whose Gram matrices take every n-th token, by one that takes all.
+  double gram_share() const {
+    double all = static_cast<double>(layer_weights()), taken = all;
+    for (const ScalingGroup& group : scaling_groups(graph_, graph_.layer(0))) {
+      const int64_t k = graph_.value(group.input).width;
+      const int64_t every =
+          std::max<int64_t>(1, result_.calibration_tokens / (Observer::kGramTokensPerChannel * k));
+      const double gram = 0.625 * static_cast<double>(k) * static_cast<double>(k);
+      all += gram;
+      taken += gram / static_cast<double>(every);
+    }
+    return taken / all;
+  }
+
+  void memory() {
+    const auto add = [this](const char* name, double bytes) {
+      if (bytes <= 0) return;
+      result_.memory.push_back({name, bytes});
+      result_.peak_bytes += static_cast<int64_t>(bytes);
+    };
+    const int64_t tokens = plan_.statistics.empty() ? result_.calibration_tokens : 0;
+    const int64_t width = config_.hidden_size;
+    add("program, model's tables and one window (measured)",
+        static_cast<double>(peak_memory_bytes()));
+    int64_t widest = 0, statistics = 0, search = 0;
+    const NodeRange layer = graph_.layer(0);
+    for (const ScalingGroup& group : scaling_groups(graph_, layer)) {
+      const int64_t k = graph_.value(group.input).width;
+      widest = std::max(widest, k);
+      int64_t rows = 0;
+      for (const NodeId id : group.linears) rows += graph_.node(id).n;
+      statistics += 2 * 4 * (k * k + Observer::kSampleRows * k);
+      // Both splits' Gram matrices again, factored and packed; the group's weights as tried; the
+      // products of one linear.
+      search =
+          std::max(search, 4 * (6 * k * k + 2 * rows * k + Observer::kSampleRows * (2 * k + rows)));
+    }
+    add(paired_ ? "hidden states of original and copy, and one input of linears"
+                : "hidden states of all samples",
+        static_cast<double>(4 * tokens * (paired_ ? 2 * width + widest : width)));
+    if (tokens > 0) {
+      const int64_t sequences = std::clamp<int64_t>(
+          4096 / plan_.calibration.length, 1, std::max<int64_t>(1, plan_.calibration.samples / 16));
+      const int64_t rows = sequences * plan_.calibration.length - rows_measured_;
+      const int64_t values = 8 * width + 3 * config_.intermediate_size + 2 * widest;
+      add("the rest of a window's activations", static_cast<double>(4 * rows * values));
+    }
+    if (plan_.recipe.scheme.weights) {
+      add("a layer's weights, as they are and as they become",
+          kAllocatorSlack * static_cast<double>(9 * layer_weights()));
+      if (result_.calibration_tokens > 0) {
+        add("its statistics", kAllocatorSlack * static_cast<double>(statistics));
+        add("the search", kAllocatorSlack * static_cast<double>(search) * (paired_ ? 1.5 : 1));
+      }
+    }
+    if (measures_quality()) {
+      const int64_t evaluation = streamed_bytes(model_, quality_tokens(), plan_.quality.ctx_size);
+      add("the evaluation beyond that", static_cast<double>(evaluation) -
+                                            static_cast<double>(result_.peak_bytes) +
+                                            static_cast<double>(peak_memory_bytes()));
+    }
+    result_.available_bytes = available_memory();
+    if (result_.available_bytes > 0 && result_.peak_bytes > result_.available_bytes)
+      result_.notes.push_back(
+          fmt::format("{} of memory are needed, {} are available: lower --calib-samples",
+                      format_bytes(static_cast<double>(result_.peak_bytes)),
+                      format_bytes(static_cast<double>(result_.available_bytes))));
+  }
+
+  void divisibility() {
+    const QuantScheme& scheme = plan_.recipe.scheme;
+    if (scheme.weights && scheme.weights->num_bits == 4)
+      for (const ScalingGroup& group : scaling_groups(graph_, graph_.layer(0))) {
+        const int64_t k = graph_.value(group.input).width, size = scheme.weights->group_size;
+        if (k % size != 0)
+          result_.notes.push_back(fmt::format(
+              "{}: {} inputs are no multiple of the group of {}: every row's last group has {}",
+              graph_.node(group.linears.front()).name, k, size, k % size));
+      }
+    for (const int ranks : {2, 4, 8})
+      result_.tensor_parallel.push_back({ranks, tensor_parallel_obstacle(config_, scheme, ranks)});
+  }
+
+  const Model& model_;
+  const Graph& graph_;
+  const ModelConfig& config_;
+  const BuildPlan& plan_;
+  cpu::Isa isa_;
+  ThreadPool& pool_;
+  bool paired_;
+  int64_t rows_measured_ = 0;
+  Preflight result_;
+};
+
+}  // namespace
+
+Preflight preflight(const Model& model, const BuildPlan& plan, cpu::Isa isa, ThreadPool& pool) {
+  return Estimator(model, plan, isa, pool).run();
+}
+
+std::string tensor_parallel_obstacle(const ModelConfig& config, const QuantScheme& scheme,
+                                     int64_t ranks) {
+  if (config.num_attention_heads % ranks != 0)
+    return fmt::format("{} heads", config.num_attention_heads);
+  if (config.num_key_value_heads % ranks != 0 && ranks % config.num_key_value_heads != 0)
+    return fmt::format("{} key/value heads", config.num_key_value_heads);
+  if (config.intermediate_size % ranks != 0)
+    return fmt::format("{} channels of the MLP", config.intermediate_size);
+  if (!scheme.weights || scheme.weights->num_bits != 4) return "";
+  const int64_t group = scheme.weights->group_size;
+  for (const auto& [name, k] : {std::pair("o_proj", config.num_attention_heads * config.head_dim),
+                                std::pair("down_proj", config.intermediate_size)})
+    if (k / ranks % group != 0)
+      return fmt::format("{}: a rank's {} inputs are no multiple of the group of {}", name,
+                         k / ranks, group);
+  return "";
+}
+
+Json to_json(const Preflight& preflight) {
+  const auto parts = [](const std::vector<Preflight::Part>& all) {
+    Json json = Json::array();
+    for (const Preflight::Part& part : all)
+      json.push_back({{"name", part.name}, {"value", part.value}});
+    return json;
+  };
+  Json ranks = Json::array();
+  for (const auto& each : preflight.tensor_parallel)
+    ranks.push_back(
+        {{"ranks", each.ranks}, {"divides", each.obstacle.empty()}, {"obstacle", each.obstacle}});
+  return {{"calibration_tokens", preflight.calibration_tokens},
+          {"engine_bytes", preflight.engine_bytes},
+          {"disk_free_bytes", preflight.disk_free},
+          {"peak_memory_bytes", preflight.peak_bytes},
+          {"available_memory_bytes", preflight.available_bytes},
+          {"memory", parts(preflight.memory)},
+          {"seconds", preflight.seconds},
+          {"time", parts(preflight.time)},
+          {"tensor_parallel", ranks},
+          {"notes", preflight.notes},
+          {"measured_s", preflight.measured_s}};
+}
+
+}  // namespace whit

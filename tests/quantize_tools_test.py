@@ -1,0 +1,143 @@
+"""Calibration data, statistics, resuming and quality limits of the program, on a tiny model."""
+import json
+import signal
+import subprocess
+import time
+import unittest
+
+from cli_support import WHIT, CliTest, tiny_model
+
+USAGE, DAMAGED, LIMIT = 2, 3, 5
+TEXT = "It was a quiet morning, and the harbour lay still under a thin mist. " * 40
+
+
+class QuantizeTools(CliTest):
+    def setUp(self):
+        super().setUp()
+        self.model = tiny_model(self.folder)
+        self.text = self.folder / "text.txt"
+        self.text.write_text(TEXT)
+        self.chat = self.folder / "chat.jsonl"
+        self.chat.write_text("".join(json.dumps({"messages": [
+            {"role": "user", "content": f"How many boats are {i}?"}, {"role": "assistant", "content": "As many as yesterday."}]})
+            + "\n" for i in range(40)))
+
+    def sizes(self, samples=8):
+        return ["--calib-samples", samples, "--calib-length", 64]
+
+    def quantize(self, name, *options, calib=None):
+        self.ok("quantize", self.model, "--calib", calib or self.text, *self.sizes(), "--group-size", 32, *options,
+                "-o", self.folder / name)
+        return self.folder / name
+
+    def content(self, folder):
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def record(self, engine):
+        return self.json("inspect", engine)["engine"]
+
+
+class CalibrationData(QuantizeTools):
+    def test_a_mixture_is_recorded_by_part(self):
+        self.ok("quantize", self.model, "--calib", f"{self.text}:3", "--calib", f"{self.chat}:1", *self.sizes(),
+                "--group-size", 32, "-o", "engine")
+        parts = self.record("engine")["calibration"]["parts"]
+        self.assertEqual([(part["source"], part["samples"]) for part in parts], [("text.txt", 6), ("chat.jsonl", 2)])
+
+    def test_statistics_give_the_engine_of_their_data(self):
+        self.ok("calibrate", self.model, "--calib", self.text, *self.sizes(), "-o", "a.stats")
+        direct = self.quantize("direct", "--scheme", "w4a8")
+        self.ok("quantize", self.model, "--stats", "a.stats", "--scheme", "w4a8", "--group-size", 32, "-o", "other")
+        self.assertEqual(self.content(self.folder / "other"), self.content(direct))
+
+    def test_merged_statistics_name_both_sets(self):
+        self.ok("calibrate", self.model, "--calib", self.text, *self.sizes(), "-o", "a.stats")
+        self.ok("calibrate", self.model, "--calib", self.chat, *self.sizes(), "-o", "b.stats")
+        about = self.json("calibrate", self.model, "--merge", "a.stats", "b.stats", "-o", "c.stats")
+        self.assertEqual(about["tokens"], 2 * 8 * 64)
+        self.ok("quantize", self.model, "--stats", "c.stats", "--group-size", 32, "-o", "engine")
+        self.assertEqual(self.record("engine")["calibration"]["source"], "text.txt + chat.jsonl")
+        self.refused(USAGE, ["twice"], "calibrate", self.model, "--merge", "a.stats", "c.stats", "-o", "d.stats")
+        self.refused(USAGE, ["auto", "--calib"], "quantize", self.model, "--stats", "c.stats", "--mode", "auto",
+                     "--group-size", 32, "-o", "auto")
+        self.assertFalse((self.folder / "d.stats").exists())
+
+    def test_damaged_or_foreign_statistics_are_refused(self):
+        self.ok("calibrate", self.model, "--calib", self.text, *self.sizes(), "-o", "a.stats")
+        raw = bytearray((self.folder / "a.stats").read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (self.folder / "bad.stats").write_bytes(raw)
+        self.refused(DAMAGED, ["bad.stats", "digest"], "quantize", self.model, "--stats", "bad.stats", "-o", "x")
+        other = tiny_model(self.folder, "qwen2")
+        self.refused(USAGE, ["a.stats", "another model"], "quantize", other, "--stats", "a.stats", "--group-size", 32,
+                     "-o", "x")
+        self.refused(DAMAGED, ["whit calibrate"], "quantize", self.model, "--stats", self.model / "model.safetensors",
+                     "--group-size", 32, "-o", "x")
+
+    def test_too_few_tokens_are_warned_of(self):
+        result = self.whit("quantize", self.model, "--calib", self.text, "--calib-samples", 1, "--calib-length", 16,
+                           "--group-size", 32, "-o", "engine")
+        self.assertEqual(result.returncode, 0)
+        self.assertIn(b"more channels than calibration tokens", result.stderr)
+        self.assertIn(b"effective calibration tokens", result.stderr)
+
+
+class Resuming(QuantizeTools):
+    def test_a_killed_run_goes_on_to_the_same_bytes(self):
+        self.text.write_text(TEXT * 200)
+        arguments = ["quantize", self.model, "--calib", self.text, "--calib-samples", 3000, "--calib-length", 128,
+                     "--group-size", 32, "--mode", "awq", "--scheme", "w4a8"]
+        self.ok(*arguments, "-o", "whole")
+        for number in (signal.SIGKILL, signal.SIGINT):
+            with self.subTest(number=number):
+                process = subprocess.Popen([str(WHIT), *map(str, arguments), "-o", "engine"], cwd=self.folder,
+                                           env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                while not list(self.folder.glob(".engine.resume-*/checkpoint.json")):
+                    self.assertIsNone(process.poll(), "it ended before it could be killed")
+                    time.sleep(0.002)
+                process.send_signal(number)
+                _, message = process.communicate(timeout=60)
+                self.assertNotEqual(process.returncode, 0)
+                if number == signal.SIGINT:
+                    self.assertIn(b"the same command goes on", message)
+                self.assertFalse((self.folder / "engine").exists())
+                self.assertGreaterEqual(self.json(*arguments, "-o", "engine")["resumed_layers"], 1)
+                self.assertEqual(self.content(self.folder / "engine"), self.content(self.folder / "whole"))
+                self.assertEqual(list(self.folder.glob(".engine*")), [])
+                for path in (self.folder / "engine").iterdir():
+                    path.unlink()
+                (self.folder / "engine").rmdir()
+
+
+class QualityLimits(QuantizeTools):
+    def test_an_engine_beyond_a_limit_is_not_written(self):
+        before = self.files()
+        for limit in (["--max-kld", "0"], ["--max-ppl-increase", "0%", "--max-kld", "0"]):
+            self.refused(LIMIT, ["beyond the limit"], "quantize", self.model, "--calib", self.text, *self.sizes(),
+                         "--group-size", 32, *limit, "-o", "engine")
+        self.assertEqual(self.files(), before)
+
+    def test_figures_are_measured_recorded_and_asked_for_by_serve(self):
+        engine = self.quantize("engine", "--max-ppl-increase", "50%", "--max-kld", "10", "--eval-windows", "2")
+        quality = self.record(engine)["quality"]
+        self.assertEqual(quality["text"], "built-in")
+        self.assertGreater(quality["kld"], 0)
+        self.assertEqual(quality["tokens"], 2 * (quality["ctx_size"] - 1))
+        self.assertIn("kld", self.ok("inspect", engine))
+        self.refused(LIMIT, ["--max-kld"], "serve", engine, "--port", 0, "--max-kld", quality["kld"] / 2)
+
+    def test_an_engine_without_figures_is_measured_later(self):
+        engine = self.quantize("engine")
+        self.assertEqual(self.record(engine)["quality"], {})
+        self.refused(DAMAGED, ["--record"], "serve", engine, "--port", 0, "--max-kld", 5)
+        self.ok("eval", engine, "--reference", self.model, "--record", "--max-windows", 1)
+        self.assertGreater(self.record(engine)["quality"]["kld"], 0)
+        self.refused(LIMIT, ["--max-kld"], "serve", engine, "--port", 0, "--max-kld", 0)
+
+    def test_wrong_limits_are_refused(self):
+        for limit in (["--max-kld", "-1"], ["--max-ppl-increase", "much"], ["--max-ppl-increase", "-5%"]):
+            self.refused(USAGE, [limit[0]], "quantize", self.model, *limit, "-o", "x")
+
+
+if __name__ == "__main__":
+    unittest.main()
