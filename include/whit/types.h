@@ -22,10 +22,15 @@ enum class QuantMode {
   RTN,          // round to nearest
   AWQ,          // activation-aware scales and clipping (Lin et al., MLSys 2024)
   SMOOTHQUANT,  // migration of activation outliers into the weights (Xiao et al., ICML 2023)
+  GPTQ,         // each weight's rounding compensated by those after it (Frantar et al., ICLR 2023)
+  AWQ_GPTQ,     // AWQ's scales, then GPTQ's rounding
+  AUTO,         // closest to the original, slowest: scales, compensation and correction of earlier
+                // layers' errors, each only where held-out tokens agree
 };
 
 // The numerics: which dtypes a linear layer computes with. An empty name takes the mode's usual one
-// (AWQ: int4 and fp16, SMOOTHQUANT: int8 and int8, RTN: int8 and fp16).
+// (AWQ, GPTQ, AWQ_GPTQ and AUTO: int4 and fp16, SMOOTHQUANT: int8 and int8, RTN: int8 and
+// fp16).
 struct QuantPolicy {
   std::string weight_dtype;  // "int4", "int8", or a floating-point name ("bf16", "fp16", "float")
   std::string activation_dtype;  // "int8", or a floating-point name

@@ -63,7 +63,7 @@ typedef struct whit_request whit_request;
  * default too. */
 typedef struct whit_engine_options {
   size_t size;                  /* of this struct */
-  const char* mode;             /* "none", "rtn", "awq", "smoothquant" */
+  const char* mode;             /* "none", "rtn", "awq", "smoothquant", "gptq", "awq-gptq", "auto" */
   const char* weight_dtype;     /* "int4", "int8", "float"; NULL: the mode's usual one */
   const char* activation_dtype; /* "int8", "float"; NULL: the mode's usual one */
   const char* calib;            /* a text file, or "self" */

@@ -27,6 +27,17 @@ class QuantMode(enum.Enum):
     migration of activation outliers into the weights (Xiao et al., ICML 2023)
     """
 
+    GPTQ = 4
+    """
+    each weight's rounding compensated by those after it (Frantar et al., ICLR 2023)
+    """
+
+    AWQ_GPTQ = 5
+    """AWQ's scales, then GPTQ's rounding"""
+
+    AUTO = 6
+    """closest to the original, slowest; held-out tokens decide"""
+
 class QuantPolicy:
     def __init__(self) -> None: ...
 

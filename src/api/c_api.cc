@@ -103,8 +103,7 @@ std::string text_or(const char* text, const char* fallback) {
 whit::QuantMode mode_of(const std::string& name) {
   using whit::QuantMode;
   std::string known;
-  for (const QuantMode mode :
-       {QuantMode::NONE, QuantMode::RTN, QuantMode::AWQ, QuantMode::SMOOTHQUANT}) {
+  for (const QuantMode mode : whit::quant_modes()) {
     if (whit::mode_name(mode) == name) return mode;
     known += (known.empty() ? "" : ", ") + std::string(whit::mode_name(mode));
   }

@@ -7,7 +7,9 @@
 namespace whit {
 namespace {
 
-constexpr std::array kModes = {QuantMode::RTN, QuantMode::AWQ, QuantMode::SMOOTHQUANT};
+constexpr std::array kModes = {QuantMode::NONE,        QuantMode::RTN,  QuantMode::AWQ,
+                               QuantMode::SMOOTHQUANT, QuantMode::GPTQ, QuantMode::AWQ_GPTQ,
+                               QuantMode::AUTO};
 
 struct Combination {
   std::string_view weights, activations, scheme;
@@ -32,8 +34,10 @@ std::string_view dtype_or(const std::string& name, std::string_view fallback) {
 Combination wanted(QuantMode mode, const QuantPolicy& policy) {
   const bool smooth = mode == QuantMode::SMOOTHQUANT;
   std::string_view weights = "float";
-  if (mode == QuantMode::AWQ) weights = "int4";
-  if (mode == QuantMode::RTN || smooth) weights = "int8";
+  if (mode == QuantMode::RTN || smooth)
+    weights = "int8";
+  else if (mode != QuantMode::NONE)
+    weights = "int4";
   return {dtype_or(policy.weight_dtype, weights),
           dtype_or(policy.activation_dtype, smooth ? "int8" : "float"), ""};
 }
@@ -47,6 +51,7 @@ bool possible(QuantMode mode, const Combination& combination) {
 std::string possibilities() {
   std::string text;
   for (const QuantMode mode : kModes) {
+    if (mode == QuantMode::NONE) continue;
     text += fmt::format("{}{}:", text.empty() ? "" : "; ", mode_name(mode));
     for (const Combination& each : kCombinations)
       if (possible(mode, each)) text += fmt::format(" {} x {},", each.weights, each.activations);
@@ -56,6 +61,8 @@ std::string possibilities() {
 }
 
 }  // namespace
+
+std::span<const QuantMode> quant_modes() { return kModes; }
 
 std::string_view mode_name(QuantMode mode) {
   switch (mode) {
@@ -67,6 +74,12 @@ std::string_view mode_name(QuantMode mode) {
       return "awq";
     case QuantMode::SMOOTHQUANT:
       return "smoothquant";
+    case QuantMode::GPTQ:
+      return "gptq";
+    case QuantMode::AWQ_GPTQ:
+      return "awq-gptq";
+    case QuantMode::AUTO:
+      return "auto";
   }
   throw Error(ErrorKind::kInvalidArgument, "QuantMode {} is not a mode", static_cast<int>(mode));
 }

@@ -2,6 +2,7 @@
 // scheme of quant/scheme.h.
 #pragma once
 
+#include <span>
 #include <string_view>
 
 #include "quant/scheme.h"
@@ -9,7 +10,8 @@
 
 namespace whit {
 
-std::string_view mode_name(QuantMode mode);  // "awq", "smoothquant", "rtn", "none"
+std::span<const QuantMode> quant_modes();
+std::string_view mode_name(QuantMode mode);  // "none", or a row of the table of algorithms: "awq"
 
 // Throws kUnsupported, listing the possible combinations, where mode and dtypes do not go together.
 QuantScheme scheme_of(QuantMode mode, const QuantPolicy& policy, int64_t group_size,

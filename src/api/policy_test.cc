@@ -14,6 +14,7 @@ TEST(Policy, dtypes_name_the_scheme) {
             QuantScheme::preset("w4a16", 64, true));
   EXPECT_EQ(scheme_of(QuantMode::SMOOTHQUANT, {"int8", "int8"}, 128, false).name(), "w8a8");
   EXPECT_EQ(scheme_of(QuantMode::RTN, {"int8", "bf16"}, 128, false).name(), "w8a16");
+  EXPECT_EQ(scheme_of(QuantMode::AUTO, {"int8", "int8"}, 128, false).name(), "w8a8");
   EXPECT_EQ(scheme_of(QuantMode::NONE, {"bf16", "float"}, 128, false).name(), "bf16");
 }
 
@@ -22,6 +23,8 @@ TEST(Policy, an_empty_policy_is_the_modes_usual_one) {
   EXPECT_EQ(scheme_of(QuantMode::SMOOTHQUANT, {}, 128, false).name(), "w8a8");
   EXPECT_EQ(scheme_of(QuantMode::RTN, {}, 128, false).name(), "w8a16");
   EXPECT_EQ(scheme_of(QuantMode::NONE, {}, 128, false).name(), "bf16");
+  for (const QuantMode mode : {QuantMode::GPTQ, QuantMode::AWQ_GPTQ, QuantMode::AUTO})
+    EXPECT_EQ(scheme_of(mode, {}, 128, false).name(), "w4a16") << mode_name(mode);
 }
 
 TEST(Policy, an_impossible_combination_is_refused_with_the_possible_ones) {
@@ -35,7 +38,8 @@ TEST(Policy, an_impossible_combination_is_refused_with_the_possible_ones) {
     return std::string("no error");
   };
   EXPECT_THAT(refused(QuantMode::SMOOTHQUANT, {"int4", "fp16"}),
-              HasSubstr("smoothquant: int4 x int8, int8 x int8; none: float x float"));
+              HasSubstr("smoothquant: int4 x int8, int8 x int8; gptq: int4 x float"));
+  EXPECT_THAT(refused(QuantMode::AUTO, {"int4", "fp3"}), HasSubstr("none: float x float"));
   EXPECT_THAT(refused(QuantMode::AWQ, {"int3", "int8"}),
               HasSubstr("awq: int4 x float, int4 x int8"));
   EXPECT_THAT(refused(QuantMode::NONE, {"int4", "int8"}), HasSubstr("not possible"));

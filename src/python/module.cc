@@ -156,7 +156,11 @@ void bind_data(nb::module_& m) {
       .value("RTN", QuantMode::RTN, "round to nearest")
       .value("AWQ", QuantMode::AWQ, "activation-aware scales and clipping (Lin et al., MLSys 2024)")
       .value("SMOOTHQUANT", QuantMode::SMOOTHQUANT,
-             "migration of activation outliers into the weights (Xiao et al., ICML 2023)");
+             "migration of activation outliers into the weights (Xiao et al., ICML 2023)")
+      .value("GPTQ", QuantMode::GPTQ,
+             "each weight's rounding compensated by those after it (Frantar et al., ICLR 2023)")
+      .value("AWQ_GPTQ", QuantMode::AWQ_GPTQ, "AWQ's scales, then GPTQ's rounding")
+      .value("AUTO", QuantMode::AUTO, "closest to the original, slowest; held-out tokens decide");
   nb::class_<QuantPolicy>(m, "QuantPolicy")
       .def(nb::init<>())
       .def_rw("weight_dtype", &QuantPolicy::weight_dtype)
