@@ -223,13 +223,18 @@ void measure(const LinearKernel& kernel, Shape shape, const Options& options, co
 
   const int64_t most_m = *std::max_element(options.m.begin(), options.m.end());
   const int64_t q_stride = round_up(shape.k, 64), groups = ceil_div(shape.k, ring[0].group_size);
-  std::vector<float> x(most_m * shape.k, 0.5f), y(most_m * shape.n), scales(most_m, 0.01f);
-  std::vector<int8_t> q(most_m * q_stride, 3);
+  // Aligned as the buffers of a Program are.
+  Buffer x(4 * most_m * shape.k), y(4 * most_m * shape.n), q(most_m * q_stride);
+  std::fill_n(x.as<float>(), most_m * shape.k, 0.5f);
+  std::fill_n(q.as<int8_t>(), q.bytes(), 3);
+  std::vector<float> scales(most_m, 0.01f);
   std::vector<int32_t> sums(most_m * groups, 3);
   for (int64_t m : options.m) {
     Buffer scratch(std::max<int64_t>(1, pool.size() * kernel.scratch_bytes(ring[0], m)));
-    LinearArgs args{.m = m, .x = x.data(), .x_stride = shape.k, .y = y.data(), .y_stride = shape.n};
-    args.q = {.q = q.data(), .stride = q_stride, .scale = scales.data(), .group_sums = sums.data()};
+    LinearArgs args{
+        .m = m, .x = x.as<float>(), .x_stride = shape.k, .y = y.as<float>(), .y_stride = shape.n};
+    args.q = {
+        .q = q.as<int8_t>(), .stride = q_stride, .scale = scales.data(), .group_sums = sums.data()};
     args.q.group_size = ring[0].group_size;
     args.scratch = scratch.as<std::byte>();
     // A sample is a run of calls inside one task, as in a forward pass: at least 2 ms, at most one

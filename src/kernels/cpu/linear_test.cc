@@ -265,6 +265,18 @@ TEST_P(Linear, agrees_with_the_reference_for_every_k) {
     }
 }
 
+TEST_P(Linear, agrees_with_the_reference_where_columns_are_cut_in_blocks) {
+  // Rows that are a multiple of 1024 bytes apart may be copied; the last block may have a tail.
+  for (int64_t k : {1024, 1250})
+    expect_conforms(*GetParam(),
+                    {.format = GetParam()->format,
+                     .rows = {70},
+                     .k = k,
+                     .group_size = k == 1024 ? 128 : 96,
+                     .symmetric = false},
+                    Extras::kBias);
+}
+
 TEST_P(Linear, agrees_with_the_reference_for_every_n) {
   const Extras extras[] = {Extras::kNone, Extras::kBias, Extras::kResidual,
                            Extras::kBiasAndAliasedResidual};
@@ -318,7 +330,7 @@ TEST_P(Int8Linear, equals_the_portable_row_in_bits) {
       const PackedWeight a = pack_linear(kernel, weight.parts, pool);
       const PackedWeight b = pack_linear(portable, weight.parts, pool);
       const TestInput input = make_input(weight.n, 300, a.group_size, codes, random);
-      for (int64_t m : {1, 3, 6, 40})
+      for (int64_t m : {1, 3, 6, 9, 40})
         EXPECT_EQ(run(a, input, m, 1, Extras::kBiasAndAliasedResidual),
                   run(b, input, m, 1, Extras::kBiasAndAliasedResidual))
             << "M = " << m << ", group " << group_size;
