@@ -19,7 +19,7 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/table.h"
+#include "kernels/cpu/limits.h"
 
 namespace whit::cpu {
 namespace {
@@ -106,31 +106,6 @@ Options parse(int argc, char** argv) {
   return options;
 }
 
-// Best of five passes over a buffer that no cache holds, all threads, in bytes a second.
-double cold_read_bandwidth(ThreadPool& pool, int64_t bytes) {
-  Buffer buffer(bytes);
-  pool.parallel_for(bytes, [&](int64_t begin, int64_t end) {
-    std::memset(buffer.as<char>() + begin, 1, end - begin);
-  });
-  std::vector<uint64_t> sums(64 * pool.size());
-  double best = 0;
-  for (int pass = 0; pass < 5; ++pass) {
-    const Stopwatch watch(pool);
-    pool.run([&](const Worker& worker) {
-      const Range words = split(bytes / 8, 64, worker);
-      const uint64_t* data = buffer.as<uint64_t>();
-      uint64_t sum[8] = {};
-      for (int64_t i = words.begin; i + 8 <= words.end; i += 8) {
-        __builtin_prefetch(data + i + 1024);
-        for (int j = 0; j < 8; ++j) sum[j] += data[i + j];
-      }
-      for (uint64_t part : sum) sums[64 * worker.index] += part;
-    });
-    best = std::max(best, static_cast<double>(bytes) / watch.seconds());
-  }
-  return best;
-}
-
 // A chain of dependent additions runs at one a clock.
 double clock_hz(const ThreadPool& pool) {
   double best = 0;
@@ -148,38 +123,9 @@ double clock_hz(const ThreadPool& pool) {
   return best;
 }
 
-// int8 operations a second of tdpbssd, all threads: four accumulators in turn, as one alone waits
-// for its own result.
-__attribute__((target("amx-tile,amx-int8"))) double tile_peak(ThreadPool& pool) {
-  struct alignas(64) {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } config;
-  constexpr int64_t kSteps = 200'000;
-  double best = 0;
-  for (int pass = 0; pass < 5; ++pass) {
-    const Stopwatch watch(pool);
-    pool.run([&](const Worker&) __attribute__((target("amx-tile,amx-int8"))) {
-      _tile_loadconfig(&config);
-      for (int64_t i = 0; i < kSteps; ++i) {
-        _tile_dpbssd(0, 4, 6);
-        _tile_dpbssd(1, 4, 7);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
-      }
-      _tile_release();
-    });
-    best = std::max(best, pool.size() * 4 * kSteps * 2 * 16 * 16 * 64 / watch.seconds());
-  }
-  return best;
-}
-
-double operations_per_clock(const LinearKernel& kernel) {
-  const bool int8 = kernel.activation == Activation::kInt8;
-  if (kernel.isa == Isa::kAvx512) return int8 ? 256 : 64;
-  if (kernel.isa == Isa::kAvx2) return int8 ? 64 : 32;
-  return int8 ? 32 : 8;
+// Of fused multiply-adds, two vectors a clock.
+double float_operations_per_clock(Isa isa) {
+  return isa >= Isa::kAvx512 ? 64 : isa == Isa::kAvx2 ? 32 : 8;
 }
 
 // The same random codes for every copy: only the addresses matter.
@@ -195,7 +141,7 @@ QuantizedTensor random_weight(WeightFormat format, Shape shape) {
 }
 
 struct Bounds {
-  double bandwidth, clock, tiles;
+  double bandwidth, clock, int8;
 };
 
 void measure(const LinearKernel& kernel, Shape shape, const Options& options, const Bounds& bounds,
@@ -264,9 +210,9 @@ void measure(const LinearKernel& kernel, Shape shape, const Options& options, co
     const double best = samples[0];
     const double operations = 2.0 * static_cast<double>(m * shape.n * shape.k) / best;
     const double bytes = static_cast<double>(ring[0].payload_bytes) / best;
-    const double peak = kernel.isa == Isa::kAmx
-                            ? bounds.tiles
-                            : operations_per_clock(kernel) * bounds.clock * pool.size();
+    const double peak = kernel.activation == Activation::kInt8
+                            ? bounds.int8
+                            : float_operations_per_clock(kernel.isa) * bounds.clock * pool.size();
     fmt::print(
         "   M = {:<4} {:10.1f} us (median {:.1f}) {:8.1f} GOP/s {:7.2f} GB/s {:5.0f} % of read "
         "bandwidth "
@@ -279,11 +225,10 @@ void measure(const LinearKernel& kernel, Shape shape, const Options& options, co
 
 void bench(const Options& options) {
   ThreadPool pool(options.threads);
-  const Bounds bounds{cold_read_bandwidth(pool, options.ring_bytes), clock_hz(pool),
-                      detected_isa() == Isa::kAmx ? tile_peak(pool) : 0};
-  fmt::print("{} threads, cold read {:.1f} GB/s, {:.2f} GHz\n", pool.size(), bounds.bandwidth / 1e9,
-             bounds.clock / 1e9);
-  if (bounds.tiles > 0) fmt::print("tdpbssd {:.2f} TOP/s\n", bounds.tiles / 1e12);
+  const Bounds bounds{cold_read_bandwidth(pool), clock_hz(pool), int8_peak(options.isa, pool)};
+  fmt::print(
+      "{} threads ({}), cold read {:.1f} GB/s, {:.2f} GHz, int8 multiplications {:.0f} GOP/s\n",
+      pool.size(), placement(), bounds.bandwidth / 1e9, bounds.clock / 1e9, bounds.int8 / 1e9);
   for (const LinearKernel& kernel : linear_kernels()) {
     if (kernel.isa != options.isa || kernel.name.find(options.kernel) == std::string_view::npos)
       continue;

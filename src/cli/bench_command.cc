@@ -18,20 +18,21 @@ struct BenchOptionsOfUser {
   MachineOptions machine;
 };
 
-// Bytes per second that this machine reads. The sweep's buffer is none of the model's memory: the
-// peak is counted anew (proc(5), clear_refs; where that is not allowed the buffer stays in the
-// figure).
-double bandwidth_apart(ThreadPool& pool) {
-  const double bandwidth = measure_read_bandwidth(pool);
+// The sweep's buffer is none of the model's memory: the peak is counted anew (proc(5), clear_refs;
+// where that is not allowed the buffer stays in the figure).
+MachineLimits limits_apart(Machine& machine) {
+  MachineLimits limits = measure_limits(machine.isa, machine.pool);
   std::ofstream("/proc/self/clear_refs") << "5";
-  return bandwidth;
+  return limits;
 }
+
+std::string percent(double value) { return value > 0 ? fmt::format("{:.0f}", value) : "-"; }
 
 int run_bench(const BenchOptionsOfUser& user) {
   Machine machine(user.machine);
-  // The host's bandwidth bounds nothing that runs on a GPU.
+  // The host's limits bound nothing that runs on a GPU.
   const bool on_cpu = machine.backend == Backend::kCpu;
-  const double bandwidth = on_cpu ? bandwidth_apart(machine.pool) : 0;
+  const MachineLimits limits = on_cpu ? limits_apart(machine) : MachineLimits();
   const int64_t batch = *std::max_element(user.bench.batches.begin(), user.bench.batches.end());
   LoadedModel loaded(user.model,
                      {.max_tokens = std::max<int64_t>(512, batch),
@@ -47,7 +48,7 @@ int run_bench(const BenchOptionsOfUser& user) {
         throw Error(ErrorKind::kInvalidArgument,
                     "{} tokens are more than the model's context of {}", length,
                     loaded.executor->options().max_context);
-  const std::vector<BenchRow> rows = bench(*loaded.executor, options, bandwidth);
+  const std::vector<BenchRow> rows = bench(*loaded.executor, options, limits);
   const std::string backend = machine.description();
   if (user.json) {
     Json list = Json::array();
@@ -57,7 +58,8 @@ int run_bench(const BenchOptionsOfUser& user) {
                 {"parameters", loaded.model.parameters()},
                 {"backend", backend},
                 {"threads", machine.pool.size()},
-                {"bandwidth_bytes_per_s", bandwidth},
+                {"bandwidth_bytes_per_s", limits.read_bytes_per_s},
+                {"limits", to_json(limits)},
                 {"load_s", loaded.load_s},
                 {"kv_cache_dtype", name(options.kv_dtype.type)},
                 {"peak_memory_bytes", peak_memory_bytes()},
@@ -66,18 +68,36 @@ int run_bench(const BenchOptionsOfUser& user) {
   }
   std::vector<std::vector<std::string>> table;
   for (const BenchRow& row : rows)
-    table.push_back(
-        {loaded.model.description(), format_bytes(static_cast<double>(loaded.model.stored_bytes())),
-         fmt::format("{:.2f} M", static_cast<double>(loaded.model.parameters()) / 1e6), backend,
-         fmt::format("{}", machine.pool.size()),
-         row.batch == 1 ? row.test : fmt::format("{} b{}", row.test, row.batch),
-         fmt::format("{:.2f} ± {:.2f}", row.tokens_per_s, row.spread),
-         row.percent_of_roofline > 0 ? fmt::format("{:.0f}", row.percent_of_roofline) : "-"});
-  print_table({"model", "size", "params", "backend", "threads", "test", "t/s", "%BW"}, table);
+    table.push_back({loaded.model.description(),
+                     format_bytes(static_cast<double>(loaded.model.stored_bytes())),
+                     fmt::format("{:.2f} M", static_cast<double>(loaded.model.parameters()) / 1e6),
+                     backend, fmt::format("{}", machine.pool.size()),
+                     row.batch == 1 ? row.test : fmt::format("{} b{}", row.test, row.batch),
+                     fmt::format("{:.2f} ± {:.2f}", row.tokens_per_s, row.spread),
+                     percent(row.percent_of_roofline), percent(row.percent_of_int8_peak)});
+  print_table({"model", "size", "params", "backend", "threads", "test", "t/s", "%BW", "%int8"},
+              table);
   fmt::print("\nmedian of {} runs ± half their range", options.repetitions);
   if (on_cpu)
-    fmt::print("; %BW: bytes that a step must read, of the {}/s that these threads read here",
-               format_bytes(bandwidth));
+    fmt::print("; %BW: bytes that a step must read, of the {}/s that these threads read cold",
+               format_bytes(limits.read_bytes_per_s));
+  fmt::print("\n");
+  if (limits.int8_operations_per_s > 0)
+    fmt::print(
+        "%int8: operations of the linears, of the {:.0f} GOP/s of {}'s int8 multiplications\n",
+        limits.int8_operations_per_s / 1e9, cpu::name(machine.isa));
+  fmt::print("{}", limits.placement);
+  if (limits.barrier_s > 0) {
+    fmt::print("; a barrier takes {:.0f} ns", 1e9 * limits.barrier_s);
+    for (const BenchRow& row : rows) {
+      if (row.percent_of_roofline <= 0) continue;
+      const double step_s = static_cast<double>(row.batch) / row.tokens_per_s;
+      fmt::print("; {}: {} a step, {:.1f} % of it",
+                 row.batch == 1 ? row.test : fmt::format("{} b{}", row.test, row.batch),
+                 row.barriers_per_step,
+                 100 * limits.barrier_s * static_cast<double>(row.barriers_per_step) / step_s);
+    }
+  }
   fmt::print("\n");
   return 0;
 }

@@ -8,7 +8,7 @@
 #include "base/progress.h"
 #include "cli/command.h"
 #include "cli/common.h"
-#include "evaluate/bench.h"
+#include "engine/machine_limits.h"
 #include "runtime/chat.h"
 
 namespace whit::cli {

@@ -50,6 +50,10 @@ class CpuRunner : public ModelRunner {
 
   int64_t weight_bytes() const override { return body_.weight_bytes() + head_.weight_bytes(); }
 
+  int64_t barriers(int64_t rows) const override {
+    return body_.barriers(rows) + head_.barriers(rows);
+  }
+
   std::vector<Program::StepInfo> describe() const override {
     std::vector<Program::StepInfo> steps = body_.describe();
     for (Program::StepInfo& step : head_.describe()) steps.push_back(std::move(step));

@@ -25,7 +25,11 @@ Executor::Executor(const ModelConfig& config, const Graph& graph, const WeightPr
       pool_(pool),
       runner_(options.backend == Backend::kCuda
                   ? make_cuda_runner(config, graph, weights, options_, pool)
-                  : make_cpu_runner(config, graph, weights, options_, pool)) {}
+                  : make_cpu_runner(config, graph, weights, options_, pool)) {
+  for (const Node& node : graph.nodes())
+    if (node.op == Op::kLinear && node.layer >= 0)
+      operations_per_token_ += 2 * static_cast<double>(node.n) * static_cast<double>(node.k);
+}
 
 void Executor::step(std::span<const int32_t> ids, const BatchView& batch, KvCache& cache) {
   for (const int32_t id : ids)

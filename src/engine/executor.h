@@ -41,6 +41,10 @@ class Executor {
   const cpu::SmallOps& ops() const { return cpu::small_ops(options_.isa); }
   // Bytes of weights that one decoded token reads.
   int64_t weight_bytes() const { return runner_->weight_bytes(); }
+  // Multiplications and additions of the decoder's linears for one token.
+  double operations_per_token() const { return operations_per_token_; }
+  // Barriers of one step of `rows` tokens, the head included; 0 of a GPU.
+  int64_t barriers(int64_t rows) const { return runner_->barriers(rows); }
   std::vector<Program::StepInfo> describe() const { return runner_->describe(); }
 
  private:
@@ -51,6 +55,7 @@ class Executor {
   ThreadPool& pool_;
   std::unique_ptr<ModelRunner> runner_;
   int64_t hidden_rows_ = 0;
+  double operations_per_token_ = 0;
 };
 
 }  // namespace whit

@@ -413,9 +413,15 @@ struct Program::Impl {
             .scratch = scratch.as<std::byte>()};
   }
 
+  // Whether every thread computes norms and activations of `t` rows for itself.
+  bool redundant_rows(int64_t t) const { return t <= kRedundantRows && pool.size() > 1; }
+  bool barrier_after(const Step& step, int64_t t) const {
+    return step.barrier && !(step.redundant && redundant_rows(t));
+  }
+
   void execute(const Step& step, const Worker& all, bool tapped) {
     const int64_t t = input->batch.t;
-    const bool redundant = t <= kRedundantRows && all.count > 1;
+    const bool redundant = redundant_rows(t);
     const Worker worker = redundant && step.redundant ? Worker{0, 1} : all;
     switch (step.kind) {
       case StepKind::kEmbedding:
@@ -526,8 +532,7 @@ struct Program::Impl {
         break;
       }
     }
-    const bool private_result = redundant && step.redundant;
-    if (step.barrier && !private_result) pool.barrier();
+    if (barrier_after(step, t)) pool.barrier();
   }
 };
 
@@ -577,6 +582,12 @@ int64_t Program::weight_bytes() const {
   int64_t total = 0;
   for (const cpu::PackedWeight& weight : impl_->weights) total += weight.payload_bytes;
   return total;
+}
+
+int64_t Program::barriers(int64_t rows) const {
+  if (impl_->pool.size() == 1) return 0;
+  return std::count_if(impl_->steps.begin(), impl_->steps.end(),
+                       [&](const Step& step) { return impl_->barrier_after(step, rows); });
 }
 
 std::vector<Program::StepInfo> Program::describe() const {

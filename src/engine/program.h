@@ -65,6 +65,9 @@ class Program {
   // Packed bytes that a product with few rows reads, embedding tables not counted.
   int64_t weight_bytes() const;
 
+  // Barriers of a run of `rows` rows without a tap: 0 with one thread.
+  int64_t barriers(int64_t rows) const;
+
   struct StepInfo {
     std::string name;  // the nodes' paths
     std::string kernel;

@@ -43,6 +43,8 @@ class ModelRunner {
   virtual KvCache make_cache(const KvCacheOptions& options) const = 0;
   // Bytes of weights that one decoded token reads.
   virtual int64_t weight_bytes() const = 0;
+  // Of one step of `rows` tokens among the pool's threads, the head included.
+  virtual int64_t barriers(int64_t /*rows*/) const { return 0; }
   virtual std::vector<Program::StepInfo> describe() const = 0;
 };
 

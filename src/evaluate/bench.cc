@@ -1,7 +1,6 @@
 #include "evaluate/bench.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <functional>
 
@@ -68,11 +67,13 @@ Json to_json(const BenchRow& row) {
           {"batch", row.batch},
           {"tokens_per_s", row.tokens_per_s},
           {"spread", row.spread},
-          {"percent_of_roofline", row.percent_of_roofline}};
+          {"percent_of_roofline", row.percent_of_roofline},
+          {"percent_of_int8_peak", row.percent_of_int8_peak},
+          {"barriers_per_step", row.barriers_per_step}};
 }
 
 std::vector<BenchRow> bench(Executor& model, const BenchOptions& options,
-                            double bandwidth_bytes_per_s) {
+                            const MachineLimits& limits) {
   std::vector<BenchRow> rows;
   Progress progress("benchmarking",
                     static_cast<int64_t>(options.prompts.size() +
@@ -86,8 +87,13 @@ std::vector<BenchRow> bench(Executor& model, const BenchOptions& options,
     std::vector<double> seconds;
     for (int r = 0; r < options.repetitions; ++r)
       seconds.push_back(seconds_of([&] { prefill(model, cache, ids); }));
-    rows.push_back(
-        row_of(fmt::format("pp{}", length), 1, static_cast<double>(length), std::move(seconds)));
+    BenchRow row =
+        row_of(fmt::format("pp{}", length), 1, static_cast<double>(length), std::move(seconds));
+    if (limits.int8_operations_per_s > 0)
+      row.percent_of_int8_peak =
+          100 * row.tokens_per_s * model.operations_per_token() / limits.int8_operations_per_s;
+    row.barriers_per_step = model.barriers(std::min(length, model.options().max_tokens));
+    rows.push_back(std::move(row));
     progress.update(static_cast<int64_t>(rows.size()));
   }
   for (const int64_t length : options.generations)
@@ -101,37 +107,14 @@ std::vector<BenchRow> bench(Executor& model, const BenchOptions& options,
                             std::move(seconds));
       const double bytes =
           static_cast<double>(model.weight_bytes()) + kv_bytes(cache, batch, batch, length);
-      if (bandwidth_bytes_per_s > 0)
+      if (limits.read_bytes_per_s > 0)
         row.percent_of_roofline =
-            100 * row.tokens_per_s / static_cast<double>(batch) * bytes / bandwidth_bytes_per_s;
+            100 * row.tokens_per_s / static_cast<double>(batch) * bytes / limits.read_bytes_per_s;
+      row.barriers_per_step = model.barriers(batch);
       rows.push_back(row);
       progress.update(static_cast<int64_t>(rows.size()));
     }
   return rows;
-}
-
-double measure_read_bandwidth(ThreadPool& pool) {
-  constexpr int64_t kBytes = int64_t{512} << 20;
-  Buffer buffer(kBytes);
-  auto* words = buffer.as<uint64_t>();
-  constexpr int64_t kWords = kBytes / 8;
-  pool.parallel_for(kWords, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) words[i] = static_cast<uint64_t>(i);
-  });
-  std::atomic<uint64_t> sink{0};
-  std::vector<double> seconds;
-  for (int sweep = 0; sweep < 5; ++sweep)
-    seconds.push_back(seconds_of([&] {
-      pool.parallel_for(kWords, [&](int64_t begin, int64_t end) {
-        uint64_t sums[8] = {};
-        int64_t i = begin;
-        for (; i + 8 <= end; i += 8)
-          for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
-        for (const uint64_t sum : sums) sink += sum;
-      });
-    }));
-  std::sort(seconds.begin(), seconds.end());
-  return static_cast<double>(kBytes) / seconds[seconds.size() / 2];
 }
 
 }  // namespace whit

@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "engine/executor.h"
+#include "engine/machine_limits.h"
 
 namespace whit {
 
@@ -24,16 +25,16 @@ struct BenchRow {
   int64_t batch = 1;
   double tokens_per_s = 0;  // median over the repetitions; all sequences together
   double spread = 0;        // half of (maximum − minimum) of tokens_per_s
-  double percent_of_roofline =
-      0;  // tg: weight and KV bytes per step ÷ measured bandwidth; pp: 0 (no peak measured)
+  // tg: weight and KV bytes per step ÷ what the machine reads; pp: 0.
+  double percent_of_roofline = 0;
+  // pp: operations of the decoder's linears ÷ the machine's int8 multiplications, all else that a
+  // prompt costs in the time; tg, and where there is no such peak: 0.
+  double percent_of_int8_peak = 0;
+  int64_t barriers_per_step = 0;  // at which all threads of the body meet; pp: of a whole chunk
 };
 Json to_json(const BenchRow& row);
 
 std::vector<BenchRow> bench(Executor& model, const BenchOptions& options,
-                            double bandwidth_bytes_per_s);
-
-// Bytes per second that all threads together read from memory that no cache holds: the median of 5
-// sweeps over 512 MB.
-double measure_read_bandwidth(ThreadPool& pool);
+                            const MachineLimits& limits);
 
 }  // namespace whit
