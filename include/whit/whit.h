@@ -62,9 +62,9 @@ typedef struct whit_request whit_request;
 /* How an engine is built and run. whit_engine_options_init sets the defaults; a NULL text means the
  * default too. */
 typedef struct whit_engine_options {
-  size_t size;                  /* of this struct */
-  const char* mode;             /* "none", "rtn", "awq", "smoothquant", "gptq", "awq-gptq", "auto" */
-  const char* weight_dtype;     /* "int4", "int8", "float"; NULL: the mode's usual one */
+  size_t size;              /* of this struct */
+  const char* mode;         /* "none", "rtn", "awq", "smoothquant", "gptq", "awq-gptq", "auto" */
+  const char* weight_dtype; /* "int4", "int8", "float"; NULL: the mode's usual one */
   const char* activation_dtype; /* "int8", "float"; NULL: the mode's usual one */
   const char* calib;            /* a text file, or "self" */
   const char* engine_dir;       /* NULL: a cache */

@@ -108,8 +108,9 @@ BuildReport build_engine(const fs::path& model_dir, QuantMode mode, const QuantP
                          const BuildConfig& config) {
   check_threads(config);
   if (mode == QuantMode::NONE)
-    throw Error(ErrorKind::kInvalidArgument,
-                "QuantMode::NONE builds no engine; choose RTN, AWQ, SMOOTHQUANT, GPTQ, AWQ_GPTQ or AUTO");
+    throw Error(
+        ErrorKind::kInvalidArgument,
+        "QuantMode::NONE builds no engine; choose RTN, AWQ, SMOOTHQUANT, GPTQ, AWQ_GPTQ or AUTO");
   const BuildPlan plan = plan_of(model_dir, mode, policy, config);
   const cpu::Isa isa = resolve_isa(config.isa);
   ThreadPool pool(config.threads);

@@ -4,7 +4,8 @@
 
 namespace whit {
 
-DraftModel::DraftModel(Executor& executor, int64_t pages, int64_t page_tokens, const KvFormat& kv_dtype)
+DraftModel::DraftModel(Executor& executor, int64_t pages, int64_t page_tokens,
+                       const KvFormat& kv_dtype)
     : executor_(executor), cache_(executor.make_cache(pages, page_tokens, kv_dtype)) {}
 
 void DraftModel::run(int64_t vocab) {
