@@ -42,12 +42,12 @@ int run_bench(const BenchOptionsOfUser& user) {
                      machine.pool);
   BenchOptions options = user.bench;
   options.kv_dtype = loaded.model.kv_format(user.kv_cache_dtype);
-  for (const std::vector<int64_t>& lengths : {options.prompts, options.generations})
-    for (const int64_t length : lengths)
-      if (length > loaded.executor->options().max_context)
-        throw Error(ErrorKind::kInvalidArgument,
-                    "{} tokens are more than the model's context of {}", length,
-                    loaded.executor->options().max_context);
+  std::vector<int64_t> contexts = options.prompts;
+  for (const int64_t length : options.generations) contexts.push_back(options.depth + length);
+  for (const int64_t length : contexts)
+    if (length > loaded.executor->options().max_context)
+      throw Error(ErrorKind::kInvalidArgument, "{} tokens are more than the model's context of {}",
+                  length, loaded.executor->options().max_context);
   const std::vector<BenchRow> rows = bench(*loaded.executor, options, limits);
   const std::string backend = machine.description();
   if (user.json) {
@@ -125,6 +125,10 @@ Action add_bench(CLI::App& app) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::Range(int64_t{1}, int64_t{1024}))
+      ->capture_default_str();
+  app.add_option("-d,--depth", user->bench.depth,
+                 "Tokens in each sequence's context before decoding begins")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
       ->capture_default_str();
   app.add_option("-r,--repetitions", user->bench.repetitions,
                  "Measured runs of each test, after one that warms up")

@@ -41,13 +41,31 @@ void prefill(Executor& model, KvCache& cache, std::span<const int32_t> ids) {
   }
 }
 
-// `steps` tokens of each of `batch` sequences; every next token is the argmax.
-void decode(Executor& model, KvCache& cache, int64_t batch, int64_t steps) {
+// The first `depth` tokens of each of `batch` sequences.
+void fill(Executor& model, KvCache& cache, int64_t batch, int64_t depth) {
+  const int64_t chunk = model.options().max_tokens;
+  std::vector<int32_t> ids;
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t first = 0; first < depth; first += chunk) {
+      std::vector<int64_t> starts(batch, 0), counts(batch, 0);
+      starts[b] = first;
+      counts[b] = std::min(chunk, depth - first);
+      ids.clear();
+      for (int64_t i = first; i < first + counts[b]; ++i)
+        ids.push_back(static_cast<int32_t>((i * 7919 + 13) % model.config().vocab_size));
+      const ContiguousBatch view(starts, counts, cache.page_tokens());
+      model.step(ids, view.view(), cache);
+    }
+}
+
+// `steps` tokens of each of `batch` sequences behind `depth` others; every next token is the
+// argmax.
+void decode(Executor& model, KvCache& cache, int64_t batch, int64_t depth, int64_t steps) {
   std::vector<int32_t> ids(batch, 1 % static_cast<int32_t>(model.config().vocab_size)), rows(batch);
   for (int64_t b = 0; b < batch; ++b) rows[b] = static_cast<int32_t>(b);
   const std::vector<int64_t> counts(batch, 1);
   for (int64_t step = 0; step < steps; ++step) {
-    const std::vector<int64_t> starts(batch, step);
+    const std::vector<int64_t> starts(batch, depth + step);
     const ContiguousBatch view(starts, counts, cache.page_tokens());
     model.step(ids, view.view(), cache);
     model.argmax(rows, ids);
@@ -55,9 +73,10 @@ void decode(Executor& model, KvCache& cache, int64_t batch, int64_t steps) {
 }
 
 // KV bytes that an average step of decode() reads.
-double kv_bytes(const KvCache& cache, int64_t batch, int64_t pages, int64_t steps) {
-  return static_cast<double>(cache.bytes()) / static_cast<double>(pages * cache.page_tokens()) *
-         static_cast<double>(batch * steps) / 2;
+double kv_bytes(const KvCache& cache, int64_t depth, int64_t steps) {
+  // All sequences' pages have one length.
+  return static_cast<double>(cache.bytes()) / static_cast<double>(cache.page_tokens()) *
+         (static_cast<double>(depth) + static_cast<double>(steps) / 2);
 }
 
 }  // namespace
@@ -98,15 +117,17 @@ std::vector<BenchRow> bench(Executor& model, const BenchOptions& options,
   }
   for (const int64_t length : options.generations)
     for (const int64_t batch : options.batches) {
-      KvCache cache = model.make_cache(batch, length, options.kv_dtype);
-      decode(model, cache, batch, std::min<int64_t>(length, 16));
+      KvCache cache = model.make_cache(batch, options.depth + length, options.kv_dtype);
+      fill(model, cache, batch, options.depth);
+      decode(model, cache, batch, options.depth, std::min<int64_t>(length, 16));
       std::vector<double> seconds;
       for (int r = 0; r < options.repetitions; ++r)
-        seconds.push_back(seconds_of([&] { decode(model, cache, batch, length); }));
-      BenchRow row = row_of(fmt::format("tg{}", length), batch, static_cast<double>(batch * length),
-                            std::move(seconds));
+        seconds.push_back(seconds_of([&] { decode(model, cache, batch, options.depth, length); }));
+      const std::string test = options.depth == 0 ? fmt::format("tg{}", length)
+                                                  : fmt::format("tg{} d{}", length, options.depth);
+      BenchRow row = row_of(test, batch, static_cast<double>(batch * length), std::move(seconds));
       const double bytes =
-          static_cast<double>(model.weight_bytes()) + kv_bytes(cache, batch, batch, length);
+          static_cast<double>(model.weight_bytes()) + kv_bytes(cache, options.depth, length);
       if (limits.read_bytes_per_s > 0)
         row.percent_of_roofline =
             100 * row.tokens_per_s / static_cast<double>(batch) * bytes / limits.read_bytes_per_s;

@@ -12,9 +12,9 @@
 namespace whit {
 
 struct BenchOptions {
-  std::vector<int64_t> prompts = {512};  // pp<N>: one sequence of N tokens, logits of the last
-  std::vector<int64_t> generations = {
-      128};  // tg<N>: N greedy-like steps per sequence from an empty context
+  std::vector<int64_t> prompts = {512};      // pp<N>: one sequence of N tokens, logits of the last
+  std::vector<int64_t> generations = {128};  // tg<N>: N greedy-like steps per sequence
+  int64_t depth = 0;                   // tokens in a sequence's context before tg's first step
   std::vector<int64_t> batches = {1};  // sequences decoding together, for tg
   int repetitions = 5;
   KvFormat kv_dtype;

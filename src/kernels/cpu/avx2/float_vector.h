@@ -116,7 +116,16 @@ struct Avx2 {
   // Pairs of int16 (ops/kv_layout.h): a unit of 32 is two vectors.
   static constexpr int kUnitVectors = 2;
   static constexpr int kWordVectors = 2;  // per store_words: 16 words
-  static I madd(I acc, I a, I b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+  // Both instructions by hand: g++ 12 hoists products of later steps and spills them.
+  static I madd(I acc, I a, I b) {
+    I product;
+    __asm__(
+        "vpmaddwd %2, %3, %1\n\t"
+        "vpaddd %1, %0, %0"
+        : "+x"(acc), "=&x"(product)
+        : "x"(a), "x"(b));
+    return acc;
+  }
   static I broadcast_pair(const int16_t* p) {
     int32_t pair;
     __builtin_memcpy(&pair, p, sizeof pair);
