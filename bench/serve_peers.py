@@ -52,9 +52,11 @@ def thread_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def load(options, port, streams, *more):
-    command = [str(options.whit), "bench", "serve", "--port", str(port), "--concurrency", str(streams), "--num-prompts", str(4 * streams),
-               "--input-len", str(options.input_len), "--output-len", str(options.output_len), "--json", *map(str, more)]
+def load(options, port, streams, **more):
+    values = {"concurrency": streams, "num_prompts": 4 * streams, "input_len": options.input_len, "output_len": options.output_len} | more
+    command = [str(options.whit), "bench", "serve", "--port", str(port), "--json"]
+    for name, value in values.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
@@ -65,6 +67,7 @@ def main():
     parser.add_argument("--llama", type=Path, default=peers.tool("llama-server"))
     parser.add_argument("--gguf", type=Path, default=peers.HOME / "Q4_0.gguf")
     parser.add_argument("--without-peer", action="store_true")
+    parser.add_argument("--prefix-only", action="store_true", help="the cached prefix alone")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--streams", default="1,8,32")
     parser.add_argument("--rounds", type=int, default=3)
@@ -80,7 +83,7 @@ def main():
         servers["llama-server"] = ([options.llama, "-m", options.gguf, "--port", "8102", "-t", str(options.threads), "-np", str(most), "-c",
                                     str(most * context), "--no-webui"], "http://127.0.0.1:8102/health", 8102)
     figures, bench, overhead = {}, {}, {}
-    for round_number in range(options.rounds):
+    for round_number in range(0 if options.prefix_only else options.rounds):
         for name in list(servers)[::1 if round_number % 2 == 0 else -1]:
             command, health, port = servers[name]
             with server(command, health) as pid:
@@ -106,7 +109,7 @@ def main():
     def shown(values, unit=""):
         return f"{statistics.median(values):.2f}{unit} ({min(values):.2f} … {max(values):.2f})"
     throughput = {key: [result["output_throughput"] for result in results] for key, results in figures.items()}
-    for count in streams:
+    for count in streams if figures else []:
         served = throughput["whit", count]
         if not options.without_peer:
             print(f"{count} streams: whit / llama-server {shown([a / b for a, b in zip(served, throughput['llama-server', count])])}")
@@ -117,7 +120,7 @@ def main():
     with server(command, health):
         # Prompts with one beginning and different ends: all but the first find it cached; the median is theirs.
         def first_token(seed, prompts):
-            result = load(options, port, 1, "--input-len", 420, "--shared-len", 400, "--output-len", 2, "--num-prompts", prompts, "--seed", seed)
+            result = load(options, port, 1, input_len=420, shared_len=400, output_len=2, num_prompts=prompts, seed=seed)
             return result["median_ttft_ms"], result["total_input_tokens"] // prompts
         first_token(1, 1)
         cold, warm = [], []
