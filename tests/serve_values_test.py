@@ -111,7 +111,7 @@ FLAGS = {
     "--threads": ([], ["-1", "x", "100000"]),
     "--metrics-compat": (["vllm"], ["sglang", ""]),
     "--prefix-caching": (["on", "off"], ["maybe", "1", ""]),
-    "--kv-cache-dtype": (["auto", "f32", "f16", "int8"], ["int9", "fp8", ""]),
+    "--kv-cache-dtype": (["auto"], ["int9", "fp8", ""]),
     "--log-level": (["debug", "info", "warning", "error"], ["loud", ""]),
     "--scheduling-policy": (["max-utilization", "guaranteed-no-evict"], ["fifo"]),
     "--draft-tokens": (["0", "16"], ["-1", "17", "x"]),
