@@ -185,8 +185,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       return own[(i / 4 * 8 + i % 2) * kStagePitch + i % 4 / 2 * 8];
     };
     wait_for_previous_kernel();
-    // The warpgroups take turns at the tensor cores: left alone they multiply at the same time,
-    // both at half speed, and then scale their sums at the same time, the tensor cores idle.
+    // The warpgroups take turns at the tensor cores, so that one multiplies while the other scales
+    // its sums.
     const int my_turn = 1 + kConsumers + group, other_turn = 1 + kConsumers + (group ^ 1);
     if (group == 1) named_barrier_arrive(other_turn, 256);
     int stage = 0, phase = 0;
@@ -392,7 +392,8 @@ void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* str
   const int row_tiles = (p.layout.row_blocks + kConsumers - 1) / kConsumers;
   // The shape that ends first: waves of blocks × (steps of K + about six for filling the pipeline
   // and storing, as many again for a cluster's exchange), a step being the tensor cores' 4 clocks a
-  // token and some 100 of waiting. Clusters find room on some nine of ten SMs.
+  // token and some 100 of waiting. Clusters are taken to
+  // find room on nine of ten SMs.
   int tokens = 0;
   double best = 0;
   for (const int candidate : {64, 128})
