@@ -15,9 +15,18 @@ inline void check(cudaError_t status, const char* what) {
     throw Error(ErrorKind::kResource, "CUDA: {}: {}", what, cudaGetErrorString(status));
 }
 
+// Whether kernels compiled here wait for the one before them: machine code of SM 9.0 does. What the
+// driver compiles from the PTX of SM 8.0, for other GPUs, has no such instruction.
+inline bool kernels_wait() {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "capability");
+  return major == 9;
+}
+
 // Launches a kernel that may start before the one in front of it on the stream has ended
-// (programmatic dependent launch): the kernel must call wait_for_previous_kernel before it reads
-// what others write, or writes anything.
+// (programmatic dependent launch, on Hopper): the kernel must call wait_for_previous_kernel before
+// it reads what others write, or writes anything.
 template <typename... Args>
 void launch_dependent(void (*kernel)(Args...), dim3 grid, dim3 block, size_t shared_bytes,
                       cudaStream_t stream, std::type_identity_t<Args>... args) {
@@ -30,7 +39,7 @@ void launch_dependent(void (*kernel)(Args...), dim3 grid, dim3 block, size_t sha
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = kernels_wait() ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, args...), "launch");
 }
 
