@@ -1,8 +1,11 @@
 #include "api/build.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
 
 #include "quantize/resume.h"
+#include "quantize/rotate.h"
 
 namespace whit {
 namespace fs = std::filesystem;
@@ -29,6 +32,29 @@ std::string short_name(const fs::path& model_path) {
   return name.empty() ? "model" : name;
 }
 
+// A rotated copy of a model beside the output, for as long as it is quantized.
+struct RotatedCopy {
+  RotatedCopy(const Model& source, const fs::path& output)
+      : path(output.string() + fmt::format(".rotated-{}", ::getpid())),
+        model((write_rotated(source, path, 0), Model::open(path))) {}
+  ~RotatedCopy() {
+    std::error_code error;
+    fs::remove_all(path, error);
+  }
+  fs::path path;
+  Model model;
+};
+
+std::string mixed_key(const Recipe& recipe) {
+  if (!recipe.mixed) return "no";
+  const MixedTarget& target = recipe.mixed->target;
+  const auto text = [](const std::optional<double>& value) {
+    return value ? fmt::format("{}", *value) : "-";
+  };
+  return fmt::format("{} {} {} {} {}", text(target.bits_per_weight), text(target.ppl_increase),
+                     text(target.tokens_per_s), recipe.mixed->tokens, recipe.mixed->samples);
+}
+
 }  // namespace
 
 bool needs_calibration(const Recipe& recipe) {
@@ -41,9 +67,10 @@ fs::path cached_engine_path(const Model& model, const BuildPlan& plan) {
                 model.description());
   const Recipe& recipe = plan.recipe;
   const std::string key = fmt::format(
-      "{} | {} | {} | {} | {} | alpha {} | propagate {} | {}", WHIT_VERSION,
-      model.checkpoint()->digest(), recipe.mode, to_json(recipe.scheme).dump(), recipe.head,
-      recipe.alpha ? fmt::format("{}", *recipe.alpha) : "searched", plan.propagate,
+      "{} | {} | {} | {} | {} | alpha {} | mixed {} | salient {} | rotate {} | propagate {} | {}",
+      WHIT_VERSION, model.checkpoint()->digest(), recipe.mode, to_json(recipe.scheme).dump(),
+      recipe.head, recipe.alpha ? fmt::format("{}", *recipe.alpha) : "searched", mixed_key(recipe),
+      recipe.salient, plan.rotate, plan.propagate,
       !needs_calibration(recipe) ? "none"
       : plan.statistics.empty()  ? calibration_key(plan.calibration)
                                  : StatisticsFile(plan.statistics).info().data.dump());
@@ -59,7 +86,7 @@ EngineState engine_state(const fs::path& path, const Recipe& recipe) {
     const EngineDirectory engine(path);
     const EngineManifest& manifest = engine.manifest();
     if (manifest.mode == recipe.mode && manifest.scheme == recipe.scheme &&
-        manifest.head == recipe.head)
+        manifest.head == recipe.head && manifest.mixed.empty() == !recipe.mixed)
       return EngineState::kValid;
     return EngineState::kDamaged;
   } catch (const Error& error) {
@@ -68,11 +95,12 @@ EngineState engine_state(const fs::path& path, const Recipe& recipe) {
   }
 }
 
-QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, ThreadPool& pool) {
+QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, ThreadPool& pool,
+                      std::function<void(const std::string&)> notice) {
   Recipe recipe = plan.recipe;
   if (recipe.output.empty()) recipe.output = cached_engine_path(model, plan);
   check_recipe(recipe, model);
-  QuantizeOptions options{.isa = isa, .propagate = plan.propagate};
+  QuantizeOptions options{.isa = isa, .propagate = plan.propagate, .notice = std::move(notice)};
   if (plan.resumable) options.checkpoints = QuantizeOptions::Checkpoints::kPaced;
   std::optional<CalibrationData> data;
   std::optional<StatisticsFile> statistics;
@@ -82,8 +110,20 @@ QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, T
     else
       options.statistics = &statistics.emplace(plan.statistics);
   }
+  std::optional<RotatedCopy> rotated;
+  if (plan.rotate) {
+    if (options.statistics != nullptr)
+      throw Error(ErrorKind::kUnsupported,
+                  "--rotate needs calibration data: statistics are of another basis");
+    options.checkpoints = QuantizeOptions::Checkpoints::kNone;  // they would be of a passing copy
+    options.source =
+        fmt::format("{} (xxh3 {}), rotated", model.description(), model.checkpoint()->digest());
+    rotated.emplace(model, recipe.output);
+  }
   const auto quantize = [&] {
-    return quantize_model(model, {&recipe, 1}, data ? &*data : nullptr, options, pool).at(0);
+    return quantize_model(rotated ? rotated->model : model, {&recipe, 1}, data ? &*data : nullptr,
+                          options, pool)
+        .at(0);
   };
   if (!plan.quality.measure && !plan.quality.limits.any()) return quantize();
   // The engine is made at a place of its own and judged there before it gets its name.

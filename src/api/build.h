@@ -17,6 +17,7 @@ struct BuildPlan {
   bool propagate = false;
   QualityRequest quality;
   bool resumable = false;  // an interrupted build is gone on with by the next of the same plan
+  bool rotate = false;     // quantize the model in a rotated basis (quantize/rotate.h)
 };
 
 // Where an engine of this model and plan is cached:
@@ -29,7 +30,9 @@ enum class EngineState { kMissing, kDamaged, kValid };
 EngineState engine_state(const std::filesystem::path& path, const Recipe& recipe);
 
 // Makes the calibration data if the recipe needs it, then quantizes and writes.
-QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, ThreadPool& pool);
+// `notice`: QuantizeOptions'.
+QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, ThreadPool& pool,
+                      std::function<void(const std::string&)> notice = {});
 
 // Whether a recipe reads calibration data.
 bool needs_calibration(const Recipe& recipe);

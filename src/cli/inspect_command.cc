@@ -21,7 +21,8 @@ std::string module_of(const Node& node) {
 std::string stored_as(const Model& model, const Node& node) {
   if (model.engine() != nullptr) {
     const auto found = model.engine()->manifest().linears.find(module_of(node));
-    return found == model.engine()->manifest().linears.end() ? "missing" : found->second.name();
+    return found == model.engine()->manifest().linears.end() ? "missing"
+                                                             : found->second.full_name();
   }
   const StoredTensor* tensor = model.checkpoint()->find(node.weight_name);
   return tensor == nullptr ? "missing" : std::string(name(tensor->type));
@@ -95,7 +96,7 @@ Json description_of(const InspectOptions& user, const Model& model) {
     const EngineManifest& manifest = model.engine()->manifest();
     json["engine"] = {{"mode", manifest.mode},
                       {"scheme", to_json(manifest.scheme)},
-                      {"scheme_name", manifest.scheme.name()},
+                      {"scheme_name", manifest.scheme_name()},
                       {"head", manifest.head},
                       {"source", manifest.source},
                       {"calibration", manifest.calibration},

@@ -17,8 +17,11 @@ using Clock = std::chrono::steady_clock;
 struct QuantizeOptionsOfUser {
   std::string model, mode = "awq", scheme, head = "int8", activations = "dynamic", output;
   int64_t group_size = 128;
-  bool symmetric = false, propagate = false, json = false, rebuild = false, dry_run = false;
+  bool symmetric = false, propagate = false, rotate = false, json = false, rebuild = false,
+       dry_run = false;
   std::optional<double> alpha;
+  MixedRequest mixed;
+  double salient = 0;
   CalibrationRequest calibration;
   std::string statistics;
   QualityRequest quality;
@@ -39,8 +42,27 @@ void add_options(CLI::App& app, QuantizeOptionsOfUser& user) {
   app.add_option("--scheme", user.scheme,
                  "Numerics of the linears, weights x activations: w4a16, w4a8, w8a8, w8a16 or bf16 "
                  "[w4a16; smoothquant: "
-                 "w8a8]")
-      ->check(CLI::IsMember({"w4a16", "w4a8", "w8a8", "w8a16", "bf16"}));
+                 "w8a8]; mixed or mixed-a8 (activations in int8): the best scheme for each group "
+                 "of linears within a target, --mode auto only")
+      ->check(CLI::IsMember({"w4a16", "w4a8", "w8a8", "w8a16", "bf16", "mixed", "mixed-a8"}));
+  app.add_option("--target-bpw", user.mixed.target.bits_per_weight,
+                 "mixed: at most this many bits per weight of the decoder's linears, scales "
+                 "included");
+  app.add_option("--target-decode-tps", user.mixed.target.tokens_per_s,
+                 "mixed: at least this many tokens per second in decoding one sequence, predicted "
+                 "from kernels timed on this machine");
+  app.add_option("--salient", user.salient,
+                 "auto, int4: this share of the input channels, those of largest activations, keep "
+                 "a bf16 weight beside the rounded one (0.005: half a percent)")
+      ->check(CLI::Range(0.0, 0.1))
+      ->capture_default_str();
+  app.add_flag("--rotate", user.rotate,
+               "Quantize in a basis without outlier channels: the residual stream times a Hadamard "
+               "matrix, folded into the weights; a tied head becomes a table of its own");
+  app.add_option("--sensitivity-tokens", user.mixed.tokens,
+                 "mixed: held-out tokens that the study measures divergences on")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
   app.add_option("--group-size", user.group_size,
                  "Weights that share a scale, int4 only: 32, 64 or 128")
       ->check(CLI::IsMember({32, 64, 128}))
@@ -71,10 +93,13 @@ void add_options(CLI::App& app, QuantizeOptionsOfUser& user) {
   add_json(app, user.json);
 }
 
+bool is_mixed(const QuantizeOptionsOfUser& user) { return user.scheme.starts_with("mixed"); }
+
 QuantScheme scheme_of(const QuantizeOptionsOfUser& user) {
-  const std::string name = !user.scheme.empty()                   ? user.scheme
-                           : user.mode.starts_with("smoothquant") ? "w8a8"
-                                                                  : "w4a16";
+  std::string name = !user.scheme.empty()                   ? user.scheme
+                     : user.mode.starts_with("smoothquant") ? "w8a8"
+                                                            : "w4a16";
+  if (is_mixed(user)) name = name == "mixed" ? "w4a16" : "w4a8";
   QuantScheme scheme = QuantScheme::preset(name, user.group_size, user.symmetric);
   if (user.activations == "static") {
     if (name != "w8a8")
@@ -96,12 +121,22 @@ BuildPlan plan_of(const QuantizeOptionsOfUser& user) {
                  .scheme = scheme_of(user),
                  .head = user.head,
                  .alpha = user.alpha,
+                 .salient = user.salient,
                  .output = user.output};
+  if (is_mixed(user)) {
+    plan.recipe.mixed = user.mixed;
+    plan.recipe.mixed->target.ppl_increase = user.quality.limits.ppl_increase;
+  } else if (user.mixed.target.any()) {
+    throw Error(ErrorKind::kInvalidArgument,
+                "--target-bpw and --target-decode-tps choose a mixed scheme: they need --scheme "
+                "mixed or mixed-a8");
+  }
   plan.calibration = user.calibration;
   plan.statistics = user.statistics;
   plan.quality = user.quality;
   plan.resumable = true;
   plan.propagate = user.propagate;
+  plan.rotate = user.rotate;
   return plan;
 }
 
@@ -132,11 +167,11 @@ void write_page(const QuantizeSummary& summary, const QuantizeOptionsOfUser& use
   if (user.reports.empty()) return;
   const Model engine = Model::open(summary.output);
   const EngineManifest& manifest = engine.engine()->manifest();
-  Json document = new_report(fmt::format("{} {} of {}", manifest.mode, manifest.scheme.name(),
+  Json document = new_report(fmt::format("{} {} of {}", manifest.mode, manifest.scheme_name(),
                                          std::filesystem::path(user.model).filename().string()),
                              model);
   document["engines"].push_back(
-      report_engine(fmt::format("{} {}", manifest.mode, manifest.scheme.name()), engine, &summary));
+      report_engine(fmt::format("{} {}", manifest.mode, manifest.scheme_name()), engine, &summary));
   document["engines"][0]["peak_memory_bytes"] = peak_memory_bytes();
   document["calibration"] = manifest.calibration;
   document["recommendation"] = recommend(document["engines"]);
@@ -149,6 +184,25 @@ void write_page(const QuantizeSummary& summary, const QuantizeOptionsOfUser& use
     add_figure(document, "went on behind",
                fmt::format("{} layers of an interrupted run", summary.resumed_layers));
   write_reports(user.reports, document);
+}
+
+void print_notice(const std::string& text) { fmt::print(stderr, "whit: {}\n", text); }
+
+// Of mixed precision: the front that the plan was chosen from.
+void print_front(const Json& mixed) {
+  std::vector<std::vector<std::string>> rows;
+  const auto row = [](const Json& plan, std::string note) -> std::vector<std::string> {
+    return {fmt::format("{:.3f}", plan.value("bits_per_weight", 0.0)),
+            fmt::format("{:.4f}", plan.value("kld", 0.0)),
+            fmt::format("{:.2f} %", 100 * plan.value("ppl_increase", 0.0)),
+            plan.contains("tokens_per_s") ? fmt::format("{:.1f}", plan.value("tokens_per_s", 0.0))
+                                          : "-",
+            std::move(note)};
+  };
+  for (const Json& plan : mixed.at("front")) rows.push_back(row(plan, ""));
+  rows.push_back(row(mixed.at("chosen"), "chosen"));
+  fmt::print("predicted from the sensitivity study:\n");
+  print_table({"bits per weight", "KLD", "PPL", "decode t/s", ""}, rows, 0);
 }
 
 int report(const QuantizeSummary& summary, const QuantizeOptionsOfUser& user, double seconds) {
@@ -168,6 +222,7 @@ int report(const QuantizeSummary& summary, const QuantizeOptionsOfUser& user, do
              format_bytes(static_cast<double>(summary.engine_bytes)), summary.bits_per_weight,
              fmt::format("{:.1f}", seconds), format_bytes(static_cast<double>(peak_memory_bytes())),
              error_line(summary), quality_line(summary.quality));
+  if (!summary.mixed.empty()) print_front(summary.mixed);
   return 0;
 }
 
@@ -204,7 +259,7 @@ int quantize(const QuantizeOptionsOfUser& user) {
   Machine machine(user.machine);
   const Model model = Model::open(user.model);
   if (user.dry_run) return dry_run(user, model, plan, machine);
-  const QuantizeSummary summary = build(model, plan, machine.isa, machine.pool);
+  const QuantizeSummary summary = build(model, plan, machine.isa, machine.pool, print_notice);
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   write_page(summary, user, model, machine, seconds);
   return report(summary, user, seconds);
@@ -235,7 +290,7 @@ int build_cached(const QuantizeOptionsOfUser& user) {
     return 0;
   }
   Machine machine(user.machine);
-  const QuantizeSummary summary = build(model, plan, machine.isa, machine.pool);
+  const QuantizeSummary summary = build(model, plan, machine.isa, machine.pool, print_notice);
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   write_page(summary, user, model, machine, seconds);
   return report(summary, user, seconds);

@@ -22,13 +22,17 @@ WeightFormat format_of(const QuantScheme& scheme) {
 
 struct WeightEntries {
   SafetensorsWriter::Entry data;
-  std::optional<SafetensorsWriter::Entry> scales, zeros, input_scale;
+  std::optional<SafetensorsWriter::Entry> scales, zeros, input_scale, salient_channels,
+      salient_weight;
 };
 
 // The one place that says which tensors a module of a scheme has; reading and writing both go by
 // it.
 WeightEntries weight_entries(const std::string& module, int64_t n, int64_t k,
-                             const QuantScheme& scheme) {
+                             const EngineManifest& manifest) {
+  const QuantScheme& scheme = manifest.linears.at(module);
+  const auto found = manifest.salient.find(module);
+  const int64_t salient = found == manifest.salient.end() ? 0 : found->second;
   WeightEntries entries;
   entries.data.name = module + ".weight";
   switch (format_of(scheme)) {
@@ -52,6 +56,10 @@ WeightEntries weight_entries(const std::string& module, int64_t n, int64_t k,
   }
   if (scheme.static_activations())
     entries.input_scale = {module + ".input_scale", StorageType::kF32, {1}};
+  if (salient > 0) {
+    entries.salient_channels = {module + ".salient_channels", StorageType::kI32, {salient}};
+    entries.salient_weight = {module + ".salient_weight", StorageType::kBF16, {n, salient}};
+  }
   return entries;
 }
 
@@ -63,17 +71,20 @@ std::string module_of(const Node& node) {
 Json to_json(const EngineManifest& manifest) {
   Json schemes = Json::object(), linears = Json::object();
   for (const auto& [module, scheme] : manifest.linears) {
-    const std::string name = scheme.name();
+    const std::string name = scheme.full_name();
     schemes[name] = to_json(scheme);
     linears[module] = name;
   }
-  return {{"format", "whit-engine"},      {"format_version", kEngineFormatVersion},
-          {"tool_version", WHIT_VERSION}, {"source", manifest.source},
-          {"mode", manifest.mode},        {"scheme", to_json(manifest.scheme)},
-          {"head", manifest.head},        {"calibration", manifest.calibration},
-          {"quality", manifest.quality},  {"kv_cache", manifest.kv_cache},
-          {"schemes", schemes},           {"linears", linears},
-          {"report", manifest.report}};
+  Json json = {{"format", "whit-engine"},      {"format_version", kEngineFormatVersion},
+               {"tool_version", WHIT_VERSION}, {"source", manifest.source},
+               {"mode", manifest.mode},        {"scheme", to_json(manifest.scheme)},
+               {"head", manifest.head},        {"calibration", manifest.calibration},
+               {"quality", manifest.quality},  {"kv_cache", manifest.kv_cache},
+               {"schemes", schemes},           {"linears", linears},
+               {"report", manifest.report}};
+  if (!manifest.mixed.empty()) json["mixed"] = manifest.mixed;
+  if (!manifest.salient.empty()) json["salient"] = manifest.salient;
+  return json;
 }
 
 EngineManifest manifest_from_json(const Json& json, const std::string& where) {
@@ -108,6 +119,7 @@ EngineManifest manifest_from_json(const Json& json, const std::string& where) {
                   "{}: \"kv_cache\" must list token or channel as the \"keys\" of each layer of {}",
                   where, type);
   }
+  manifest.mixed = json.value("mixed", Json::object());
   std::map<std::string, QuantScheme> schemes;
   const Json scheme_table = json.value("schemes", Json::object());
   for (const auto& [name, scheme] : scheme_table.items())
@@ -120,10 +132,19 @@ EngineManifest manifest_from_json(const Json& json, const std::string& where) {
                   where, module);
     manifest.linears[module] = found->second;
   }
+  const Json salient_table = json.value("salient", Json::object());
+  for (const auto& [module, count] : salient_table.items()) {
+    if (!count.is_number_integer() || count.get<int64_t>() < 1)
+      throw Error(ErrorKind::kInvalidData, "{}: \"salient\" of {} is no number of channels", where,
+                  module);
+    manifest.salient[module] = count.get<int64_t>();
+  }
   return manifest;
 }
 
 }  // namespace
+
+std::string EngineManifest::scheme_name() const { return mixed.empty() ? scheme.name() : "mixed"; }
 
 std::string digest(std::span<const uint8_t> bytes) {
   const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
@@ -182,7 +203,7 @@ LinearWeight EngineDirectory::linear(const Node& node) const {
     throw Error(ErrorKind::kInvalidData, "{}: no scheme for {}", (path_ / kManifestFile).string(),
                 module);
   const QuantScheme& scheme = planned->second;
-  const WeightEntries entries = weight_entries(module, node.n, node.k, scheme);
+  const WeightEntries entries = weight_entries(module, node.n, node.k, manifest_);
   const StoredTensor& data = get(entries.data.name, entries.data.type, entries.data.shape);
   LinearWeight weight;
   weight.view = {.format = format_of(scheme), .n = node.n, .k = node.k, .data = data.data.data()};
@@ -200,6 +221,26 @@ LinearWeight EngineDirectory::linear(const Node& node) const {
     if (!(weight.static_scale > 0) || !std::isfinite(weight.static_scale))
       throw Error(ErrorKind::kInvalidData, "{}: {} is {}", weights_->where(),
                   entries.input_scale->name, weight.static_scale);
+  }
+  if (entries.salient_channels) {
+    const StoredTensor& channels =
+        get(entries.salient_channels->name, StorageType::kI32, entries.salient_channels->shape);
+    weight.salient_channels = {reinterpret_cast<const int32_t*>(channels.data.data()),
+                               static_cast<size_t>(entries.salient_channels->shape[0])};
+    int32_t below = -1;
+    for (const int32_t channel : weight.salient_channels) {
+      if (channel <= below || channel >= node.k)
+        throw Error(ErrorKind::kInvalidData,
+                    "{}: {} holds {} after {}; channels ascend and are below {}", weights_->where(),
+                    entries.salient_channels->name, channel, below, node.k);
+      below = channel;
+    }
+    const StoredTensor& second =
+        get(entries.salient_weight->name, StorageType::kBF16, entries.salient_weight->shape);
+    weight.salient = {.format = WeightFormat::kBF16,
+                      .n = node.n,
+                      .k = entries.salient_channels->shape[0],
+                      .data = second.data.data()};
   }
   // Packed copies replace the mapped pages; embedding rows stay mapped and are read as needed.
   weight.packed = [this, span = data.data] { weights_->file()->drop_pages(span); };
@@ -230,10 +271,10 @@ EngineWriter::EngineWriter(const fs::path& target, const Graph& graph, EngineMan
     const std::string module = module_of(node);
     if (written[module]) continue;  // the tied table
     written[module] = true;
-    const WeightEntries parts =
-        weight_entries(module, node.n, node.k, manifest_.linears.at(module));
+    const WeightEntries parts = weight_entries(module, node.n, node.k, manifest_);
     entries.push_back(parts.data);
-    for (const auto& part : {parts.scales, parts.zeros, parts.input_scale})
+    for (const auto& part : {parts.scales, parts.zeros, parts.input_scale, parts.salient_channels,
+                             parts.salient_weight})
       if (part) entries.push_back(*part);
     if (node.bias) entries.push_back({node.name + ".bias", StorageType::kF32, {node.n}});
   }
@@ -245,14 +286,23 @@ EngineWriter::EngineWriter(const fs::path& target, const Graph& graph, EngineMan
 }
 
 void EngineWriter::write_linear(const Node& node, const WeightView& weight) {
-  const WeightEntries entries =
-      weight_entries(module_of(node), node.n, node.k, manifest_.linears.at(module_of(node)));
+  const WeightEntries entries = weight_entries(module_of(node), node.n, node.k, manifest_);
   const auto put = [&](const std::string& name, const void* data, int64_t bytes) {
     weights_->write(name, {static_cast<const uint8_t*>(data), static_cast<size_t>(bytes)});
   };
   put(entries.data.name, weight.data, weight.n * weight.data_row_bytes());
   if (entries.scales) put(entries.scales->name, weight.scales, weight.n * weight.scale_row_bytes());
   if (entries.zeros) put(entries.zeros->name, weight.zeros, weight.n * weight.zero_row_bytes());
+}
+
+void EngineWriter::write_salient(const Node& node, std::span<const int32_t> channels,
+                                 const WeightView& weight) {
+  const WeightEntries entries = weight_entries(module_of(node), node.n, node.k, manifest_);
+  weights_->write(entries.salient_channels->name,
+                  {reinterpret_cast<const uint8_t*>(channels.data()), channels.size_bytes()});
+  weights_->write(entries.salient_weight->name,
+                  {static_cast<const uint8_t*>(weight.data),
+                   static_cast<size_t>(weight.n * weight.data_row_bytes())});
 }
 
 void EngineWriter::write_static_scale(const Node& node, float scale) {

@@ -8,6 +8,8 @@
 //   <module>.weight_zero_point  U8 [N, ceil(G/2)] asymmetric int4
 //   <module>.input_scale        F32 [1] static activations
 //   <module>.bias               F32 [N]
+//   <module>.salient_channels   I32 [C], ascending, and
+//   <module>.salient_weight     BF16 [N, C]: added products with a few input channels
 // Norm weights are F32. A tied table is stored once, as model.embed_tokens.
 #pragma once
 
@@ -39,7 +41,12 @@ struct EngineManifest {
   Json quality = Json::object();      // measured figures, where they were
   // Where it was measured, "int8" and "int4": {"keys": a KeyLayout's name per layer, "losses": …}.
   Json kv_cache = Json::object();
-  std::string source;  // description and digest of the model it was made from
+  // Linears with a second weight, by module path: how many channels it has.
+  std::map<std::string, int64_t> salient;
+  // Where linears have schemes of their own: target, predictions and what the choice was made from.
+  Json mixed = Json::object();
+  std::string scheme_name() const;  // of `scheme`, or "mixed"
+  std::string source;               // description and digest of the model it was made from
 };
 
 // Loaded, verified, mmapped.
@@ -77,6 +84,7 @@ class EngineWriter {
   EngineWriter(const std::filesystem::path& target, const Graph& graph, EngineManifest manifest);
 
   void write_linear(const Node& node, const WeightView& weight);  // data, scales, zero points
+  void write_salient(const Node& node, std::span<const int32_t> channels, const WeightView& weight);
   void write_static_scale(const Node& node, float scale);
   void write_vector(const std::string& name,
                     std::span<const float> values);  // norm weights, biases

@@ -158,7 +158,7 @@ std::string Model::description() const {
   if (checkpoint_) return checkpoint_->description();
   const EngineManifest& manifest = engine_->manifest();
   return fmt::format("engine {} ({} {}, head {})", engine_->path().string(), manifest.mode,
-                     manifest.scheme.name(), manifest.head);
+                     manifest.scheme_name(), manifest.head);
 }
 
 int64_t Model::parameters() const {

@@ -34,10 +34,17 @@ struct RowBuffer {
   Buffer data, scales, sums;
 };
 
+// A few channels of a value, side by side.
+struct Gathered {
+  int buffer = -1;
+  std::vector<int32_t> channels;
+};
+
 enum class StepKind {
   kEmbedding,
   kNorm,
   kQuantize,
+  kGather,
   kLinear,
   kRope,
   kKvWrite,
@@ -57,6 +64,7 @@ struct Step {
   ValueId x = -1, y = -1, residual = -1;
   int weight = -1;  // index of packed weights, vectors
   int bias = -1;
+  int gathered = -1;       // kGather: output; kLinear: input in place of x
   bool redundant = false;  // may be computed by every thread for itself
   bool barrier = true;     // others read what this step wrote
 };
@@ -77,6 +85,7 @@ struct Program::Impl {
   std::vector<Place> places;         // by ValueId; buffer −1: not materialised
   std::vector<RowBuffer> buffers;
   std::vector<Int8Place> int8_places;
+  std::vector<Gathered> gathers;
   Buffer scratch;
   int64_t scratch_bytes = 0;
   ValueId input_value = -1, output_value = -1;
@@ -140,6 +149,7 @@ struct Program::Impl {
         int8_of_stack[first] = int8_place(value, stack, int8_of);
       else
         float_needed[value] = true;
+      if (!stack.parts.front().salient_channels.empty()) float_needed[value] = true;
     }
     float_needed[output_value] = true;
 
@@ -238,6 +248,7 @@ struct Program::Impl {
     const Node& node = graph.node(first);
     Step step{.kind = StepKind::kLinear, .node = &node, .x = node.inputs[0], .y = node.output};
     const LinearWeight& front = stack.parts.front();
+    const int gathered = add_gather(node.inputs[0], front.salient_channels);
     // f16 sources are packed by the exact f32 kernel.
     const WeightFormat format =
         front.view.format == WeightFormat::kF16 ? WeightFormat::kF32 : front.view.format;
@@ -283,6 +294,36 @@ struct Program::Impl {
       }
     }
     steps.push_back(std::move(step));
+    if (gathered >= 0) add_salient(node, stack, gathered);
+  }
+
+  // Before the product whose barrier makes it visible; −1 where there are no channels.
+  int add_gather(ValueId value, std::span<const int32_t> channels) {
+    if (channels.empty()) return -1;
+    const int buffer = add_buffer(static_cast<int64_t>(channels.size()), true);
+    gathers.push_back({buffer, {channels.begin(), channels.end()}});
+    steps.push_back({.kind = StepKind::kGather,
+                     .name = graph.value(value).name + ".gather",
+                     .x = value,
+                     .gathered = static_cast<int>(gathers.size()) - 1,
+                     .redundant = true,
+                     .barrier = false});
+    return steps.back().gathered;
+  }
+
+  // The second, small product of a stack, added to what the first one put out.
+  void add_salient(const Node& node, const LinearStack& stack, int gathered) {
+    Step step{.kind = StepKind::kLinear, .node = &node, .y = node.output, .residual = node.output};
+    step.gathered = gathered;
+    std::vector<WeightView> views;
+    for (const LinearWeight& part : stack.parts) views.push_back(part.salient);
+    const cpu::LinearKernel& kernel =
+        cpu::linear_kernel(WeightFormat::kBF16, Activation::kFloat, options.isa);
+    weights.push_back(cpu::pack_linear(kernel, views, pool));
+    step.weight = static_cast<int>(weights.size()) - 1;
+    for (const NodeId id : stack.nodes)
+      step.name += (step.name.empty() ? "" : " ") + graph.node(id).name + ".salient";
+    steps.push_back(std::move(step));
   }
 
   // ---- memory ----
@@ -313,6 +354,7 @@ struct Program::Impl {
         touch_value(step.y, at);
         touch_value(step.residual, at);
         if (step.int8 >= 0) touch(int8_places[step.int8].buffer, at);
+        if (step.gathered >= 0) touch(gathers[step.gathered].buffer, at);
         if (step.kind != StepKind::kLinear && step.node != nullptr)
           for (const ValueId value : step.node->inputs) touch_value(value, at);
       }
@@ -357,6 +399,7 @@ struct Program::Impl {
     for (Place& place : places)
       if (place.buffer >= 0) place.buffer = rename[place.buffer];
     for (Int8Place& place : int8_places) place.buffer = rename[place.buffer];
+    for (Gathered& gather : gathers) gather.buffer = rename[gather.buffer];
     buffers = std::move(physical);
 
     for (const Step& step : steps)
@@ -381,6 +424,10 @@ struct Program::Impl {
   const float* read(ValueId value, const Worker& worker, bool redundant) {
     if (value == input_value && input->hidden != nullptr) return input->hidden;
     return rows(value, worker, redundant);
+  }
+  float* gathered_rows(int index, const Worker& worker, bool redundant) {
+    RowBuffer& buffer = buffers[gathers[index].buffer];
+    return buffer.data.as<float>() + (redundant ? kRedundantRows * worker.index : 0) * buffer.width;
   }
   Int8Rows int8_rows(int index, const Worker& worker, bool redundant) {
     if (index < 0) return {};
@@ -454,6 +501,16 @@ struct Program::Impl {
                       .q = int8_rows(step.int8, all, redundant)},
                      worker);
         break;
+      case StepKind::kGather: {
+        const std::vector<int32_t>& channels = gathers[step.gathered].channels;
+        const auto count = static_cast<int64_t>(channels.size());
+        const float* x = read(step.x, all, redundant);
+        float* y = gathered_rows(step.gathered, all, redundant);
+        for (int64_t row = worker.index; row < t; row += worker.count)
+          for (int64_t i = 0; i < count; ++i)
+            y[row * count + i] = x[row * stride(step.x) + channels[i]];
+        break;
+      }
       case StepKind::kSiluMul: {
         const bool floats = step.float_output || tapped;
         const Node& node = *step.node;
@@ -484,6 +541,9 @@ struct Program::Impl {
                              .scratch = scratch.as<std::byte>()};
         if (step.int8 >= 0) {
           args.q = int8_rows(step.int8, all, redundant);
+        } else if (step.gathered >= 0) {
+          args.x = gathered_rows(step.gathered, all, redundant);
+          args.x_stride = buffers[gathers[step.gathered].buffer].width;
         } else {
           args.x = read(step.x, all, redundant);
           args.x_stride = stride(step.x);

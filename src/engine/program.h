@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -22,7 +23,11 @@ namespace whit {
 struct LinearWeight {
   WeightView view;
   cpu::Activation activation = cpu::Activation::kFloat;
-  float static_scale = 0;             // > 0: per-tensor static int8 activations
+  float static_scale = 0;  // > 0: per-tensor static int8 activations
+  // Input channels, ascending, of which `salient` [N, channels] holds a second, floating-point
+  // weight; its product with the f32 inputs is added. Linears of one stack have the same channels.
+  std::span<const int32_t> salient_channels = {};
+  WeightView salient = {};
   std::shared_ptr<const void> owner;  // keeps what `view` points to alive
   // Called once the weight is packed: its source pages are not needed any more. May be empty.
   std::function<void()> packed;

@@ -79,6 +79,14 @@ std::string QuantScheme::name() const {
                      input_activations ? input_activations->num_bits : 16);
 }
 
+std::string QuantScheme::full_name() const {
+  std::string full = name();
+  if (weights && weights->strategy == QuantStrategy::kGroup)
+    full += fmt::format("-g{}{}", weights->group_size, weights->symmetric ? "-symmetric" : "");
+  if (static_activations()) full += "-static";
+  return full;
+}
+
 Json to_json(const QuantScheme& scheme) {
   return {{"weights", args_to_json(scheme.weights)},
           {"input_activations", args_to_json(scheme.input_activations)}};

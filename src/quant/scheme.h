@@ -40,6 +40,8 @@ struct QuantScheme {
   static QuantScheme preset(std::string_view name, int64_t group_size = 128,
                             bool symmetric = false);
   std::string name() const;
+  // … and what it leaves open: "w4a16-g64", "w4a8-g128-symmetric", "w8a8-static".
+  std::string full_name() const;
 };
 
 std::vector<std::string_view> scheme_names();

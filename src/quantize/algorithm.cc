@@ -36,18 +36,6 @@ constexpr std::array<Algorithm, 7> kAlgorithms = {{
 // model, the best of all was among the first two but for one, where the second came within .5 %.
 constexpr size_t kShortlist = 2;
 
-std::vector<const Candidate*> shortlist(GroupTrial& trial, std::span<const Candidate> candidates) {
-  std::vector<std::pair<double, const Candidate*>> ranked;
-  for (const Candidate& candidate : candidates)
-    ranked.emplace_back(
-        candidates.size() > kShortlist ? trial.estimate(candidate.factors.data()) : 0, &candidate);
-  std::stable_sort(ranked.begin(), ranked.end(),
-                   [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::vector<const Candidate*> kept;
-  for (size_t i = 0; i < std::min(kShortlist, ranked.size()); ++i) kept.push_back(ranked[i].second);
-  return kept;
-}
-
 }  // namespace
 
 std::span<const Algorithm> algorithms() { return kAlgorithms; }
@@ -80,13 +68,27 @@ void share_factors(const ScalingGroup& group, std::vector<float>& factors) {
     }
 }
 
+std::vector<const Candidate*> shortlist(GroupTrial& trial, std::span<const Candidate> candidates,
+                                        size_t count) {
+  std::vector<std::pair<double, const Candidate*>> ranked;
+  for (const Candidate& candidate : candidates)
+    ranked.emplace_back(candidates.size() > count ? trial.estimate(candidate.factors.data()) : 0,
+                        &candidate);
+  std::stable_sort(ranked.begin(), ranked.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<const Candidate*> kept;
+  for (size_t i = 0; i < std::min(count, ranked.size()); ++i) kept.push_back(ranked[i].second);
+  return kept;
+}
+
 GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, GroupTrial& trial,
                             std::span<const Candidate> candidates, std::string_view algorithm,
                             LayerWeights& weights, LayerDecision& decision) {
   GroupReport report{.name = group_name(task.graph, group), .algorithm = std::string(algorithm)};
+  judge_statistics(task.stats_of(group.input), report);
   double best = std::numeric_limits<double>::infinity();
   const Candidate* chosen = nullptr;
-  for (const Candidate* candidate : shortlist(trial, candidates)) {
+  for (const Candidate* candidate : shortlist(trial, candidates, kShortlist)) {
     const double error = trial.error(Split::kSearch, candidate->factors.data());
     if (error < best) {
       best = error;
@@ -112,6 +114,7 @@ QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights, LayerDec
   QuantizedLayer layer;
   const WeightFormat format = weight_format(task.scheme);
   for (auto& [id, w] : weights.linears) {
+    layer.schemes[id] = task.scheme;
     if (const auto done = decision.rounded.find(id); done != decision.rounded.end()) {
       layer.linears[id] = std::move(done->second);
       w = Tensor();

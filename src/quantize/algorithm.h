@@ -61,6 +61,9 @@ QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights, LayerDec
 GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, GroupTrial& trial,
                             std::span<const Candidate> candidates, std::string_view algorithm,
                             LayerWeights& weights, LayerDecision& decision);
+// The `count` most promising candidates by the trial's estimate; all of them where there are fewer.
+std::vector<const Candidate*> shortlist(GroupTrial& trial, std::span<const Candidate> candidates,
+                                        size_t count);
 void share_factors(const ScalingGroup& group, std::vector<float>& factors);
 std::string group_name(const Graph& graph, const ScalingGroup& group);
 

@@ -5,6 +5,9 @@
 namespace whit {
 namespace {
 
+// Candidates that are tried under compensation; plain rounding's estimated error chooses them.
+constexpr size_t kTried = 5;
+
 // Factors by which folding divided the rows of a linear: of the value that it produces, if any.
 struct RowFactors {
   const ScalingGroup* group = nullptr;
@@ -39,7 +42,7 @@ class GroupCompensator {
     double error = 0;
     for (const NodeId id : group.linears) error += round(id, report);
     report.error = error / trial_.energy(Split::kHeldOut);
-    if (!hessian_.note().empty()) add_note(report, hessian_.note());
+    if (!hessian_.note().empty()) report.fallbacks.push_back(hessian_.note());
   }
 
  private:
@@ -130,11 +133,15 @@ std::optional<Candidate> search_under_compensation(const LayerTask& task, const 
                                                    const LayerWeights& weights, GroupTrial& trial,
                                                    std::vector<Candidate> candidates,
                                                    GroupReport& report) {
+  judge_statistics(task.stats_of(group.input), report);
   report.rtn_error = report.error = trial.error(Split::kHeldOut, nullptr);
   if (group.producer < 0) add_note(report, "nothing before it can absorb the factors");
   if (candidates.empty()) return std::nullopt;
   const Hessian hessian(trial.gram(), 0, task.matmul);
-  if (!hessian.factored()) return std::nullopt;
+  if (!hessian.factored()) {
+    report.fallbacks.push_back("no factors were searched: " + hessian.note());
+    return std::nullopt;
+  }
   const QuantArgs& args = *task.scheme.weights;
   const auto searched = [&](const float* s) {
     const double noise = trial.activation_noise(s);
@@ -144,12 +151,12 @@ std::optional<Candidate> search_under_compensation(const LayerTask& task, const 
     return error;
   };
   double best = searched(nullptr);
-  Candidate* chosen = nullptr;
-  for (Candidate& candidate : candidates) {
-    const double error = searched(candidate.factors.data());
+  const Candidate* chosen = nullptr;
+  for (const Candidate* candidate : shortlist(trial, candidates, kTried)) {
+    const double error = searched(candidate->factors.data());
     if (!(error < best)) continue;
     best = error;
-    chosen = &candidate;
+    chosen = candidate;
   }
   if (chosen == nullptr) {
     add_note(report, "no factors helped compensated rounding");
@@ -168,7 +175,7 @@ std::optional<Candidate> search_under_compensation(const LayerTask& task, const 
     add_note(report, "the best factors lost to none on held-out tokens: not used");
     return std::nullopt;
   }
-  return std::move(*chosen);
+  return *chosen;
 }
 
 void compensate_layer(const LayerTask& task, const LayerWeights& original,

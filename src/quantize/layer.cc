@@ -13,6 +13,7 @@ Json to_json(const GroupReport& report) {
   json["rtn_error"] = report.rtn_error;
   json["error"] = report.error;
   if (!report.note.empty()) json["note"] = report.note;
+  if (!report.fallbacks.empty()) json["fallbacks"] = report.fallbacks;
   return json;
 }
 
@@ -25,7 +26,30 @@ GroupReport group_report_from_json(const Json& json, std::string_view where) {
   report.rtn_error = json_get_or<double>(json, "rtn_error", undefined, where);
   report.error = json_get_or<double>(json, "error", undefined, where);
   report.note = json_get_or<std::string>(json, "note", "", where);
+  report.fallbacks = json_get_or<std::vector<std::string>>(json, "fallbacks", {}, where);
   return report;
+}
+
+void judge_statistics(const InputStats& input, GroupReport& report) {
+  constexpr int64_t kTokensPerChannel = 4;  // fewer: the moments are mostly noise
+  constexpr int kNamed = 8;
+  int64_t dead = 0;
+  std::string named;
+  for (int64_t i = 0; i < input.k; ++i) {
+    if (input.max_abs.data<float>()[i] != 0) continue;
+    if (++dead <= kNamed) named += fmt::format("{}{}", named.empty() ? "" : ", ", i);
+  }
+  if (dead > 0)
+    report.fallbacks.push_back(
+        fmt::format("{} of {} input channels are zero on every calibration token ({}{}): their "
+                    "weights are rounded without regard to activations; calibrate on text that "
+                    "reaches them",
+                    dead, input.k, named, dead > kNamed ? ", …" : ""));
+  if (input.search.gram_tokens < kTokensPerChannel * input.k)
+    report.fallbacks.push_back(
+        fmt::format("{} tokens of calibration for {} input channels are too few (at least {} are "
+                    "wanted): give more samples",
+                    input.search.gram_tokens, input.k, kTokensPerChannel * input.k));
 }
 
 LayerWeights LayerWeights::load(const Graph& graph, NodeRange range,

@@ -23,10 +23,20 @@ struct GroupReport {
   // Squared output error over the output's energy on held-out tokens, under the numerics that will
   // run.
   double rtn_error = 0, error = 0;
-  std::string note;  // why something was left undone, or a warning
+  std::string note;  // why something was left undone
+  // What the user must know: where the algorithm asked for could not be followed, and statistics
+  // that cannot carry it. They become warnings of the run.
+  std::vector<std::string> fallbacks;
 };
 Json to_json(const GroupReport& report);
 GroupReport group_report_from_json(const Json& json, std::string_view where);
+
+// Fallbacks that the statistics of a group's input call for: channels that are zero on every
+// calibration token, and too few tokens for so many channels.
+void judge_statistics(const InputStats& input, GroupReport& report);
+
+// The scheme of linears of the decoder; those of one scaling group have the same.
+using SchemePlan = std::map<NodeId, QuantScheme>;
 
 // A working copy: f32 weights that algorithms scale, fold and finally round.
 struct LayerWeights {
@@ -41,6 +51,13 @@ struct LayerWeights {
 // Rounded: what is written, and what runs.
 struct QuantizedLayer {
   std::map<NodeId, QuantizedTensor> linears;
+  std::map<NodeId, QuantScheme> schemes;
+  // Second, bf16 weights of a few channels (engine/program.h), added to `linears`.
+  struct Salient {
+    std::vector<int32_t> channels;
+    QuantizedTensor weight;  // kBF16 [N, channels]
+  };
+  std::map<NodeId, Salient> salient;
   std::map<NodeId, float> static_scales;
   LayerWeights folded;  // norms and biases after folding; the f32 linears are released
 };

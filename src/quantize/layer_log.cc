@@ -55,6 +55,16 @@ void LayerOutput::write_linear(const Node& node, const WeightView& weight) {
   put(weight.zeros, weight.n * weight.zero_row_bytes());
 }
 
+void LayerOutput::write_salient(const Node& node, std::span<const int32_t> channels,
+                                const WeightView& weight) {
+  writer_.write_salient(node, channels, weight);
+  if (log_ == nullptr) return;
+  begin(Call::kSalient, &node);
+  put(channels.size());
+  put(channels.data(), static_cast<int64_t>(channels.size_bytes()));
+  put(weight.data, weight.n * weight.data_row_bytes());
+}
+
 void LayerOutput::write_static_scale(const Node& node, float scale) {
   writer_.write_static_scale(node, scale);
   if (log_ == nullptr) return;
@@ -115,6 +125,20 @@ void LayerOutput::replay(std::span<const uint8_t> log) {
         float scale;
         std::memcpy(&scale, reader.take(sizeof(scale)), sizeof(scale));
         write_static_scale(linear, scale);
+        break;
+      }
+      case Call::kSalient: {
+        const Node& linear = node();
+        const uint64_t count = reader.number();
+        if (count < 1 || count > static_cast<uint64_t>(linear.k))
+          throw Error(ErrorKind::kInvalidData, "a layer's log holds {} salient channels", count);
+        std::vector<int32_t> channels(count);
+        std::memcpy(channels.data(), reader.take(count * sizeof(int32_t)), count * sizeof(int32_t));
+        WeightView view{
+            .format = WeightFormat::kBF16, .n = linear.n, .k = static_cast<int64_t>(count)};
+        const auto data = copy(static_cast<uint64_t>(view.n * view.data_row_bytes()));
+        view.data = data.data();
+        write_salient(linear, channels, view);
         break;
       }
       case Call::kVector: {

@@ -18,13 +18,14 @@ class LayerOutput {
       : writer_(writer), graph_(graph), log_(log) {}
 
   void write_linear(const Node& node, const WeightView& weight);
+  void write_salient(const Node& node, std::span<const int32_t> channels, const WeightView& weight);
   void write_static_scale(const Node& node, float scale);
   void write_vector(const std::string& name, std::span<const float> values);
   // Throws kInvalidData where `log` is not what these functions kept of this graph.
   void replay(std::span<const uint8_t> log);
 
  private:
-  enum class Call : uint64_t { kLinear = 1, kStaticScale, kVector };
+  enum class Call : uint64_t { kLinear = 1, kStaticScale, kVector, kSalient };
   void put(uint64_t number);
   void put(const void* data, int64_t bytes);
   void begin(Call call, const Node* node);

@@ -101,6 +101,7 @@ PairedTarget paired_target(Tensor w, const InputStats& input, Beside beside, Mat
     target.note =
         "the inputs' statistics are not positive definite: earlier layers' errors are not "
         "corrected";
+    target.failed = true;
     return target;
   }
   target.share = best_share(target.weight, step, input.held_out, beside, matmul);

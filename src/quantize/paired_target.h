@@ -19,9 +19,10 @@ enum class Beside {
 };
 
 struct PairedTarget {
-  Tensor weight;     // f32 [N, K]
-  double share = 0;  // t
-  std::string note;  // where nothing was corrected: why
+  Tensor weight;        // f32 [N, K]
+  double share = 0;     // t
+  std::string note;     // where nothing was corrected: why
+  bool failed = false;  // … because the statistics could not be factored
 };
 PairedTarget paired_target(Tensor w, const InputStats& input, Beside beside, Matmul& matmul);
 

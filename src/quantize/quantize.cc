@@ -30,7 +30,8 @@ Json description_of(const StatisticsInfo& info) {
   return {{"source", source}, {"samples", samples}, {"merged", info.data}};
 }
 
-EngineManifest make_manifest(const Recipe& recipe, const Model& source, Json calibration) {
+EngineManifest make_manifest(const Recipe& recipe, const Model& source, Json calibration,
+                             const MixedDecision* mixed) {
   EngineManifest manifest;
   manifest.mode = recipe.mode;
   manifest.scheme = recipe.scheme;
@@ -39,41 +40,25 @@ EngineManifest make_manifest(const Recipe& recipe, const Model& source, Json cal
       fmt::format("{} (xxh3 {})", source.description(), source.checkpoint()->digest());
   for (const LinearDecision& decision : analyse_linears(source.graph())) {
     const Node& node = source.graph().node(decision.node);
-    manifest.linears[module_of(node)] =
-        decision.quantize ? recipe.scheme
-                          : QuantScheme::preset(recipe.head == "int8" ? "w8a16" : "bf16");
+    QuantScheme& scheme = manifest.linears[module_of(node)];
+    scheme = decision.quantize ? recipe.scheme
+                               : QuantScheme::preset(recipe.head == "int8" ? "w8a16" : "bf16");
+    if (mixed != nullptr && mixed->schemes.contains(decision.node))
+      scheme = mixed->schemes.at(decision.node);
+    if (const int64_t count = salient_count(scheme, recipe.salient, node.k);
+        decision.quantize && count > 0)
+      manifest.salient[module_of(node)] = count;
   }
+  if (mixed != nullptr) manifest.mixed = mixed->record;
   if (!calibration.is_null()) manifest.calibration = std::move(calibration);
   return manifest;
 }
 
-// Rows of a floating-point weight in the format that the plan wants.
+// A floating-point weight in the format that the plan wants, rounded to nearest.
 template <typename Writer>
 void write_plain(Writer& writer, const Node& node, const WeightView& source,
                  const QuantScheme& scheme, ThreadPool& pool) {
-  if (scheme.weights) {
-    QuantizedTensor quantized = make_quantized(WeightFormat::kInt8Channel, node.n, node.k, 0, true);
-    pool.parallel_for(node.n, [&](int64_t begin, int64_t end) {
-      std::vector<float> row(node.k);
-      for (int64_t r = begin; r < end; ++r) {
-        dequantize_rows(source, r, r + 1, row.data());
-        quantize_rows_rtn(row.data(), r, r + 1, nullptr, quantized);
-      }
-    });
-    writer.write_linear(node, quantized.view());
-    return;
-  }
-  Tensor bf16(DType::kBF16, {node.n, node.k});
-  pool.parallel_for(node.n, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(node.k);
-    for (int64_t r = begin; r < end; ++r) {
-      dequantize_rows(source, r, r + 1, row.data());
-      for (int64_t i = 0; i < node.k; ++i)
-        bf16.data<uint16_t>()[r * node.k + i] = f32_to_bf16(row[i]);
-    }
-  });
-  writer.write_linear(
-      node, {.format = WeightFormat::kBF16, .n = node.n, .k = node.k, .data = bf16.data<void>()});
+  writer.write_linear(node, round_to_scheme(source, scheme, pool).view());
 }
 
 struct Job {
@@ -82,6 +67,7 @@ struct Job {
   EngineWriter writer;
   QuantizeSummary summary;
   std::vector<Coverage> coverage;
+  SchemePlan schemes = {};  // of linears that have another than the recipe's
 };
 using Jobs = std::vector<std::unique_ptr<Job>>;
 
@@ -93,6 +79,8 @@ void write_layer(LayerOutput& output, const Graph& graph, NodeRange range,
       output.write_vector(node.weight_name, layer.folded.norms.at(id).f32());
     if (node.op != Op::kLinear) continue;
     output.write_linear(node, layer.linears.at(id).view());
+    if (const auto second = layer.salient.find(id); second != layer.salient.end())
+      output.write_salient(node, second->second.channels, second->second.weight.view());
     const auto fixed = layer.static_scales.find(id);
     if (fixed != layer.static_scales.end()) output.write_static_scale(node, fixed->second);
     if (node.bias) output.write_vector(node.name + ".bias", layer.folded.biases.at(id).f32());
@@ -119,12 +107,14 @@ void quantize_paired(Job& job, const Model& source, const WeightProvider& weight
   Progress progress(fmt::format("calibrating and quantizing layer ({})", job.recipe.mode),
                     graph.layers());
   PairedStream stream(source.config(), graph, weights, data, options.isa, pool);
+  const SequentialOptions sequential{
+      .scheme = job.recipe.scheme, .plan = job.schemes, .salient = job.recipe.salient};
   LayerOutput output(job.writer, graph, checkpointer.log());
   const RunState state{job.summary.reports, job.coverage, job.summary.profiles, stream.state()};
   job.summary.resumed_layers = checkpointer.restore(output, state);
   for (int index = job.summary.resumed_layers; index < graph.layers(); ++index) {
     const NodeRange range = graph.layer(index);
-    SequentialLayer done = quantize_sequentially(stream, graph, range, weights, job.recipe.scheme);
+    SequentialLayer done = quantize_sequentially(stream, graph, range, weights, sequential);
     write_layer(output, graph, range, done.layer);
     for (GroupReport& report : done.reports) job.summary.reports.push_back(std::move(report));
     for (Json& profile : done.profiles) job.summary.profiles.push_back(std::move(profile));
@@ -197,8 +187,7 @@ std::vector<std::string> quantize_together(std::span<Job* const> jobs, const Mod
       write_layer(outputs[j], graph, range, layer);
       for (GroupReport& report : decision.reports)
         job->summary.reports.push_back(std::move(report));
-      if (options.propagate && stream)
-        stream->advance(index, provider_of(layer, graph, job->recipe.scheme));
+      if (options.propagate && stream) stream->advance(index, provider_of(layer, graph));
     }
     checkpointer.layer_done(index + 1, state);
     progress.update(index + 1);
@@ -210,6 +199,9 @@ std::vector<std::string> quantize_together(std::span<Job* const> jobs, const Mod
 // proportion.
 constexpr double kBrokenError = 0.1;
 void add_warnings(Job& job) {
+  for (const GroupReport& report : job.summary.reports)
+    for (const std::string& fallback : report.fallbacks)
+      job.summary.warnings.push_back(fmt::format("{}: {}", report.name, fallback));
   if (!job.recipe.scheme.static_activations()) return;
   for (const GroupReport& report : job.summary.reports)
     if (report.error > kBrokenError)
@@ -284,6 +276,21 @@ void check_recipe(const Recipe& recipe, const Model& source) {
   if (!refusal.empty())
     throw Error(ErrorKind::kUnsupported, "--mode {} with --scheme {}: {}", recipe.mode,
                 recipe.scheme.name(), refusal);
+  if (recipe.mixed) {
+    check_mixed(*recipe.mixed);
+    if (algorithm.decide != nullptr)
+      throw Error(ErrorKind::kUnsupported,
+                  "mixed precision needs --mode auto, which can correct a part's errors in the "
+                  "next; --mode {} cannot",
+                  recipe.mode);
+  }
+  if (recipe.salient != 0) {
+    if (!(recipe.salient > 0 && recipe.salient <= 0.1))
+      throw Error(ErrorKind::kInvalidArgument,
+                  "--salient {} is outside 0 … 0.1 of the input channels", recipe.salient);
+    if (algorithm.decide != nullptr)
+      throw Error(ErrorKind::kUnsupported, "--salient needs --mode auto, not {}", recipe.mode);
+  }
   if (recipe.head != "int8" && recipe.head != "bf16")
     throw Error(ErrorKind::kInvalidArgument, "--head {} is not known; choose int8 or bf16",
                 recipe.head);
@@ -363,15 +370,23 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
     if (algorithm.needs_calibration || recipe.scheme.static_activations())
       calibration = options.statistics != nullptr ? description_of(options.statistics->info())
                                                   : data->description();
-    if (options.checkpoints != QuantizeOptions::Checkpoints::kNone)
+    // A mixed plan may come from timings, which no second run repeats.
+    if (options.checkpoints != QuantizeOptions::Checkpoints::kNone && !recipe.mixed)
       run = run_name(recipe, source, calibration, options);
+    std::optional<MixedDecision> mixed;
+    if (recipe.mixed)
+      mixed = decide_mixed(source, *data, *recipe.mixed, recipe.scheme, options.isa, pool,
+                           options.notice);
+    EngineManifest manifest =
+        make_manifest(recipe, source, std::move(calibration), mixed ? &*mixed : nullptr);
+    if (!options.source.empty()) manifest.source = options.source;
     jobs.push_back(std::unique_ptr<Job>(new Job{
-        recipe,
-        algorithm,
-        EngineWriter(recipe.output, graph, make_manifest(recipe, source, std::move(calibration))),
-        {},
-        {}}));
+        recipe, algorithm, EngineWriter(recipe.output, graph, std::move(manifest)), {}, {}}));
     jobs.back()->summary.output = recipe.output;
+    if (mixed) {
+      jobs.back()->schemes = std::move(mixed->schemes);
+      jobs.back()->summary.mixed = std::move(mixed->record);
+    }
   }
   if (data != nullptr) {
     const Json layouts =

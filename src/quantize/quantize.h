@@ -12,6 +12,7 @@
 #include "calibrate/statistics_file.h"
 #include "engine/model.h"
 #include "quantize/algorithm.h"
+#include "quantize/mixed_precision.h"
 
 namespace whit {
 
@@ -20,6 +21,12 @@ struct Recipe {
   QuantScheme scheme;           // preset(…); a static_activations scheme is allowed with w8a8
   std::string head = "int8";    // embedding table and lm_head: "int8" per row, or "bf16"
   std::optional<double> alpha;  // SmoothQuant: this migration strength instead of a search
+  // A scheme for each scaling group, within this target, in place of `scheme`, which says what
+  // activations are. Mode "auto" only.
+  std::optional<MixedRequest> mixed;
+  // Share of the input channels, those of largest mean magnitude, that keep a bf16 weight beside
+  // the rounded one. Mode "auto" only.
+  double salient = 0;
   std::filesystem::path output;
 };
 
@@ -35,6 +42,10 @@ struct QuantizeOptions {
   enum class Checkpoints { kNone, kPaced, kEveryLayer };
   Checkpoints checkpoints = Checkpoints::kNone;
   std::filesystem::path checkpoint_name;  // the caller removes it: remove_checkpoints()
+  // What the engine says it was made from; empty: the source's own description.
+  std::string source;
+  // Told what a user should know before a long part begins. May be empty.
+  std::function<void(const std::string&)> notice;
 };
 
 // Of one recipe.
@@ -42,6 +53,7 @@ struct QuantizeSummary {
   std::filesystem::path output;
   std::vector<GroupReport> reports;
   std::vector<std::string> warnings;
+  Json mixed = Json::object();  // of mixed precision: target, chosen plan, Pareto front, groups
   int64_t engine_bytes = 0;
   double bits_per_weight = 0;
   int resumed_layers = 0;      // that an interrupted run had finished

@@ -253,6 +253,35 @@ TEST(SmoothQuantTest, recovers_channels_that_plain_int8_loses) {
   EXPECT_TRUE(decision.reports[0].exponent.has_value());
 }
 
+TEST(FallbackTest, statistics_that_cannot_be_factored_are_reported_by_every_compensating_mode) {
+  for (const char* mode : {"gptq", "awq-gptq", "smoothquant-gptq"}) {
+    LayerFixture layer("llama_untied", QuantScheme::preset("w8a8"));
+    for (InputStats& stats : layer.stats) stats.search.gram.data<float>()[0] = -1000;
+    const LayerDecision decision = find_algorithm(mode).decide(layer.task, layer.weights);
+    for (const GroupReport& report : decision.reports) {
+      EXPECT_THAT(report.fallbacks, ::testing::Contains(HasSubstr("not positive definite")))
+          << mode << " " << report.name;
+      EXPECT_THAT(to_json(report).dump(), HasSubstr("fallbacks"));
+    }
+  }
+}
+
+TEST(FallbackTest, dead_channels_and_too_few_tokens_are_named) {
+  LayerFixture layer("llama_untied", QuantScheme::preset("w4a16", 32));
+  InputStats& stats = layer.stats[0];
+  GroupReport fine;
+  judge_statistics(stats, fine);
+  EXPECT_TRUE(fine.fallbacks.empty());
+  stats.max_abs.data<float>()[3] = stats.max_abs.data<float>()[17] = 0;
+  stats.search.gram_tokens = 10;
+  GroupReport report;
+  judge_statistics(stats, report);
+  ASSERT_EQ(report.fallbacks.size(), 2u);
+  EXPECT_THAT(report.fallbacks[0], HasSubstr("2 of 64 input channels are zero"));
+  EXPECT_THAT(report.fallbacks[0], HasSubstr("(3, 17)"));
+  EXPECT_THAT(report.fallbacks[1], HasSubstr("10 tokens of calibration for 64 input channels"));
+}
+
 TEST(QuantizeTest, the_same_inputs_make_the_same_engine_with_any_number_of_threads) {
   ScratchDirectory scratch;
   const Model source = Model::open(with_tokenizer(scratch, "mistral"));

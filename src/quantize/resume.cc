@@ -79,6 +79,7 @@ Json to_json(const Recipe& recipe) {
   Json json = {
       {"mode", recipe.mode}, {"scheme", whit::to_json(recipe.scheme)}, {"head", recipe.head}};
   if (recipe.alpha) json["alpha"] = *recipe.alpha;
+  if (recipe.salient > 0) json["salient"] = recipe.salient;
   return json;
 }
 

@@ -1,11 +1,14 @@
 #include "quantize/sequential.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "base/progress.h"
 #include "quantize/compensate.h"
 #include "quantize/paired_target.h"
 #include "quantize/profile.h"
+#include "quantize/rounding.h"
 #include "tensor/dtype.h"
 
 namespace whit {
@@ -17,6 +20,11 @@ constexpr int kAwqSteps = 10;  // of the exponent: every second of AWQ's own sea
 void divide_row(QuantizedTensor& weight, int64_t row, float by) {
   if (weight.format == WeightFormat::kInt8Channel) {
     weight.scales.data<float>()[row] /= by;
+    return;
+  }
+  if (weight.format == WeightFormat::kBF16) {
+    uint16_t* values = weight.data.data<uint16_t>() + row * weight.k;
+    for (int64_t i = 0; i < weight.k; ++i) values[i] = f32_to_bf16(bf16_to_f32(values[i]) / by);
     return;
   }
   const int64_t groups = ceil_div(weight.k, weight.group_size);
@@ -37,15 +45,52 @@ Tensor scaled_columns(const Tensor& w, const float* s, ThreadPool& pool) {
   return scaled;
 }
 
+// The `count` channels of largest mean magnitude, ascending.
+std::vector<int32_t> most_salient(const std::vector<float>& mean_abs, int64_t count) {
+  std::vector<int32_t> order(mean_abs.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return mean_abs[a] > mean_abs[b]; });
+  order.resize(count);
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+// Moves channels of w [N, K] into a bf16 weight; what bf16 cannot hold stays.
+QuantizedLayer::Salient take_salient(Tensor& w, const std::vector<int32_t>& channels) {
+  QuantizedLayer::Salient salient{.channels = channels};
+  if (channels.empty()) return salient;
+  const int64_t n = w.dim(0), k = w.dim(1), count = static_cast<int64_t>(channels.size());
+  salient.weight = {
+      .format = WeightFormat::kBF16, .n = n, .k = count, .data = Tensor(DType::kBF16, {n, count})};
+  auto* kept = salient.weight.data.data<uint16_t>();
+  for (int64_t row = 0; row < n; ++row)
+    for (int64_t i = 0; i < count; ++i) {
+      float& value = w.data<float>()[row * k + channels[i]];
+      kept[row * count + i] = f32_to_bf16(value);
+      value -= bf16_to_f32(kept[row * count + i]);
+    }
+  return salient;
+}
+
+void add_salient(const QuantizedLayer::Salient& salient, Tensor& values) {
+  const int64_t n = values.dim(0), k = values.dim(1);
+  const auto count = static_cast<int64_t>(salient.channels.size());
+  for (int64_t row = 0; row < n; ++row)
+    for (int64_t i = 0; i < count; ++i)
+      values.data<float>()[row * k + salient.channels[i]] +=
+          bf16_to_f32(salient.weight.data.data<uint16_t>()[row * count + i]);
+}
+
 class LayerRounder {
  public:
   LayerRounder(PairedStream& stream, const Graph& graph, NodeRange range,
-               const WeightProvider& original, const QuantScheme& scheme)
+               const WeightProvider& original, const SequentialOptions& options)
       : stream_(stream),
         graph_(graph),
         range_(range),
         source_(original),
-        scheme_(scheme),
+        options_(options),
         weights_(LayerWeights::load(graph, range, original)) {
     result_.layer.folded.norms = std::move(weights_.norms);
     result_.layer.folded.biases = std::move(weights_.biases);
@@ -56,7 +101,7 @@ class LayerRounder {
       check_interrupt();
       round(half.inner, Beside::kInputDifference, stream_.observe_inner(half, source_));
       check_interrupt();
-      const WeightProvider mixed = provider_of(result_.layer, graph_, scheme_);
+      const WeightProvider mixed = provider_of(result_.layer, graph_);
       const std::vector<float> factors =
           round(half.outer, Beside::kWantedOutput, stream_.observe_outer(half, source_, mixed));
       stream_.advance(half, mixed, factors.empty() ? nullptr : factors.data());
@@ -67,8 +112,10 @@ class LayerRounder {
  private:
   struct Rounded {
     std::map<NodeId, QuantizedTensor> linears;
+    std::map<NodeId, QuantizedLayer::Salient> salient;
     double error = 0;  // over the energy, on held-out tokens
     std::string note;
+    std::vector<std::string> fallbacks;
   };
 
   // Returns the factors that the input is divided by; empty for none.
@@ -81,16 +128,36 @@ class LayerRounder {
                      stream_.matmul().pool());
       PairedTarget target =
           paired_target(std::move(weights_.linears.at(id)), input, beside, stream_.matmul());
-      if (!target.note.empty())
-        add_note(report, fmt::format("{}: {}", graph_.node(id).name, target.note));
+      const std::string note = fmt::format("{}: {}", graph_.node(id).name, target.note);
+      if (target.failed)
+        report.fallbacks.push_back(note);
+      else if (!target.note.empty())
+        add_note(report, note);
       targets.linears[id] = std::move(target.weight);
+    }
+    const auto planned = options_.plan.find(group.linears.front());
+    const QuantScheme& scheme = planned == options_.plan.end() ? options_.scheme : planned->second;
+    for (const NodeId id : group.linears) result_.layer.schemes[id] = scheme;
+    if (!scheme.weights) {
+      for (const NodeId id : group.linears)
+        result_.layer.linears[id] =
+            round_to_scheme(f32_view(targets.linears.at(id)), scheme, stream_.matmul().pool());
+      add_note(report, "kept in bf16");
+      profile.activations(input, nullptr);
+      profile.bits(result_.layer.linears);
+      for (const NodeId id : group.linears)
+        profile.weight(id, targets.linears.at(id), GroupProfile::When::kAfter,
+                       stream_.matmul().pool());
+      result_.profiles.push_back(profile.json());
+      result_.reports.push_back(std::move(report));
+      return {};
     }
     std::vector<InputStats> stats;
     stats.push_back(std::move(input));
     const LayerTask task{.graph = graph_,
                          .range = range_,
                          .stats = stats,
-                         .scheme = scheme_,
+                         .scheme = scheme,
                          .fixed_alpha = std::nullopt,
                          .matmul = stream_.matmul()};
     GroupTrial trial(task, group, targets, nullptr);
@@ -104,6 +171,8 @@ class LayerRounder {
       rounded = round_linears(task, group, targets, trial, nullptr);
     }
     add_note(report, rounded.note);
+    report.fallbacks.insert(report.fallbacks.end(), rounded.fallbacks.begin(),
+                            rounded.fallbacks.end());
     report.error = rounded.error;
     std::vector<float> factors;
     if (chosen) {
@@ -120,7 +189,9 @@ class LayerRounder {
     result_.profiles.push_back(profile.json());
     for (auto& [id, weight] : rounded.linears) {
       result_.layer.linears[id] = std::move(weight);
-      if (scheme_.static_activations()) result_.layer.static_scales[id] = trial.static_scale(s);
+      if (const auto second = rounded.salient.find(id); second != rounded.salient.end())
+        result_.layer.salient[id] = std::move(second->second);
+      if (scheme.static_activations()) result_.layer.static_scales[id] = trial.static_scale(s);
     }
     result_.reports.push_back(std::move(report));
     return factors;
@@ -129,25 +200,32 @@ class LayerRounder {
   std::vector<Candidate> candidates(const LayerTask& task, const ScalingGroup& group,
                                     const GroupTrial& trial) const {
     std::vector<Candidate> all = awq_candidates(task, group, kAwqSteps);
-    if (scheme_.int8_activations())
+    if (task.scheme.int8_activations())
       for (Candidate& candidate : smoothquant_candidates(task, group, trial))
         all.push_back(std::move(candidate));
     return all;
   }
 
-  static Rounded round_linears(const LayerTask& task, const ScalingGroup& group,
-                               const LayerWeights& targets, GroupTrial& trial, const float* s) {
+  Rounded round_linears(const LayerTask& task, const ScalingGroup& group,
+                        const LayerWeights& targets, GroupTrial& trial, const float* s) const {
     Rounded rounded;
     GroupReport notes;
     const Hessian hessian(folded_gram(trial, s, task.pool()), trial.activation_noise(s),
                           task.matmul);
-    add_note(notes, hessian.note());
+    if (!hessian.note().empty()) rounded.fallbacks.push_back(hessian.note());
+    const std::vector<int32_t> channels =
+        most_salient(trial.mean_abs(), salient_count(task.scheme, options_.salient, trial.k()));
     for (const NodeId id : group.linears) {
+      Tensor w = scaled_columns(targets.linears.at(id), s, task.pool());
+      QuantizedLayer::Salient salient = take_salient(w, channels);
       JudgedRounding best = round_best(
-          task, scaled_columns(targets.linears.at(id), s, task.pool()), hessian,
-          task.graph.node(id).name,
-          [&](Tensor values) { return trial.rounded_error(Split::kHeldOut, id, s, values); },
+          task, w, hessian, task.graph.node(id).name,
+          [&](Tensor values) {
+            add_salient(salient, values);
+            return trial.rounded_error(Split::kHeldOut, id, s, values);
+          },
           notes);
+      if (!channels.empty()) rounded.salient[id] = std::move(salient);
       rounded.error += best.error;
       rounded.linears[id] = std::move(best.weight);
     }
@@ -169,6 +247,8 @@ class LayerRounder {
     for (int64_t row = 0; row < producer.n; ++row) {
       const float by = s[channel_of_row(group, row)];
       divide_row(layer.linears.at(group.producer), row, by);
+      if (const auto second = layer.salient.find(group.producer); second != layer.salient.end())
+        divide_row(second->second.weight, row, by);
       if (layer.folded.biases.contains(group.producer))
         layer.folded.biases.at(group.producer).data<float>()[row] /= by;
     }
@@ -178,23 +258,28 @@ class LayerRounder {
   const Graph& graph_;
   NodeRange range_;
   const WeightProvider& source_;
-  const QuantScheme& scheme_;
+  const SequentialOptions& options_;
   LayerWeights weights_;
   SequentialLayer result_;
 };
 
 }  // namespace
 
-WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph,
-                           const QuantScheme& scheme) {
+WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph) {
   const auto id_of = [&graph](const Node& node) {
     return static_cast<NodeId>(&node - graph.nodes().data());
   };
   return {.linear =
-              [&layer, &scheme, id_of](const Node& node) {
+              [&layer, id_of](const Node& node) {
                 LinearWeight weight;
                 weight.view = layer.linears.at(id_of(node)).view();
-                if (scheme.int8_activations()) weight.activation = cpu::Activation::kInt8;
+                if (layer.schemes.at(id_of(node)).int8_activations())
+                  weight.activation = cpu::Activation::kInt8;
+                const auto second = layer.salient.find(id_of(node));
+                if (second != layer.salient.end()) {
+                  weight.salient_channels = second->second.channels;
+                  weight.salient = second->second.weight.view();
+                }
                 const auto fixed = layer.static_scales.find(id_of(node));
                 if (fixed != layer.static_scales.end()) weight.static_scale = fixed->second;
                 return weight;
@@ -205,9 +290,15 @@ WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph,
                       const Node& node) { return layer.folded.biases.at(id_of(node)).clone(); }};
 }
 
+int64_t salient_count(const QuantScheme& scheme, double share, int64_t k) {
+  if (!(share > 0) || !scheme.weights || scheme.weights->num_bits != 4) return 0;
+  return std::clamp<int64_t>(std::llround(share * static_cast<double>(k)), 1, k);
+}
+
 SequentialLayer quantize_sequentially(PairedStream& stream, const Graph& graph, NodeRange range,
-                                      const WeightProvider& original, const QuantScheme& scheme) {
-  return LayerRounder(stream, graph, range, original, scheme).run();
+                                      const WeightProvider& original,
+                                      const SequentialOptions& options) {
+  return LayerRounder(stream, graph, range, original, options).run();
 }
 
 }  // namespace whit

@@ -20,12 +20,22 @@ struct SequentialLayer {
   std::vector<Json> profiles;  // quantize/profile.h
 };
 
+struct SequentialOptions {
+  QuantScheme scheme;
+  SchemePlan plan = {};  // of linears that have another scheme; those of one group have the same
+  // Share of the input channels of int4 groups, those of largest mean magnitude, that keep a bf16
+  // weight.
+  double salient = 0;
+};
+
 // Rounds one layer and leaves `stream` before the next. Layers come in their order.
 SequentialLayer quantize_sequentially(PairedStream& stream, const Graph& graph, NodeRange range,
-                                      const WeightProvider& original, const QuantScheme& scheme);
+                                      const WeightProvider& original,
+                                      const SequentialOptions& options);
+// How many channels of a linear with K = k keep a bf16 weight: at least one, 0 for a share of 0.
+int64_t salient_count(const QuantScheme& scheme, double share, int64_t k);
 
-// A rounded layer as a program's weights; `layer` and `scheme` must outlive the program.
-WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph,
-                           const QuantScheme& scheme);
+// A rounded layer as a program's weights; `layer` must outlive the program.
+WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph);
 
 }  // namespace whit

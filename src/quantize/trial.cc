@@ -7,11 +7,6 @@
 
 namespace whit {
 
-WeightFormat weight_format(const QuantScheme& scheme) {
-  if (!scheme.weights) return WeightFormat::kBF16;
-  return scheme.weights->num_bits == 4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel;
-}
-
 void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args,
                          ThreadPool& pool, Tensor& out) {
   const int64_t n = w.dim(0), k = w.dim(1);

@@ -13,6 +13,7 @@
 
 #include "quantize/layer.h"
 #include "quantize/quadratic_form.h"
+#include "quantize/rounding.h"
 
 namespace whit {
 
@@ -79,6 +80,5 @@ class GroupTrial {
 // W·s rounded to the scheme's weight format and back, [N, K]: row-parallel.
 void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args,
                          ThreadPool& pool, Tensor& out);
-WeightFormat weight_format(const QuantScheme& scheme);
 
 }  // namespace whit

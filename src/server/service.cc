@@ -321,7 +321,7 @@ void Service::get_metrics(const HttpRequest&, const Reply& reply) {
 Json Service::model_json(const std::string& name) const {
   Json scheme;
   if (const EngineDirectory* engine = model_.engine())
-    scheme = engine->manifest().mode + " " + engine->manifest().scheme.name();
+    scheme = engine->manifest().mode + " " + engine->manifest().scheme_name();
   return {{"id", name},
           {"object", "model"},
           {"created", created_},
