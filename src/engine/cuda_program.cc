@@ -132,6 +132,11 @@ cuda::RowsOut CudaProgram::rows_for(ValueId value) {
 
 void CudaProgram::lower(NodeRange range, const WeightProvider& provider, ThreadPool& pool) {
   stacks_ = make_stacks(graph_, range, provider);
+  for (const auto& [first, stack] : stacks_)
+    if (!stack.parts.front().salient_channels.empty())
+      unsupported(graph_.node(first).name,
+                  "salient channels have no CUDA kernel; quantize without --salient, or run on the "
+                  "CPU");
   for (NodeId id = range.begin; id < range.end; ++id) {
     const Node& node = graph_.node(id);
     switch (node.op) {

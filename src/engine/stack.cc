@@ -15,8 +15,7 @@ std::map<NodeId, LinearStack> make_stacks(const Graph& graph, NodeRange range,
         const LinearWeight& first = stack.parts.front();
         return first.view.format == weight.view.format &&
                first.view.group_size == weight.view.group_size &&
-               first.activation == weight.activation &&
-               first.static_scale == weight.static_scale &&
+               first.activation == weight.activation && first.static_scale == weight.static_scale &&
                std::ranges::equal(first.salient_channels, weight.salient_channels);
       };
       auto found = std::find_if(stacks.begin(), stacks.end(), fits);
