@@ -28,7 +28,8 @@ class PreflightTest : public ::testing::Test {
 TEST_F(PreflightTest, the_weights_size_is_what_is_written) {
   for (const auto& [mode, scheme] : std::vector<std::pair<std::string, std::string>>{
            {"rtn", "w4a16"}, {"rtn", "w8a8"}, {"rtn", "bf16"}}) {
-    const BuildPlan each = plan(mode, scheme);
+    BuildPlan each = plan(mode, scheme);
+    each.recipe.output += "-" + scheme;
     const Preflight result = preflight(model_, each, cpu::detected_isa(), pool_);
     EXPECT_FALSE(std::filesystem::exists(each.recipe.output));
     build(model_, each, cpu::detected_isa(), pool_);

@@ -64,6 +64,14 @@ class ResumeTest : public ::testing::Test {
       files[entry.path().filename().string()] = read_file(entry.path());
     return files;
   }
+  // The layouts of integer keys are measured on the data itself; statistics cannot give them.
+  static std::map<std::string, std::string> without_kv_layouts(
+      std::map<std::string, std::string> files) {
+    Json manifest = parse_json(files.at("engine.json"), "engine.json");
+    manifest.erase("kv_cache");
+    files["engine.json"] = manifest.dump();
+    return files;
+  }
   fs::path kept() {
     for (const auto& entry : fs::directory_iterator(scratch_.path()))
       if (entry.path().filename().string().find(".resume-") != std::string::npos)
@@ -82,6 +90,7 @@ TEST_F(ResumeTest, an_interrupted_run_ends_in_the_same_bytes) {
     SCOPED_TRACE(mode);
     run(recipe(mode, scheme, "whole"));
     const Recipe broken = recipe(mode, scheme, "broken");
+    fs::remove_all(broken.output);
     interrupt(broken, 1);
     ASSERT_FALSE(kept().empty());
     EXPECT_EQ(run(broken).resumed_layers, 1);
@@ -108,6 +117,7 @@ TEST_F(ResumeTest, other_inputs_do_not_go_on_with_it) {
   other.scheme = QuantScheme::preset("w4a8", 32);
   EXPECT_EQ(run(other).resumed_layers, 0);
   EXPECT_TRUE(kept().empty()) << "a finished engine of that name has made it useless";
+  fs::remove_all(first.output);
   interrupt(first, 1);
   data_.ids[5] ^= 1;
   EXPECT_EQ(run(first).resumed_layers, 0);
@@ -172,7 +182,8 @@ TEST_F(ResumeTest, statistics_give_the_engine_that_their_data_gives) {
     run(recipe(mode, scheme, "direct"));
     const Recipe from_file = recipe(mode, scheme, "from-file");
     quantize_model(model_, {&from_file, 1}, nullptr, options, pool);
-    EXPECT_EQ(content(scratch_.path() / "from-file"), content(scratch_.path() / "direct"));
+    EXPECT_EQ(without_kv_layouts(content(scratch_.path() / "from-file")),
+              without_kv_layouts(content(scratch_.path() / "direct")));
   }
   const Recipe paired = recipe("auto", "w4a16", "paired");
   try {
