@@ -7,7 +7,7 @@ import unittest
 
 from cli_support import WHIT, CliTest, tiny_model
 
-USAGE, DAMAGED, LIMIT = 2, 3, 5
+USAGE, DAMAGED, UNSUPPORTED, LIMIT = 2, 3, 3, 5
 TEXT = "It was a quiet morning, and the harbour lay still under a thin mist. " * 40
 
 
@@ -33,6 +33,13 @@ class QuantizeTools(CliTest):
     def content(self, folder):
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
+    def content_without_kv_layouts(self, folder):
+        """Those are measured on the data itself; statistics cannot give them."""
+        content = self.content(folder)
+        content["engine.json"] = json.loads(content["engine.json"])
+        content["engine.json"].pop("kv_cache", None)
+        return content
+
     def record(self, engine):
         return self.json("inspect", engine)["engine"]
 
@@ -48,7 +55,7 @@ class CalibrationData(QuantizeTools):
         self.ok("calibrate", self.model, "--calib", self.text, *self.sizes(), "-o", "a.stats")
         direct = self.quantize("direct", "--scheme", "w4a8")
         self.ok("quantize", self.model, "--stats", "a.stats", "--scheme", "w4a8", "--group-size", 32, "-o", "other")
-        self.assertEqual(self.content(self.folder / "other"), self.content(direct))
+        self.assertEqual(self.content_without_kv_layouts(self.folder / "other"), self.content_without_kv_layouts(direct))
 
     def test_merged_statistics_name_both_sets(self):
         self.ok("calibrate", self.model, "--calib", self.text, *self.sizes(), "-o", "a.stats")
@@ -58,7 +65,7 @@ class CalibrationData(QuantizeTools):
         self.ok("quantize", self.model, "--stats", "c.stats", "--group-size", 32, "-o", "engine")
         self.assertEqual(self.record("engine")["calibration"]["source"], "text.txt + chat.jsonl")
         self.refused(USAGE, ["twice"], "calibrate", self.model, "--merge", "a.stats", "c.stats", "-o", "d.stats")
-        self.refused(USAGE, ["auto", "--calib"], "quantize", self.model, "--stats", "c.stats", "--mode", "auto",
+        self.refused(UNSUPPORTED, ["auto", "--calib"], "quantize", self.model, "--stats", "c.stats", "--mode", "auto",
                      "--group-size", 32, "-o", "auto")
         self.assertFalse((self.folder / "d.stats").exists())
 
@@ -84,8 +91,8 @@ class CalibrationData(QuantizeTools):
 
 class Resuming(QuantizeTools):
     def test_a_killed_run_goes_on_to_the_same_bytes(self):
-        self.text.write_text(TEXT * 200)
-        arguments = ["quantize", self.model, "--calib", self.text, "--calib-samples", 3000, "--calib-length", 128,
+        self.text.write_text(TEXT * 60)
+        arguments = ["quantize", self.model, "--calib", self.text, "--calib-samples", 1000, "--calib-length", 128,
                      "--group-size", 32, "--mode", "awq", "--scheme", "w4a8"]
         self.ok(*arguments, "-o", "whole")
         for number in (signal.SIGKILL, signal.SIGINT):
