@@ -95,7 +95,5 @@ template bool json_get_or(const Json&, std::string_view, bool, std::string_view)
 template int64_t json_get_or(const Json&, std::string_view, int64_t, std::string_view);
 template double json_get_or(const Json&, std::string_view, double, std::string_view);
 template std::string json_get_or(const Json&, std::string_view, std::string, std::string_view);
-template std::vector<std::string> json_get_or(const Json&, std::string_view,
-                                              std::vector<std::string>, std::string_view);
 
 }  // namespace whit
