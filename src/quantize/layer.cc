@@ -26,7 +26,14 @@ GroupReport group_report_from_json(const Json& json, std::string_view where) {
   report.rtn_error = json_get_or<double>(json, "rtn_error", undefined, where);
   report.error = json_get_or<double>(json, "error", undefined, where);
   report.note = json_get_or<std::string>(json, "note", "", where);
-  report.fallbacks = json_get_or<std::vector<std::string>>(json, "fallbacks", {}, where);
+  const Json fallbacks = json.value("fallbacks", Json::array());
+  if (!fallbacks.is_array())
+    throw Error(ErrorKind::kInvalidData, "{}: \"fallbacks\" is no list of texts", where);
+  for (const Json& fallback : fallbacks) {
+    if (!fallback.is_string())
+      throw Error(ErrorKind::kInvalidData, "{}: \"fallbacks\" is no list of texts", where);
+    report.fallbacks.push_back(fallback.get<std::string>());
+  }
   return report;
 }
 
