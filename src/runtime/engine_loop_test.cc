@@ -212,7 +212,7 @@ TEST_F(EngineLoopTest, integer_keys_and_values_give_under_load_what_they_give_al
     options.scheduler.max_sequences = 4;
     start(options);
     // Few pages: sequences are preempted, and come back.
-    options.cache_bytes = 6 * executor_->page_bytes(kv, 32);
+    options.cache_bytes = 8 * executor_->page_bytes(kv, 32);
     start(options);
     done_ = 0;
     answers_.clear();
@@ -224,7 +224,7 @@ TEST_F(EngineLoopTest, integer_keys_and_values_give_under_load_what_they_give_al
       std::lock_guard lock(mutex_);
       for (int i = 0; i < 8; ++i) {
         const std::string tail(static_cast<size_t>(i) * 5, static_cast<char>('a' + i));
-        requests.push_back(greedy("Once upon a time, in a harbour, a grey one" + tail, 20 + 3 * i));
+        requests.push_back(greedy("Once upon a time, in a harbour, a grey one" + tail, 60));
         ids.push_back(loop_->submit(requests.back()));
       }
       Request several = requests[0];
