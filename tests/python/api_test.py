@@ -263,7 +263,8 @@ class Engines(ModelTest):
         self.assertGreater(len([each for each in ticks if start < each < end]), 3)
 
     def test_ctrl_c_ends_building_and_generating(self):
-        code = (f"import whit, sys\nfrom pathlib import Path\n"
+        # A test run in the background is started with SIGINT ignored, and Python then installs no handler of its own.
+        code = (f"import signal, whit\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
                 f"llm = whit.LLMEngine.from_pretrained({str(self.model)!r}, progress=False)\n"
                 "print('ready', flush=True)\n"
                 "try:\n"
