@@ -17,12 +17,12 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 // A group of --mode auto (corrections, two searches, three roundings of each linear) by one of
-// awq-gptq, both measured on SmolLM2-135M; and its passes over the tokens by one: the original and
-// the copy, in pieces, with E[e·x̂ᵀ] beside each Gram matrix.
+// awq-gptq; and its passes over the tokens by one: the original and the copy, in pieces, with
+// E[e·x̂ᵀ] beside each Gram matrix. Both are counted from the steps, not measured.
 constexpr double kPairedSearch = 2.0, kPairedPasses = 3.5;
 // Generating text by steps of many rows: by a pass over as many rows at once.
 constexpr double kGenerationByPass = 2.0;
-// Allocators round up and keep: measured peaks are below sums of live buffers times this.
+// Allocators round up and keep. Measured peaks pass this sum by up to 30 % (docs/quantization.md).
 constexpr double kAllocatorSlack = 1.1;
 
 double seconds_since(Clock::time_point start) {

@@ -234,7 +234,7 @@ int dry_run(const QuantizeOptionsOfUser& user, const Model& model, const BuildPl
     return 0;
   }
   const auto bytes = [](int64_t count) { return format_bytes(static_cast<double>(count)); };
-  fmt::print("weights of the engine {}{}\npeak memory at most {} ({} available)\n",
+  fmt::print("weights of the engine {}{}\npeak memory about {} ({} available)\n",
              bytes(result.engine_bytes),
              result.disk_free < 0 ? "" : fmt::format(" ({} free)", bytes(result.disk_free)),
              bytes(result.peak_bytes), bytes(result.available_bytes));
