@@ -9,7 +9,7 @@
 namespace whit {
 namespace {
 
-constexpr double kGeneratedTokenWeight = 2;  // a prompt's token weighs 1
+constexpr int64_t kGeneratedTokenWeight = 2;  // a prompt's token weighs 1
 
 }  // namespace
 
@@ -255,8 +255,14 @@ const StepPlan& Scheduler::schedule() {
   plan_decodes();
   const auto prompt_room = [&] {
     const int64_t room = options_.max_step_tokens - plan_.tokens;
-    const bool chunked = options_.max_prompt_chunk > 0 && !plan_.chunks.empty();
-    return chunked ? std::min(room, std::max(options_.max_prompt_chunk, plan_.tokens)) : room;
+    const auto generating = static_cast<int64_t>(plan_.chunks.size());
+    if (options_.max_prompt_chunk == 0 || generating == 0) return room;
+    const int64_t places = options_.max_sequences - static_cast<int64_t>(running_.size());
+    const auto waiting = static_cast<int64_t>(waiting_.size());
+    const int64_t behind = std::max<int64_t>(0, std::min(places, waiting) - 1);
+    const int64_t share =
+        std::max(options_.max_prompt_chunk, kGeneratedTokenWeight * plan_.tokens);
+    return std::min(room, share * (generating + behind) / generating);
   };
   const int64_t room = prompt_room(), decode_tokens = plan_.tokens;
   plan_prompts(room);
@@ -270,7 +276,7 @@ const StepPlan& Scheduler::schedule() {
   for (const Chunk& chunk : plan_.chunks) {
     const bool generating = chunk.start >= chunk.sequence->prompt_length();
     tenants_[chunk.sequence->spec.tenant].service +=
-        static_cast<double>(chunk.count) * (generating ? kGeneratedTokenWeight : 1);
+        static_cast<double>(chunk.count * (generating ? kGeneratedTokenWeight : 1));
   }
   return plan_;
 }

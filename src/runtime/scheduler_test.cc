@@ -308,6 +308,26 @@ TEST(SchedulerTest, generating_sequences_go_on_while_a_long_prompt_is_taken_in_c
   EXPECT_EQ(late.generated(), 1);
 }
 
+TEST(SchedulerTest, prompts_get_more_of_a_step_the_more_of_them_wait_for_free_places) {
+  BlockPool pool(256, 4);
+  Scheduler scheduler(pool, {.max_sequences = 4,
+                             .max_step_tokens = 64,
+                             .max_prompt_chunk = 8,
+                             .max_context = 256,
+                             .prefix_caching = false});
+  scheduler.add(spec_of(4, 60));
+  run_steps(scheduler, 2, [] { return true; });
+  const auto prompt_tokens = [&] {
+    const int64_t tokens = scheduler.schedule().tokens - 1;
+    scheduler.discard();
+    return tokens;
+  };
+  for (int waiting = 1; waiting <= 3; ++waiting) scheduler.add(spec_of(80, 4));
+  EXPECT_EQ(prompt_tokens(), 8 * (1 + 2));  // the first starts now, two wait behind it
+  for (int more = 0; more < 5; ++more) scheduler.add(spec_of(80, 4));
+  EXPECT_EQ(prompt_tokens(), 8 * (1 + 1));  // two places are free, however many wait
+}
+
 TEST(SchedulerTest, a_cancelled_prompt_gives_its_pages_back_at_once) {
   BlockPool pool(64, 4);
   Scheduler scheduler(pool, {.max_sequences = 4, .max_step_tokens = 16, .max_context = 128});
