@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "quantize/algorithm.h"
+#include "quantize/reductions.h"
 
 namespace whit {
 namespace {
@@ -44,6 +45,7 @@ Tensor search_clip(const Tensor& w, const Tensor& gram, const QuantArgs& args, M
   Tensor delta(DType::kF32, {n, size}), product(DType::kF32, {n, size}),
       block(DType::kF32, {size, size});
   std::vector<double> best(n);
+  std::vector<ValueRange> ranges(n);
   std::vector<int64_t> shrunk_rows(n, 0);
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * size, width = std::min(size, k - first);
@@ -53,20 +55,14 @@ Tensor search_clip(const Tensor& w, const Tensor& gram, const QuantArgs& args, M
     const cpu::PackedWeight packed = matmul.pack(block.data<float>(), width, width);
     for (int step = 0; step < kClipSteps; ++step) {
       const float share = 1.0f - 0.05f * static_cast<float>(step);
-      const auto largest_of = [&](int64_t row) {
-        float largest = 0;
-        for (int64_t i = 0; i < width; ++i)
-          largest = std::max(largest, std::fabs(w.data<float>()[row * k + first + i]));
-        return largest;
-      };
       matmul.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
           const float* from = w.data<float>() + row * k + first;
           float* d = delta.data<float>() + row * width;
-          const auto [low, high] = std::minmax_element(from, from + width);
-          const float bound = largest_of(row) * share;
-          const Int4Params params =
-              int4_params(std::max(*low, -bound), std::min(*high, bound), args.symmetric);
+          if (step == 0) ranges[row] = value_range(from, width);
+          const float bound = ranges[row].largest() * share;
+          const Int4Params params = int4_params(std::max(ranges[row].low, -bound),
+                                                std::min(ranges[row].high, bound), args.symmetric);
           const float inverse = 1.0f / params.scale;
           for (int64_t i = 0; i < width; ++i)
             d[i] = int4_round_trip(from[i], params, inverse) - from[i];
@@ -75,17 +71,13 @@ Tensor search_clip(const Tensor& w, const Tensor& gram, const QuantArgs& args, M
       matmul.multiply(delta.data<float>(), width, n, packed, product.data<float>(), width);
       matmul.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-          double error = 0;
-          for (int64_t i = 0; i < width; ++i)
-            error += static_cast<double>(delta.data<float>()[row * width + i]) *
-                     product.data<float>()[row * width + i];
-          if (step == 0 || error < best[row]) {
-            if (step == 1) ++shrunk_rows[row];
-            if (step > 1 && bounds.data<float>()[row * groups + g] >= largest_of(row))
-              ++shrunk_rows[row];
-            best[row] = error;
-            bounds.data<float>()[row * groups + g] = largest_of(row) * share;
-          }
+          const double error =
+              dot(delta.data<float>() + row * width, product.data<float>() + row * width, width);
+          if (step > 0 && !(error < best[row])) continue;
+          float& bound = bounds.data<float>()[row * groups + g];
+          if (step > 0 && bound >= ranges[row].largest()) ++shrunk_rows[row];
+          best[row] = error;
+          bound = ranges[row].largest() * share;
         }
       });
     }

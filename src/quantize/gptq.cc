@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "quantize/reductions.h"
 #include "tensor/dtype.h"
 
 namespace whit {
@@ -68,23 +69,19 @@ void choose_ranges(const Tensor& w, std::span<const float> cost, ThreadPool& poo
       for (int64_t g = 0; g < grid.groups; ++g) {
         const int64_t first = g * grid.group, count = std::min(grid.group, grid.k - first);
         const float* from = w.data<float>() + row * grid.k + first;
-        const auto [low, high] = std::minmax_element(from, from + count);
+        const ValueRange range = value_range(from, count);
         const int64_t at = row * grid.groups + g;
         double best = 0;
         bool any = false;
         const auto consider = [&](float scale, float lowest) {
           const float inverse = 1.0f / scale;
           double error = 0;
-          if (!cost.empty()) {
-            float sum = 0;
-            for (int64_t i = 0; i < count; ++i) {
-              const float code =
-                  round_nearest(std::clamp(from[i] * inverse, lowest, lowest + grid.levels));
+          if (!cost.empty())
+            error = blocked_sum(count, [&, highest = lowest + grid.levels](int64_t i) {
+              const float code = round_nearest(std::clamp(from[i] * inverse, lowest, highest));
               const float d = from[i] - code * scale;
-              sum += cost[first + i] * d * d;
-            }
-            error = sum;
-          }
+              return cost[first + i] * d * d;
+            });
           if (any && !(error < best)) return;
           any = true;
           best = error;
@@ -94,10 +91,10 @@ void choose_ranges(const Tensor& w, std::span<const float> cost, ThreadPool& poo
         for (int step = 0; step < steps; ++step) {
           const float share = 1.0f - kRangeStep * static_cast<float>(step);
           if (grid.int4) {
-            const Int4Params params = int4_params(*low * share, *high * share, grid.symmetric);
+            const Int4Params params = int4_params(range.low * share, range.high * share, grid.symmetric);
             consider(params.scale, -params.zero);
           } else {
-            consider(std::max({-*low, *high, 1e-30f}) * share / 127.0f, -127.0f);
+            consider(std::max(range.largest(), 1e-30f) * share / 127.0f, -127.0f);
           }
         }
       }

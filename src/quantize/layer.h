@@ -84,10 +84,4 @@ void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWe
 // where query heads share it.
 int64_t channel_of_row(const ScalingGroup& group, int64_t row);
 
-// Σ a·b in f32 within blocks of 512 and f64 across them.
-double dot(const float* a, const float* b, int64_t count);
-
-// Σ w·a², likewise.
-double weighted_squares(const float* a, const float* weights, int64_t count);
-
 }  // namespace whit

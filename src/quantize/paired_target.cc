@@ -7,6 +7,7 @@
 #include "quantize/hessian.h"
 #include "quantize/layer.h"
 #include "quantize/quadratic_form.h"
+#include "quantize/reductions.h"
 
 namespace whit {
 namespace {

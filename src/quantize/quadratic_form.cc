@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "quantize/layer.h"
+#include "quantize/reductions.h"
 
 namespace whit {
 namespace {

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "quantize/reductions.h"
+
 namespace whit {
 
 void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args,
@@ -19,11 +21,7 @@ void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, co
       for (int64_t g = 0; g < groups; ++g) {
         float* first = to + g * group;
         const int64_t count = std::min(group, k - g * group);
-        float low = first[0], high = first[0];
-        for (int64_t i = 1; i < count; ++i) {
-          low = std::min(low, first[i]);
-          high = std::max(high, first[i]);
-        }
+        auto [low, high] = value_range(first, count);
         if (args.num_bits == 4) {
           if (clip != nullptr) {
             const float bound = clip->data<float>()[row * groups + g];
