@@ -20,7 +20,8 @@ using testing::ScratchDirectory;
 
 constexpr int64_t kContext = 512, kWindows = 10;
 
-// All engines are made before the first test and scored in one pass, beside one run of the original.
+// All engines are made before the first test and scored in one pass, beside one run of the original
+// model.
 class QualityTest : public ::testing::Test {
  protected:
   struct Engine {

@@ -150,10 +150,11 @@ Action add_serve(CLI::App& app) {
             "Longest context, in tokens; 0: the model's");
   add_count("--max-queue", user->max_queue, 0, 1 << 20, "Answers that may wait; others get a 429");
   add_count("--max-num-batched-tokens", user->max_step_tokens, 2, 8192, "Tokens of one step");
-  add_count("--max-prompt-chunk", user->max_prompt_chunk, 0, 8192,
-            "Prompt tokens of a step while answers are generated (or twice as many as they are; more "
-            "while requests wait for free places); small: steadier answers, large: sooner first "
-            "tokens; 0: what fits");
+  add_count(
+      "--max-prompt-chunk", user->max_prompt_chunk, 0, 8192,
+      "Prompt tokens of a step while answers are generated (or twice as many as they are; more "
+      "while requests wait for free places); small: steadier answers, large: sooner first "
+      "tokens; 0: what fits");
   add_count("--kv-cache-memory", user->cache_mebibytes, 0, int64_t{1} << 24,
             "MiB for keys and values; 0: a quarter of the longest contexts, at most 1024");
   add_kv_cache_dtype(app, user->kv_cache_dtype);

@@ -91,7 +91,8 @@ void choose_ranges(const Tensor& w, std::span<const float> cost, ThreadPool& poo
         for (int step = 0; step < steps; ++step) {
           const float share = 1.0f - kRangeStep * static_cast<float>(step);
           if (grid.int4) {
-            const Int4Params params = int4_params(range.low * share, range.high * share, grid.symmetric);
+            const Int4Params params =
+                int4_params(range.low * share, range.high * share, grid.symmetric);
             consider(params.scale, -params.zero);
           } else {
             consider(std::max(range.largest(), 1e-30f) * share / 127.0f, -127.0f);

@@ -1,5 +1,5 @@
-// Sums and ranges over rows, in lanes that a compiler makes vectors of: in their plain order neither
-// may be reassociated.
+// Sums and ranges over rows, in lanes that a compiler makes vectors of: in their plain order
+// neither may be reassociated.
 #pragma once
 
 #include <algorithm>
