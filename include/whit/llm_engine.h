@@ -5,9 +5,11 @@
 //       {.weight_dtype = "int4", .activation_dtype = "int8"});
 //   auto answer = engine.generate("The capital of France is", {.max_tokens = 16});
 //
-// An engine is used by one thread at a time.
+// Several threads may use an engine. Their requests run together (in-flight batching): a step
+// computes a token of each, and what a request answers does not depend on the others.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -37,7 +39,17 @@ class LLMEngine {
   LLMEngine(LLMEngine&&) noexcept;
   LLMEngine& operator=(LLMEngine&&) noexcept;
 
-  // Continues texts, taken as they are. One output for each prompt, in order.
+  // Starts a request and returns at once. `on_update` is called by the engine's thread after every
+  // step that has news of the request, until the one that is its last; it must return soon, must
+  // not throw and must not wait for this engine. Throws (InvalidArgument) where the request cannot
+  // be served. Requests that run when the engine is destroyed end without an update.
+  uint64_t submit(std::span<const int32_t> prompt, const SamplingParams& params,
+                  std::function<void(RequestUpdate)> on_update);
+  // Ends a request, with "cancelled", after the step that is running. One that is done or unknown
+  // is ignored.
+  void cancel(uint64_t request);
+
+  // Continues texts, taken as they are, all together. One output for each prompt, in order.
   std::vector<RequestOutput> generate(std::span<const std::string> prompts,
                                       const SamplingParams& params = {});
   RequestOutput generate(std::string_view prompt, const SamplingParams& params = {});

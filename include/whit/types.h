@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -52,6 +53,8 @@ struct BuildConfig {
                                         // "int8" or "int4"
   std::string isa;      // "portable", "avx2", "avx512", "amx"; empty: the best that the CPU has
   std::string backend;  // where the model runs: "cpu" (or empty), or "cuda", an NVIDIA GPU
+  int64_t max_batch_size = 32;  // answers generated together; others wait
+  bool prefix_caching = true;   // what prompts begin with is kept for others, in pages of 32 tokens
 };
 
 // How the next token is chosen and when to end.
@@ -73,6 +76,8 @@ struct SamplingParams {
   std::map<int32_t, float> logit_bias;      // token id → finite bias
   int logprobs = -1;  // n ≥ 0: log-probabilities of each token and of the n likeliest, n ≤ 20
   bool return_generation_logits = false;  // what each token was chosen from
+  bool return_context_logits = false;     // of every position of the prompt
+  int64_t n = 1;  // answers to each prompt; answer i is sampled with seed + i
 };
 
 // Row-major values.
@@ -103,9 +108,30 @@ struct CompletionOutput {
 struct RequestOutput {
   std::string prompt;
   std::vector<int32_t> prompt_token_ids;
-  std::vector<CompletionOutput> outputs;  // one
-  int64_t reused_tokens = 0;              // of the prompt, cached from the request before
+  std::vector<CompletionOutput> outputs;  // n
+  int64_t reused_tokens = 0;              // of the prompt, cached from requests before
   double prefill_s = 0, decode_s = 0;     // the first token belongs to the prefill
+  Array context_logits = {};              // [prompt, V], where asked for
+};
+
+// News of one answer of a request made with LLMEngine::submit.
+struct RequestUpdate {
+  int64_t index = 0;  // of the answer, among the n
+  // Since the update before. Text may lag behind the tokens, as in StreamUpdate.
+  std::string text;
+  std::vector<int32_t> token_ids;
+  std::vector<TokenLogprobs> logprobs;  // of each token, where asked for
+  Array generation_logits;              // [tokens, V], where asked for
+  Array context_logits;                 // [prompt, V], with the first update of answer 0
+  int64_t batch_size = 0;  // answers that a step computed together with this one, at most so far
+  int64_t waiting = 0;     // answers that wait for their first step
+
+  bool finished = false;                   // the answer's last update; what follows is set
+  bool last = false;                       // the request's last one
+  std::string finish_reason, stop_reason;  // as CompletionOutput's
+  std::exception_ptr error;                // what it failed with
+  int64_t reused_tokens = 0;               // as RequestOutput's
+  double queue_s = 0, prefill_s = 0, decode_s = 0;
 };
 
 // What has become certain of an answer since the last update. Text may lag behind the tokens: a
@@ -113,12 +139,15 @@ struct RequestOutput {
 struct StreamUpdate {
   std::string_view text;
   std::span<const int32_t> token_ids;
+  int64_t index = 0;  // of the answer, among the n
 };
 
-// Called by the thread that generates; an exception ends the request and comes out of generate().
+// Called by the thread that called generate(); an exception ends the request and comes out of it.
 struct StreamCallbacks {
   std::function<void(const StreamUpdate&)> on_update;
-  std::function<bool()> cancelled;  // asked before every step; true ends with "cancelled"
+  // Asked before the first step, after every update, and a few times a second; true ends the
+  // answer there, with "cancelled".
+  std::function<bool()> cancelled;
 };
 
 struct ChatMessage {

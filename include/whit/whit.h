@@ -15,7 +15,8 @@
 // when something here is removed or changes its meaning, and functions and fields are only added at
 // ends.
 //
-// Threads: an engine may be used by several threads, whose requests run one after the other.
+// Threads: an engine may be used by several threads, whose requests run together, and each answers
+// as it would alone.
 // whit_request_cancel may be called by any thread; everything else on one request by one at a time.
 
 #pragma once

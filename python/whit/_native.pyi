@@ -134,6 +134,18 @@ class BuildConfig:
     @backend.setter
     def backend(self, arg: str, /) -> None: ...
 
+    @property
+    def max_batch_size(self) -> int: ...
+
+    @max_batch_size.setter
+    def max_batch_size(self, arg: int, /) -> None: ...
+
+    @property
+    def prefix_caching(self) -> bool: ...
+
+    @prefix_caching.setter
+    def prefix_caching(self, arg: bool, /) -> None: ...
+
 class BuildReport:
     @property
     def engine_dir(self) -> pathlib.Path: ...
@@ -255,6 +267,18 @@ class SamplingParams:
     @return_generation_logits.setter
     def return_generation_logits(self, arg: bool, /) -> None: ...
 
+    @property
+    def return_context_logits(self) -> bool: ...
+
+    @return_context_logits.setter
+    def return_context_logits(self, arg: bool, /) -> None: ...
+
+    @property
+    def n(self) -> int: ...
+
+    @n.setter
+    def n(self, arg: int, /) -> None: ...
+
 class Logprob:
     @property
     def token_id(self) -> int: ...
@@ -269,12 +293,41 @@ class TokenLogprobs:
     @property
     def top(self) -> list[Logprob]: ...
 
-class CompletionOutput:
+class RequestUpdate:
+    """One answer's news since its update before."""
+
+    @property
+    def request_id(self) -> int: ...
+
+    @property
+    def index(self) -> int: ...
+
     @property
     def text(self) -> str: ...
 
     @property
     def token_ids(self) -> list[int]: ...
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]: ...
+
+    def take_generation_logits(self) -> NDArray[numpy.float32] | None:
+        """The logits [tokens, V], or None; they are handed out once."""
+
+    def take_context_logits(self) -> NDArray[numpy.float32] | None:
+        """The prompt's logits [tokens, V], or None; they are handed out once."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def waiting(self) -> int: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def last(self) -> bool: ...
 
     @property
     def finish_reason(self) -> str: ...
@@ -283,23 +336,29 @@ class CompletionOutput:
     def stop_reason(self) -> str: ...
 
     @property
-    def logprobs(self) -> list[TokenLogprobs]: ...
-
-    def take_generation_logits(self) -> NDArray[numpy.float32] | None:
-        """The logits [tokens, V], or None; they are handed out once."""
-
-class RequestOutput:
-    @property
-    def output(self) -> CompletionOutput: ...
-
-    @property
     def reused_tokens(self) -> int: ...
+
+    @property
+    def queue_s(self) -> float: ...
 
     @property
     def prefill_s(self) -> float: ...
 
     @property
     def decode_s(self) -> float: ...
+
+    def raise_error(self) -> None:
+        """Raises what the answer failed with, if it did."""
+
+class Updates:
+    """News of requests, from the engine's thread."""
+
+    def __init__(self) -> None: ...
+
+    def take(self) -> list[RequestUpdate]:
+        """Waits for news and takes them all; none: closed and empty."""
+
+    def close(self) -> None: ...
 
 class EngineInfo:
     @property
@@ -382,7 +441,9 @@ class Engine:
     @staticmethod
     def from_state_dict(tensors: Sequence[tuple[str, Annotated[NDArray, dict(order='C', device='cpu', writable=False)], str]], config_json: str, tokenizer_json: str, tokenizer_config_json: str, generation_config_json: str, mode: QuantMode, policy: QuantPolicy, config: BuildConfig, on_progress: object | None) -> Engine: ...
 
-    def generate(self, prompt: Sequence[int], params: SamplingParams, on_update: object | None) -> RequestOutput: ...
+    def submit(self, prompt: Sequence[int], params: SamplingParams, request_id: int, updates: Updates) -> int: ...
+
+    def cancel(self, request: int) -> None: ...
 
     def logits(self, prompt: Sequence[int]) -> NDArray[numpy.float32]: ...
 

@@ -1,15 +1,15 @@
-"""The thread that runs an engine's requests one after the other, and what it counts."""
+"""The requests of an engine: handed to it, told what became of them, and counted."""
 
 from __future__ import annotations
 
 import atexit
+import copy
 import itertools
-import queue
 import threading
 import time
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import _native
@@ -21,168 +21,198 @@ if TYPE_CHECKING:
 
 STATS_KEPT = 1024
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # of workers that are gone, too
 
 
 @atexit.register
 def _shut_down_all() -> None:
-    """A thread inside the engine must not outlive the interpreter."""
+    """A thread that waits for the engine must not outlive the interpreter: it could not leave the native code."""
     for worker in list(_workers):
         worker.shutdown()
+    for thread in list(_threads):
+        thread.join()
 
 
 @dataclass
-class _Task:
+class _Running:
     request: RequestOutput
     params: SamplingParams
+    start: float
+    handle: int = 0
+    """The native engine's number."""
+    logits: dict[int, list[Any]] = field(default_factory=dict)
+    """Generation logits so far, by answer."""
+    error: BaseException | None = None
 
 
 class Worker:
-    """Owns the queue of an engine; the thread is started by the first request and does not keep the engine alive."""
+    """Hands requests to the engine, which runs them together in a thread of its own.
+
+    Another thread takes the engine's news into RequestOutputs. It is started by the first request and
+    does not keep the engine alive.
+    """
 
     def __init__(self, engine: _native.Engine) -> None:
         self.engine = engine
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._updates = _native.Updates()
+        self._running: dict[int, _Running] = {}
         self._ids = itertools.count(1)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may abort while its thread submits
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._waiting: weakref.WeakSet[RequestOutput] = weakref.WeakSet()
         self._stats: deque[dict[str, Any]] = deque(maxlen=STATS_KEPT)
         self._stats_ready = threading.Condition()
         _workers.add(self)
-        weakref.finalize(self, self._tasks.put, None)  # the thread ends with its owner
+        ending = weakref.finalize(self, self._updates.close)  # the thread ends with its owner
+        ending.atexit = False  # but not before shutdown() has heard of all that it ends
 
     def submit(self, prompt: str | None, ids: list[int], params: SamplingParams) -> RequestOutput:
-        request = RequestOutput(next(self._ids), prompt, ids, params.n)
+        native = params._to_native()
+        request = RequestOutput(next(self._ids), prompt, ids, native.n)
+        running = _Running(request, copy.copy(params), time.monotonic())
         with self._lock:
             if self._closed:
                 raise RuntimeError("the engine has been shut down")
             if self._thread is None:
-                self._thread = threading.Thread(target=_run, args=(self._tasks, weakref.ref(self)), name="whit-engine",
+                self._thread = threading.Thread(target=_run, args=(self._updates, weakref.ref(self)), name="whit-updates",
                                                 daemon=True)
                 self._thread.start()
-            self._waiting.add(request)
+                _threads.add(self._thread)
+            self._running[request.request_id] = running
             request._owner = self
-            self._tasks.put(_Task(request, params))
+            try:
+                running.handle = self.engine.submit(ids, native, request.request_id, self._updates)
+            except BaseException:
+                del self._running[request.request_id]
+                request._owner = None
+                raise
         return request
+
+    def cancel(self, request: RequestOutput) -> None:
+        with self._lock:
+            running = self._running.get(request.request_id)
+            if running is not None:
+                self.engine.cancel(running.handle)
 
     def stats(self, timeout: float | None) -> list[dict[str, Any]]:
         with self._stats_ready:
-            self._stats_ready.wait_for(lambda: len(self._stats) > 0 or not self._busy(), timeout)
+            self._stats_ready.wait_for(lambda: len(self._stats) > 0 or not self._running, timeout)
             records = list(self._stats)
             self._stats.clear()
         return records
-
-    def _busy(self) -> bool:
-        return any(not request.finished for request in self._waiting)
 
     def shutdown(self) -> None:
         """Ends what runs after its step and refuses what waits; returns when the thread has ended."""
         with self._lock:
             self._closed = True
             thread, self._thread = self._thread, None
-            for request in self._waiting:
-                request.abort()
-        if thread is not None and thread is not threading.current_thread():
-            self._tasks.put(None)
-            thread.join()
-
-    def run(self, task: _Task) -> None:
-        request, params = task.request, task.params
-        if self._closed:
-            request._shut_down()
+            running = list(self._running.values())
+            for each in running:
+                self.engine.cancel(each.handle)
+        if thread is None or thread is threading.current_thread():
             return
+        for each in running:
+            with each.request._condition:
+                while not each.request._done and thread.is_alive():
+                    each.request._condition.wait(1)
+        self._updates.close()
+        thread.join()
+
+    def take(self, update: _native.RequestUpdate) -> None:
+        running = self._running.get(update.request_id)
+        if running is None:  # Ctrl-C came while it was submitted
+            return
+        request = running.request
         try:
-            if params.return_context_logits or params.prompt_logprobs is not None:
-                self._read_prompt(request, params)
-            for output in request.outputs:
-                self._answer(request, params, output)
-            request._finish()
+            request._update(lambda: self._apply(update, running))
+            if update.finished:
+                update.raise_error()
         except BaseException as error:  # whatever it is, the one who waits must hear of it
-            request._finish(error)
-        finally:
-            self._waiting.discard(request)
-            with self._stats_ready:
-                self._stats_ready.notify_all()
-
-    def _answer(self, request: RequestOutput, params: SamplingParams, output: CompletionOutput) -> None:
-        start = time.monotonic()
-        echoed_ids = [] if params.exclude_input_from_output else list(request.prompt_token_ids)
-        echoed_text = ""
-        if echoed_ids and params.detokenize:
-            echoed_text = self.engine.decode(echoed_ids, params.skip_special_tokens)
-
-        def on_update(text: str, token_ids: list[int]) -> bool:
-            def change() -> None:
-                if not output.token_ids:
-                    output.token_ids += echoed_ids
-                    output.text += echoed_text
-                output.token_ids += token_ids
-                if params.detokenize:
-                    output.text += text
-
-            request._update(change)
-            return request.aborted()
-
-        if request.aborted():
-            output.finish_reason = "cancelled"
+            running.error = running.error or error
+            self.cancel(request)
+        if not update.finished:
             return
-        native = self.engine.generate(request.prompt_token_ids, params._to_native(output.index), on_update)
-        final = native.output
-        output.token_ids = echoed_ids + final.token_ids
-        output.text = echoed_text + final.text if params.detokenize else ""
-        output.stop_reason = final.stop_reason or None
-        if params.logprobs is not None:
-            output.logprobs = [_candidates(each) for each in final.logprobs]
-            output.cumulative_logprob = sum(each.chosen.logprob for each in final.logprobs)
-        output.generation_logits = final.take_generation_logits()
-        output.finish_reason = final.finish_reason
-        self._record(request, native, len(final.token_ids), start)
-
-    def _record(self, request: RequestOutput, native: _native.RequestOutput, tokens: int, start: float) -> None:
-        prompt = len(request.prompt_token_ids)
-        record = {
-            "requestId": request.request_id,
-            "promptTokens": prompt,
-            "reusedTokens": native.reused_tokens,
-            "generatedTokens": tokens,
-            "prefillSeconds": native.prefill_s,
-            "decodeSeconds": native.decode_s,
-            "latencySeconds": time.monotonic() - start,
-            "prefillTokensPerSecond": _rate(prompt - native.reused_tokens, native.prefill_s),
-            "decodeTokensPerSecond": _rate(tokens - 1, native.decode_s),
-            "numQueuedRequests": self._tasks.qsize(),
-        }
         with self._stats_ready:
-            self._stats.append(record)
+            self._stats.append(_record(running, update))
+            if update.last:
+                with self._lock:
+                    del self._running[update.request_id]
             self._stats_ready.notify_all()
-
-    def _read_prompt(self, request: RequestOutput, params: SamplingParams) -> None:
-        logits = self.engine.logits(request.prompt_token_ids)
-        if params.return_context_logits:
-            request.context_logits = logits
-        if params.prompt_logprobs is not None:
-            logprobs = _prompt_logprobs(logits, request.prompt_token_ids, int(params.prompt_logprobs))
-            for output in request.outputs:
-                output.prompt_logprobs = logprobs
-
-
-def _run(tasks: queue.SimpleQueue[_Task | None], worker: weakref.ref[Worker]) -> None:
-    # Between tasks only a weak reference is held: an engine that nobody uses any more is freed.
-    while True:
-        task = tasks.get()
-        owner = worker()
-        if task is None:
-            break
-        if owner is None:
-            task.request._shut_down()
+        if not update.last:
+            return
+        if self._closed and running.error is None and not any(each.length for each in request.outputs):
+            request._shut_down()
         else:
-            owner.run(task)
-        del owner, task
-    while not tasks.empty():  # submitted before the end was asked for
-        rest = tasks.get()
-        if rest is not None:
-            rest.request._shut_down()
+            request._finish(running.error)
+
+    def _apply(self, update: _native.RequestUpdate, running: _Running) -> None:
+        request, params, output = running.request, running.params, running.request.outputs[update.index]
+        context_logits = update.take_context_logits()
+        if context_logits is not None:
+            _show_prompt(request, params, context_logits)
+        if update.token_ids and not output.token_ids and not params.exclude_input_from_output:
+            output.token_ids += request.prompt_token_ids
+            if params.detokenize:
+                output.text += self.engine.decode(request.prompt_token_ids, params.skip_special_tokens)
+        output.token_ids += update.token_ids
+        if params.detokenize:
+            output.text += update.text
+        if params.logprobs is not None:
+            output.logprobs += [_candidates(each) for each in update.logprobs]
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + sum(each.chosen.logprob for each in update.logprobs)
+        logits = update.take_generation_logits()
+        if logits is not None:
+            running.logits.setdefault(update.index, []).append(logits)
+        if update.finished:
+            _end(output, update, running.logits.pop(update.index, None))
+
+
+def _end(output: CompletionOutput, update: _native.RequestUpdate, logits: list[Any] | None) -> None:
+    if logits is not None:
+        import numpy as np
+
+        output.generation_logits = np.concatenate(logits)
+    output.stop_reason = update.stop_reason or None
+    output.finish_reason = update.finish_reason
+
+
+def _record(running: _Running, update: _native.RequestUpdate) -> dict[str, Any]:
+    prompt = len(running.request.prompt_token_ids)
+    tokens = running.request.outputs[update.index].length - (0 if running.params.exclude_input_from_output else prompt)
+    return {
+        "requestId": running.request.request_id,
+        "promptTokens": prompt,
+        "reusedTokens": update.reused_tokens,
+        "generatedTokens": max(0, tokens),
+        "batchSize": update.batch_size,
+        "queueSeconds": update.queue_s,
+        "prefillSeconds": update.prefill_s,
+        "decodeSeconds": update.decode_s,
+        "latencySeconds": time.monotonic() - running.start,
+        "prefillTokensPerSecond": _rate(prompt - update.reused_tokens, update.prefill_s),
+        "decodeTokensPerSecond": _rate(tokens - 1, update.decode_s),
+        "numQueuedRequests": update.waiting,
+    }
+
+
+def _run(updates: _native.Updates, worker: weakref.ref[Worker]) -> None:
+    # While nothing happens only a weak reference is held: an engine that nobody uses any more is freed.
+    while news := updates.take():
+        owner = worker()
+        if owner is None:
+            break
+        for update in news:
+            owner.take(update)
+        del owner, update, news
+
+
+def _show_prompt(request: RequestOutput, params: SamplingParams, logits: numpy.ndarray[Any, Any]) -> None:
+    if params.return_context_logits:
+        request.context_logits = logits
+    if params.prompt_logprobs is not None:
+        logprobs = _prompt_logprobs(logits, request.prompt_token_ids, int(params.prompt_logprobs))
+        for output in request.outputs:
+            output.prompt_logprobs = logprobs
 
 
 def _rate(tokens: int, seconds: float) -> float:

@@ -33,6 +33,7 @@ class BuildConfig:
     """The longest context, prompt and answer, in tokens; None: the model's."""
     opt_batch_size: int | None = None
     max_batch_size: int | None = None
+    """Answers that are generated together, at most 1024; others wait. None: 32."""
     max_beam_width: int = 1
     max_num_tokens: int | None = None
 
@@ -70,11 +71,13 @@ class BuildConfig:
 class KvCacheConfig:
     """The cache of keys and values; TensorRT-LLM's names and defaults.
 
-    The cache grows with the longest request and keeps the last one's beginning for the next
-    (block reuse), so most of these have nothing to do and are refused where they ask for more.
+    The cache is made by the first request, in pages of 32 tokens: for a quarter of
+    max_batch_size longest contexts, at most 1 GiB, but one such context at least. What it has no room
+    for waits, so most of these have nothing to do and are refused where they ask for more.
     """
 
     enable_block_reuse: bool = True
+    """Pages of prompts are kept and used for prompts that begin the same."""
     max_tokens: int | None = None
     """The longest context in tokens; the smaller one of this and max_seq_len counts."""
     max_attention_window: list[int] | None = None
@@ -87,14 +90,15 @@ class KvCacheConfig:
     dtype: str = "auto"
     """Of keys and values: "auto" (the model's), "f32", "f16", "int8" or "int4"."""
     tokens_per_block: int = 32
-    """Accepted and not needed: a sequence is contiguous."""
+    """Accepted and not needed: pages have 32 tokens."""
 
     def __post_init__(self) -> None:
         _checks.only_default(
             "KvCacheConfig", vars(self),
-            {"enable_block_reuse": True, "max_attention_window": None, "sink_token_length": None, "host_cache_size": None,
+            {"max_attention_window": None, "sink_token_length": None, "host_cache_size": None,
              "enable_partial_reuse": True, "copy_on_partial_reuse": True},
-            "the cache is contiguous and reuses the last prompt")
+            "the cache holds whole contexts in pages of one size")
+        _checks.flag("enable_block_reuse", self.enable_block_reuse)
         _kv_cache_dtype("dtype", self.dtype)
         if self.max_tokens is not None:
             _checks.integer("max_tokens", self.max_tokens, 1)
@@ -121,4 +125,6 @@ def native_config(build: BuildConfig, *, calib: Any, calib_samples: Any, calib_l
     native.isa = build.isa
     native.backend = build.backend
     native.kv_cache_dtype = build.kv_cache_dtype
+    if build.max_batch_size is not None:
+        native.max_batch_size = _checks.integer("max_batch_size", build.max_batch_size, 1, 1024)
     return native

@@ -33,8 +33,9 @@ Messages = Sequence[Mapping[str, str]]
 class LLMEngine:
     """A model that answers.
 
-    Made by from_pretrained or from_state_dict. May be used by several threads; requests run one
-    after the other. A context manager: leaving it ends what runs and frees the model.
+    Made by from_pretrained or from_state_dict. May be used by several threads and asyncio tasks;
+    their requests run together (in-flight batching), and each answers as it would alone. A context
+    manager: leaving it ends what runs and frees the model.
     """
 
     def __init__(self, native: _native.Engine, keep: object = None) -> None:
@@ -174,14 +175,14 @@ class LLMEngine:
 
     def generate_async(self, inputs: Prompt, sampling_params: SamplingParams | None = None,
                        streaming: bool = False) -> RequestOutput:
-        """Starts one request and returns at once.
+        """Starts one request and returns at once; it runs together with those that are running.
 
         ``await`` the result, or iterate over it (``async for``, ``for``) for every new token;
-        ``streaming`` is accepted for TensorRT-LLM's sake and changes nothing.
+        ``streaming`` is accepted for TensorRT-LLM's sake and changes nothing. A request that cannot
+        be served raises here.
         """
         _checks.flag("streaming", streaming)
         params = _params_of(sampling_params, 1)[0]
-        params._to_native(0)  # refuses now what would fail later
         engine = self._native_engine
         if isinstance(inputs, str):
             ids = engine.encode(_checks.text("inputs", inputs), params.add_special_tokens)
@@ -271,8 +272,10 @@ class LLMEngine:
         """A record for each answer since the last call, oldest first (the last 1024 are kept).
 
         Waits up to ``timeout`` seconds for one while requests are running. Keys: requestId,
-        promptTokens, reusedTokens, generatedTokens, prefillSeconds, decodeSeconds, latencySeconds,
-        prefillTokensPerSecond, decodeTokensPerSecond, numQueuedRequests.
+        promptTokens, reusedTokens, generatedTokens, batchSize (answers that one of its steps
+        computed together, at most), queueSeconds, prefillSeconds, decodeSeconds, latencySeconds (of
+        all three and the way to Python), prefillTokensPerSecond, decodeTokensPerSecond,
+        numQueuedRequests (answers that waited when this one ended).
         """
         if timeout is not None and not _checks.real("timeout", timeout) >= 0:
             raise ValueError(f"timeout is {timeout}, expected seconds ≥ 0")

@@ -33,8 +33,9 @@ class LLM(LLMEngine):
     kv_cache_config  its max_tokens limits the context
     build_config     where the engine is kept, threads, instruction set
     max_seq_len      the longest context in tokens; None: the model's
-    max_batch_size, max_num_tokens
-                     accepted: requests run one after the other
+    max_batch_size   at most so many answers run together; more than build_config.max_batch_size
+                     (32 where it is None) only where that says so too
+    max_num_tokens   accepted and not needed: prompts are read in parts
     progress         True draws a bar, False nothing; or progress(title, done, total, detail, ended)
 
     Raises what LLMEngine.from_pretrained raises; TypeError for an unknown name, UnsupportedError
@@ -64,7 +65,6 @@ class LLM(LLMEngine):
             raise UnsupportedError(f"tokenizer={os.fspath(tokenizer)!r} is not supported: the model's own tokenizer is used")
         if dtype not in ("auto", "float32"):
             raise UnsupportedError(f"dtype={dtype!r} is not supported: products are computed in float32; leave it at 'auto'")
-        _checks.integer("max_batch_size", max_batch_size, 1)
         _checks.integer("max_num_tokens", max_num_tokens, 1)
         quant = _instance("quant_config", quant_config, QuantConfig)
         calib = _instance("calib_config", calib_config, CalibConfig)
@@ -76,6 +76,8 @@ class LLM(LLMEngine):
         limits = [_checks.integer("max_seq_len", each, 1) for each in (max_seq_len, build.max_seq_len, cache.max_tokens)
                   if each is not None]
         native.max_model_len = min(limits, default=0)
+        native.max_batch_size = min(native.max_batch_size, _checks.integer("max_batch_size", max_batch_size, 1))
+        native.prefix_caching = cache.enable_block_reuse
         if cache.dtype != "auto":
             native.kv_cache_dtype = cache.dtype
         super().__init__(_native.Engine.from_pretrained(path, quant.quant_mode, policy_of(quant.policy), native,

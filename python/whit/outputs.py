@@ -13,6 +13,8 @@ from .errors import RequestCancelled
 if TYPE_CHECKING:
     import numpy
 
+    from ._worker import Worker
+
 
 @dataclass(frozen=True)
 class Logprob:
@@ -80,7 +82,7 @@ class RequestOutput:
 
     From generate() it is finished. From generate_async() it is running: ``await`` it (or call
     ``result``) for the finished request, or iterate over it (``async for`` or ``for``) to get it
-    again after each new token, with ``text_diff`` and ``token_ids_diff`` of its outputs.
+    again whenever there are new tokens, with ``text_diff`` and ``token_ids_diff`` of its outputs.
     """
 
     def __init__(self, request_id: int, prompt: str | None, prompt_token_ids: list[int], n: int) -> None:
@@ -97,7 +99,7 @@ class RequestOutput:
         self._done = False
         self._aborted = False
         self._listeners: list[Callable[[], None]] = []
-        self._owner: object = None  # keeps the engine alive until the request is done
+        self._owner: Worker | None = None  # keeps the engine alive until the request is done
 
     @property
     def finished(self) -> bool:
@@ -107,6 +109,9 @@ class RequestOutput:
     def abort(self) -> None:
         """Ends the request after the step that is running; what there is stays, "cancelled"."""
         self._aborted = True
+        owner = self._owner
+        if owner is not None:
+            owner.cancel(self)
 
     def aborted(self) -> bool:
         """Whether abort() was called."""
@@ -178,7 +183,7 @@ class RequestOutput:
                 self._listeners.remove(listener)
         return self._version
 
-    # Called by the engine's thread.
+    # Called by the worker's thread.
     def _update(self, change: Callable[[], None]) -> None:
         with self._condition:
             change()

@@ -76,9 +76,9 @@ class SamplingParams:
     logprobs: int | None = None
     """Log-probabilities of each chosen token and of the so many likeliest, 0 … 20."""
     prompt_logprobs: int | None = None
-    """The same of the prompt's tokens; costs one more pass over the prompt."""
+    """The same of the prompt's tokens; a cached beginning of the prompt is not used then."""
     return_context_logits: bool = False
-    """RequestOutput.context_logits: float32 [prompt tokens, V]; costs one more pass over the prompt."""
+    """RequestOutput.context_logits: float32 [prompt tokens, V]; a cached beginning of the prompt is not used then."""
     return_generation_logits: bool = False
     """CompletionOutput.generation_logits: float32 [tokens, V], what each token was chosen from."""
     exclude_input_from_output: bool = True
@@ -144,8 +144,7 @@ class SamplingParams:
         return {_checks.integer("a token id of logit_bias", key, 0, 2**31 - 1): _checks.real(f"logit_bias[{key}]", value)
                 for key, value in self.logit_bias.items()}
 
-    def _to_native(self, answer: int) -> _native.SamplingParams:
-        """For the answer of this index among n."""
+    def _to_native(self) -> _native.SamplingParams:
         self.__post_init__()  # fields may have been set since
         native = _native.SamplingParams()
         native.max_tokens = int(self.max_tokens)
@@ -156,7 +155,7 @@ class SamplingParams:
         native.repetition_penalty = 1.0 if self.repetition_penalty is None else float(self.repetition_penalty)
         native.presence_penalty = float(self.presence_penalty or 0.0)
         native.frequency_penalty = float(self.frequency_penalty or 0.0)
-        native.seed = None if self.seed is None else (int(self.seed) + answer) % 2**64
+        native.seed = None if self.seed is None else int(self.seed)
         native.stop = self._stop_texts()
         native.ignore_eos = self.ignore_eos
         ends = [] if self.stop_token_ids is None else _checks.token_ids("stop_token_ids", self.stop_token_ids)
@@ -168,4 +167,6 @@ class SamplingParams:
         native.logit_bias = self._logit_bias()
         native.logprobs = -1 if self.logprobs is None else int(self.logprobs)
         native.return_generation_logits = self.return_generation_logits
+        native.return_context_logits = self.return_context_logits or self.prompt_logprobs is not None
+        native.n = int(self.n)
         return native

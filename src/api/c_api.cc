@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <mutex>
 #include <new>
 
 #include "api/policy.h"
@@ -12,7 +11,6 @@
 
 struct whit_engine {
   whit::LLMEngine engine;
-  std::mutex mutex;
 };
 
 struct whit_request {
@@ -183,12 +181,11 @@ whit_status whit_engine_create(const char* model, const whit_engine_options* opt
     config.max_model_len = c.max_model_len;
     config.isa = text_or(c.isa, "");
     config.backend = text_or(c.backend, "");
-    *engine = new whit_engine{.engine = whit::LLMEngine::from_pretrained(
-                                  model, mode_of(text_or(c.mode, "none")),
-                                  {.weight_dtype = text_or(c.weight_dtype, ""),
-                                   .activation_dtype = text_or(c.activation_dtype, "")},
-                                  config),
-                              .mutex = {}};
+    *engine = new whit_engine{
+        whit::LLMEngine::from_pretrained(model, mode_of(text_or(c.mode, "none")),
+                                         {.weight_dtype = text_or(c.weight_dtype, ""),
+                                          .activation_dtype = text_or(c.activation_dtype, "")},
+                                         config)};
   });
 }
 
@@ -233,7 +230,6 @@ whit_status whit_request_run(whit_request* request, whit_stream_callback callbac
           request->cancelled = true;
       };
     callbacks.cancelled = [&] { return request->cancelled.load(); };
-    const std::lock_guard lock(request->engine->mutex);
     request->output = std::move(
         request->engine->engine.generate(request->prompt, request->params, callbacks).outputs[0]);
   });

@@ -82,6 +82,27 @@ TEST_F(CApiTest, another_thread_cancels_a_request) {
   EXPECT_STREQ(whit_request_finish_reason(request_), "cancelled");
 }
 
+TEST_F(CApiTest, threads_that_run_requests_together_get_the_answers_of_each_alone) {
+  params_.max_tokens = 40;
+  std::vector<std::string> alone, together(4);
+  std::vector<whit_request*> requests(4, nullptr);
+  for (whit_request*& request : requests) {
+    const std::string prompt(1 + alone.size() * 5, 'a');
+    ASSERT_EQ(whit_request_create(engine_, prompt.c_str(), &params_, &request), WHIT_OK);
+    ASSERT_EQ(whit_request_run(request, nullptr, nullptr), WHIT_OK);
+    alone.emplace_back(whit_request_text(request));
+  }
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < 4; ++i)
+    threads.emplace_back([&, i] {
+      EXPECT_EQ(whit_request_run(requests[i], nullptr, nullptr), WHIT_OK);
+      together[i] = whit_request_text(requests[i]);
+      whit_request_free(requests[i]);
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(together, alone);
+}
+
 TEST_F(CApiTest, a_chat_message_goes_through_the_template) {
   ASSERT_EQ(whit_request_create_chat(engine_, "Hello", &params_, &request_), WHIT_OK);
   ASSERT_EQ(whit_request_run(request_, nullptr, nullptr), WHIT_OK);

@@ -160,23 +160,25 @@ Array LLMEngine::logits(std::span<const int32_t> prompt) {
   check_prompt(prompt, executor);
   const auto count = static_cast<int64_t>(prompt.size());
   const int64_t vocabulary = executor.config().vocab_size;
-  KvCache cache = executor.make_cache(1, count, state_->loaded.model.default_kv_dtype());
   Array result{.shape = {count, vocabulary}, .values = std::vector<float>(count * vocabulary)};
-  for (int64_t begin = 0; begin < count;) {
-    check_interrupt();
-    const int64_t starts[] = {begin},
-                  counts[] = {std::min(count - begin, executor.options().max_tokens)};
-    const ContiguousBatch batch(starts, counts, cache.page_tokens());
-    executor.step(prompt.subspan(begin, counts[0]), batch.view(), cache);
-    for (int64_t row = 0; row < counts[0]; row += State::kLogitRows) {
-      std::vector<int32_t> rows;
-      for (int64_t i = row; i < std::min(counts[0], row + State::kLogitRows); ++i)
-        rows.push_back(static_cast<int32_t>(i));
-      std::memcpy(result.values.data() + (begin + row) * vocabulary, executor.logits(rows),
-                  rows.size() * vocabulary * sizeof(float));
+  state_->requests.exclusively([&] {
+    KvCache cache = executor.make_cache(1, count, state_->loaded.model.default_kv_dtype());
+    for (int64_t begin = 0; begin < count;) {
+      check_interrupt();
+      const int64_t starts[] = {begin},
+                    counts[] = {std::min(count - begin, executor.options().max_tokens)};
+      const ContiguousBatch batch(starts, counts, cache.page_tokens());
+      executor.step(prompt.subspan(begin, counts[0]), batch.view(), cache);
+      for (int64_t row = 0; row < counts[0]; row += State::kLogitRows) {
+        std::vector<int32_t> rows;
+        for (int64_t i = row; i < std::min(counts[0], row + State::kLogitRows); ++i)
+          rows.push_back(static_cast<int32_t>(i));
+        std::memcpy(result.values.data() + (begin + row) * vocabulary, executor.logits(rows),
+                    rows.size() * vocabulary * sizeof(float));
+      }
+      begin += counts[0];
     }
-    begin += counts[0];
-  }
+  });
   return result;
 }
 
@@ -193,9 +195,13 @@ std::map<std::string, Array> LLMEngine::taps(std::span<const int32_t> prompt,
     if (std::find(known.begin(), known.end(), name) == known.end())
       throw Error(ErrorKind::kInvalidArgument, "{} is no tap of this model; tap_names() lists them",
                   name);
-  return TapRun(model, prompt, {names.begin(), names.end()}, state_->loaded.executor->options().isa,
-                state_->pool)
-      .run();
+  std::map<std::string, Array> found;
+  state_->requests.exclusively([&] {
+    found = TapRun(model, prompt, {names.begin(), names.end()},
+                   state_->loaded.executor->options().isa, state_->pool)
+                .run();
+  });
+  return found;
 }
 
 std::vector<std::string> LLMEngine::weight_names() const {

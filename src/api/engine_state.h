@@ -2,7 +2,7 @@
 #pragma once
 
 #include "api/loaded_model.h"
-#include "runtime/generator.h"
+#include "api/requests.h"
 #include "whit/llm_engine.h"
 
 namespace whit {
@@ -14,13 +14,10 @@ struct LLMEngine::State {
 
   State(const BuildConfig& config, std::filesystem::path path_to_run, Model model, cpu::Isa isa);
 
-  RequestOutput answer(std::string prompt, std::vector<int32_t> ids, const SamplingParams& params,
-                       const StreamCallbacks& callbacks);
-
   std::filesystem::path path;
   ThreadPool pool;
   LoadedModel loaded;
-  Generator generator;
+  Requests requests;
 };
 
 }  // namespace whit

@@ -1,8 +1,6 @@
 // The public headers' implementation: settings in, engine ready, requests answered.
 #include "whit/llm_engine.h"
 
-#include <random>
-
 #include "api/build.h"
 #include "api/engine_state.h"
 #include "api/policy.h"
@@ -36,6 +34,9 @@ void check_threads(const BuildConfig& config) {
   if (config.max_model_len < 0)
     throw Error(ErrorKind::kInvalidArgument,
                 "BuildConfig::max_model_len is {}; 0 means the model's", config.max_model_len);
+  if (config.max_batch_size < 1 || config.max_batch_size > 1024)
+    throw Error(ErrorKind::kInvalidArgument, "BuildConfig::max_batch_size is {}, expected 1 … 1024",
+                config.max_batch_size);
   parse_backend(config.backend);
 }
 
@@ -56,29 +57,6 @@ BuildReport build_or_reuse(const Model& model, const BuildPlan& wanted, cpu::Isa
   report.bits_per_weight = summary.bits_per_weight;
   report.warnings = std::move(summary.warnings);
   return report;
-}
-
-GenerationOptions generation_options(const SamplingParams& params) {
-  GenerationOptions options;
-  options.sampling.temperature = static_cast<float>(params.temperature);
-  options.sampling.top_k = params.top_k;
-  options.sampling.top_p = static_cast<float>(params.top_p);
-  options.sampling.min_p = static_cast<float>(params.min_p);
-  options.sampling.repetition_penalty = static_cast<float>(params.repetition_penalty);
-  options.sampling.presence_penalty = static_cast<float>(params.presence_penalty);
-  options.sampling.frequency_penalty = static_cast<float>(params.frequency_penalty);
-  options.sampling.seed = params.seed
-                              ? *params.seed
-                              : (uint64_t{std::random_device()()} << 32 | std::random_device()());
-  options.sampling.logit_bias = params.logit_bias;
-  options.sampling.logprobs = params.logprobs;
-  options.max_tokens = params.max_tokens;
-  options.stop = params.stop;
-  options.stop_text = params.include_stop_str_in_output ? StopText::kKeep : StopText::kRemove;
-  options.stop_token_ids = params.stop_token_ids;
-  options.ignore_eos = params.ignore_eos;
-  options.skip_special_tokens = params.skip_special_tokens;
-  return options;
 }
 
 PretrainedConfig public_config(const ModelConfig& config) {
@@ -121,61 +99,13 @@ LLMEngine::State::State(const BuildConfig& config, fs::path path_to_run, Model m
     : path(std::move(path_to_run)),
       pool(config.threads),
       loaded(std::chrono::steady_clock::now(), std::move(model),
-             {.max_context = config.max_model_len,
-              .max_logit_rows = kLogitRows,
+             {.max_tokens = std::max(ExecutorOptions().max_tokens, config.max_batch_size + 1),
+              .max_context = config.max_model_len,
+              .max_logit_rows = std::max(kLogitRows, config.max_batch_size),
               .isa = isa,
               .backend = parse_backend(config.backend)},
              pool),
-      generator(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
-                loaded.model.kv_format(config.kv_cache_dtype)) {}
-
-RequestOutput LLMEngine::State::answer(std::string prompt, std::vector<int32_t> ids,
-                                       const SamplingParams& params,
-                                       const StreamCallbacks& callbacks) {
-  CompletionOutput output;
-  std::vector<int32_t> pending;  // tokens since the last update
-  std::string text;
-  const auto update = [&] {
-    if (callbacks.on_update && !(pending.empty() && text.empty()))
-      callbacks.on_update({.text = text, .token_ids = pending});
-    pending.clear();
-    text.clear();
-  };
-  GenerationCallbacks hooks;
-  hooks.on_token = [&](const SampledToken& sampled) {
-    update();  // the text of the token before is complete
-    pending.push_back(sampled.token);
-    if (params.logprobs < 0) return;
-    TokenLogprobs logprobs{.chosen = {sampled.token, sampled.logprob}};
-    for (const TokenLogprob& each : sampled.top) logprobs.top.push_back({each.token, each.logprob});
-    output.logprobs.push_back(std::move(logprobs));
-  };
-  hooks.on_text = [&](std::string_view piece) { text += piece; };
-  hooks.cancelled = [&] {
-    update();
-    return callbacks.cancelled && callbacks.cancelled();
-  };
-  if (params.return_generation_logits)
-    hooks.on_logits = [&](std::span<const float> logits) {
-      auto& values = output.generation_logits.values;
-      values.insert(values.end(), logits.begin(), logits.end());
-    };
-  Generation result = generator.generate(ids, generation_options(params), hooks);
-  update();
-  output.text = std::move(result.text);
-  output.token_ids = std::move(result.token_ids);
-  output.finish_reason = std::string(name(result.finish_reason));
-  output.stop_reason = std::move(result.stop_text);
-  if (params.return_generation_logits)
-    output.generation_logits.shape = {static_cast<int64_t>(output.token_ids.size()),
-                                      loaded.model.config().vocab_size};
-  RequestOutput request{.prompt = std::move(prompt), .prompt_token_ids = std::move(ids)};
-  request.outputs.push_back(std::move(output));
-  request.reused_tokens = result.reused_tokens;
-  request.prefill_s = result.prefill_s;
-  request.decode_s = result.decode_s;
-  return request;
-}
+      requests(loaded, config) {}
 
 LLMEngine::LLMEngine(std::unique_ptr<State> state) : state_(std::move(state)) {}
 LLMEngine::~LLMEngine() = default;
@@ -215,26 +145,37 @@ LLMEngine LLMEngine::from_state_dict(const StateDict& model, QuantMode mode,
                     policy, config);
 }
 
+uint64_t LLMEngine::submit(std::span<const int32_t> prompt, const SamplingParams& params,
+                           std::function<void(RequestUpdate)> on_update) {
+  return state_->requests.submit({prompt.begin(), prompt.end()}, params, std::move(on_update));
+}
+
+void LLMEngine::cancel(uint64_t request) { state_->requests.cancel(request); }
+
 std::vector<RequestOutput> LLMEngine::generate(std::span<const std::string> prompts,
                                                const SamplingParams& params) {
-  std::vector<RequestOutput> outputs;
-  for (const std::string& prompt : prompts) outputs.push_back(generate(prompt, params));
+  std::vector<std::vector<int32_t>> ids;
+  for (const std::string& prompt : prompts) ids.push_back(encode(prompt));
+  std::vector<RequestOutput> outputs = state_->requests.answer(std::move(ids), params, {});
+  for (size_t i = 0; i < prompts.size(); ++i) outputs[i].prompt = prompts[i];
   return outputs;
 }
 
 RequestOutput LLMEngine::generate(std::string_view prompt, const SamplingParams& params) {
-  return state_->answer(std::string(prompt), encode(prompt), params, {});
+  const std::string text(prompt);
+  return std::move(generate(std::span(&text, 1), params)[0]);
 }
 
 RequestOutput LLMEngine::generate(std::span<const int32_t> prompt, const SamplingParams& params,
                                   const StreamCallbacks& callbacks) {
-  return state_->answer("", {prompt.begin(), prompt.end()}, params, callbacks);
+  return std::move(state_->requests.answer({{prompt.begin(), prompt.end()}}, params, callbacks)[0]);
 }
 
 RequestOutput LLMEngine::chat(std::span<const ChatMessage> messages, const SamplingParams& params) {
-  std::vector<int32_t> ids = chat_prompt(messages);
-  std::string prompt = decode(ids, /*skip_special_tokens=*/false);
-  return state_->answer(std::move(prompt), std::move(ids), params, {});
+  const std::vector<int32_t> ids = chat_prompt(messages);
+  RequestOutput output = generate(ids, params, {});
+  output.prompt = decode(ids, /*skip_special_tokens=*/false);
+  return output;
 }
 
 std::vector<int32_t> LLMEngine::encode(std::string_view text, bool add_special_tokens) const {

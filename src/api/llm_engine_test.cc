@@ -3,6 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <condition_variable>
+#include <future>
+#include <mutex>
+#include <thread>
+
 #include "base/error.h"
 #include "text_model.h"
 #include "whit/quantize.h"
@@ -123,6 +129,116 @@ TEST_F(LLMEngineTest, sampling_parameters_are_checked_request_by_request) {
   const SamplingParams seeded{.max_tokens = 8, .seed = 3, .ignore_eos = true};
   EXPECT_EQ(engine.generate("x", seeded).outputs[0].token_ids,
             engine.generate("x", seeded).outputs[0].token_ids);
+}
+
+// All updates of a request put together.
+struct Received {
+  std::mutex mutex;
+  std::condition_variable changed;
+  CompletionOutput output;
+  int64_t updates = 0, batch_size = 0;
+  bool done = false;
+
+  void take(const RequestUpdate& update) {
+    const std::lock_guard lock(mutex);
+    ++updates;
+    output.text += update.text;
+    output.token_ids.insert(output.token_ids.end(), update.token_ids.begin(),
+                            update.token_ids.end());
+    output.finish_reason = update.finish_reason;
+    batch_size = update.batch_size;
+    done = update.last;
+    changed.notify_all();
+  }
+  bool wait(int64_t for_updates = 1 << 30) {
+    std::unique_lock lock(mutex);
+    return changed.wait_for(lock, std::chrono::seconds(60),
+                            [&] { return done || updates >= for_updates; });
+  }
+};
+
+TEST_F(LLMEngineTest, requests_submitted_together_share_steps_and_answer_as_alone) {
+  LLMEngine engine = LLMEngine::from_pretrained(files_.path(), QuantMode::NONE, {}, config());
+  const SamplingParams params{.max_tokens = 30, .temperature = 0, .ignore_eos = true};
+  const std::vector<std::string> prompts = {"Once upon", "a time there was a harbour", "x"};
+  std::vector<RequestOutput> alone;
+  for (const std::string& prompt : prompts) alone.push_back(engine.generate(prompt, params));
+  const std::vector<RequestOutput> listed = engine.generate(prompts, params);
+
+  std::vector<Received> received(prompts.size());
+  std::promise<void> all_submitted;
+  std::shared_future<void> gate = all_submitted.get_future().share();
+  for (size_t i = 0; i < prompts.size(); ++i)
+    engine.submit(engine.encode(prompts[i]), params, [&, i, gate](const RequestUpdate& update) {
+      gate.wait();  // the first step ends when all are there
+      received[i].take(update);
+    });
+  all_submitted.set_value();
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    ASSERT_TRUE(received[i].wait());
+    EXPECT_EQ(received[i].output.token_ids, alone[i].outputs[0].token_ids);
+    EXPECT_EQ(received[i].output.text, alone[i].outputs[0].text);
+    EXPECT_EQ(received[i].batch_size, 3);
+    EXPECT_EQ(listed[i].outputs[0].token_ids, alone[i].outputs[0].token_ids);
+  }
+}
+
+TEST_F(LLMEngineTest, a_cancelled_request_ends_and_the_others_do_not) {
+  LLMEngine engine = LLMEngine::from_pretrained(files_.path(), QuantMode::NONE, {}, config());
+  const SamplingParams params{.max_tokens = 100, .temperature = 0, .ignore_eos = true};
+  const RequestOutput expected = engine.generate("Once upon", params);
+  Received kept, cancelled;
+  engine.submit(engine.encode("Once upon"), params, [&](const auto& each) { kept.take(each); });
+  std::atomic<uint64_t> id{0};
+  id = engine.submit(engine.encode("Once upon"), params, [&](const RequestUpdate& update) {
+    cancelled.take(update);
+    while (id == 0) std::this_thread::yield();
+    engine.cancel(id);
+  });
+  ASSERT_TRUE(kept.wait());
+  ASSERT_TRUE(cancelled.wait());
+  EXPECT_EQ(cancelled.output.finish_reason, "cancelled");
+  EXPECT_EQ(cancelled.output.token_ids.size(), 1u);
+  EXPECT_EQ(kept.output.token_ids, expected.outputs[0].token_ids);
+  engine.cancel(id);
+  engine.cancel(12345);
+}
+
+TEST_F(LLMEngineTest, n_answers_are_seeded_one_after_the_other) {
+  LLMEngine engine = LLMEngine::from_pretrained(files_.path(), QuantMode::NONE, {}, config());
+  SamplingParams params{.max_tokens = 8, .seed = 5, .ignore_eos = true, .n = 3};
+  const RequestOutput together = engine.generate("x", params);
+  ASSERT_EQ(together.outputs.size(), 3u);
+  params.n = 1;
+  for (const CompletionOutput& output : together.outputs) {
+    EXPECT_EQ(engine.generate("x", params).outputs[0].token_ids, output.token_ids);
+    ++*params.seed;
+  }
+  params.n = 0;
+  EXPECT_THAT(message_of([&] { engine.generate("x", params); }), HasSubstr("n is 0"));
+}
+
+// While requests run, and though the rows of a step and of logits() differ.
+TEST_F(LLMEngineTest, logits_are_the_same_beside_requests_and_of_a_request) {
+  LLMEngine engine = LLMEngine::from_pretrained(files_.path(), QuantMode::NONE, {}, config());
+  const std::vector<int32_t> ids = engine.encode("Once upon a time");
+  const Array expected = engine.logits(ids);
+  Received beside;
+  engine.submit(ids, {.max_tokens = 100, .temperature = 0, .ignore_eos = true},
+                [&](const RequestUpdate& update) { beside.take(update); });
+  ASSERT_TRUE(beside.wait(2));
+  EXPECT_EQ(engine.logits(ids).values, expected.values);
+  const std::vector<std::string> taps = {"model.norm.output"};
+  EXPECT_EQ(engine.taps(ids, taps).size(), 1u);
+  const RequestOutput output = engine.generate(ids,
+                                               {.max_tokens = 3,
+                                                .temperature = 0,
+                                                .return_generation_logits = true,
+                                                .return_context_logits = true},
+                                               {});
+  EXPECT_EQ(output.context_logits.shape, expected.shape);
+  EXPECT_EQ(output.context_logits.values, expected.values);
+  ASSERT_TRUE(beside.wait());
 }
 
 TEST_F(LLMEngineTest, the_public_config_is_read_from_config_json) {

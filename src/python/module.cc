@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "python/arrays.h"
 #include "python/job.h"
+#include "python/updates.h"
 #include "whit/llm_engine.h"
 #include "whit/quantize.h"
 
@@ -63,7 +64,7 @@ void translate(const std::exception_ptr& exception, void*) {
   }
 }
 
-// An engine is used by one thread at a time: calls wait for each other.
+// Requests run together; every other call that takes long waits for the one before it.
 class Engine {
  public:
   explicit Engine(LLMEngine engine) : engine_(std::move(engine)) {}
@@ -72,17 +73,28 @@ class Engine {
   template <typename Work>
   auto run(nb::object on_progress, Work work) {
     const Job job(std::move(on_progress));
-    if (user_.load() == std::this_thread::get_id())
-      throw Error(ErrorKind::kInvalidArgument,
-                  "an engine cannot be called from the callback of its own request");
+    check_user();
     const std::lock_guard lock(mutex_);
     const User user(user_);
     return work(engine_);
   }
+  // For requests.
+  LLMEngine& shared() {
+    check_user();
+    return engine_;
+  }
+  void cancel(uint64_t request) { engine_.cancel(request); }
   // What does not change needs no lock.
   const LLMEngine& constant() const { return engine_; }
 
  private:
+  // A signal's handler, which Python may run while a call is at work, would wait for that call.
+  void check_user() const {
+    if (user_.load() == std::this_thread::get_id())
+      throw Error(ErrorKind::kInvalidArgument,
+                  "an engine cannot be called while it is at work for the same thread");
+  }
+
   struct User {
     explicit User(std::atomic<std::thread::id>& id) : id_(id) { id_ = std::this_thread::get_id(); }
     ~User() { id_ = std::thread::id(); }
@@ -128,26 +140,25 @@ Engine* from_state_dict(const std::vector<NamedTensor>& tensors, const std::stri
   return new Engine(LLMEngine::from_state_dict(model, mode, policy, config));
 }
 
-// on_update(text: bytes, token_ids) after every step, returning whether to end the request.
-RequestOutput generate(Engine& engine, const Ids& prompt, const SamplingParams& params,
-                       const nb::object& on_update) {
-  std::atomic<bool> cancelled{false};
-  StreamCallbacks callbacks;
-  if (!on_update.is_none())
-    callbacks.on_update = [&](const StreamUpdate& update) {
-      const nb::gil_scoped_acquire lock;
-      const Ids ids(update.token_ids.begin(), update.token_ids.end());
-      if (nb::cast<bool>(on_update(nb::str(update.text.data(), update.text.size()), ids)))
-        cancelled = true;
-    };
-  callbacks.cancelled = [&] { return cancelled.load(); };
-  return engine.run(nb::none(),
-                    [&](LLMEngine& llm) { return llm.generate(prompt, params, callbacks); });
+// Starts a request, of which `updates` gets the news under the caller's number. The result is for
+// cancel().
+uint64_t submit(Engine& engine, const Ids& prompt, const SamplingParams& params,
+                uint64_t request_id, const UpdatesHandle& updates) {
+  const nb::gil_scoped_release released;
+  return engine.shared().submit(prompt, params,
+                                [queue = updates.queue, request_id](RequestUpdate update) {
+                                  queue->put(request_id, std::move(update));
+                                });
 }
 
-std::optional<FloatArray> logits_or_none(CompletionOutput& output) {
-  if (output.generation_logits.shape.empty()) return std::nullopt;
-  return to_numpy(std::move(output.generation_logits));
+std::vector<News> take_news(const UpdatesHandle& updates) {
+  const nb::gil_scoped_release released;
+  return updates.queue->take();
+}
+
+std::optional<FloatArray> array_or_none(Array& array) {
+  if (array.shape.empty()) return std::nullopt;
+  return to_numpy(std::move(array));
 }
 
 void bind_data(nb::module_& m) {
@@ -179,7 +190,9 @@ void bind_data(nb::module_& m) {
       .def_rw("max_model_len", &BuildConfig::max_model_len)
       .def_rw("kv_cache_dtype", &BuildConfig::kv_cache_dtype)
       .def_rw("isa", &BuildConfig::isa)
-      .def_rw("backend", &BuildConfig::backend);
+      .def_rw("backend", &BuildConfig::backend)
+      .def_rw("max_batch_size", &BuildConfig::max_batch_size)
+      .def_rw("prefix_caching", &BuildConfig::prefix_caching);
   nb::class_<BuildReport>(m, "BuildReport")
       .def_ro("engine_dir", &BuildReport::engine_dir)
       .def_ro("reused", &BuildReport::reused)
@@ -204,28 +217,48 @@ void bind_data(nb::module_& m) {
       .def_rw("skip_special_tokens", &SamplingParams::skip_special_tokens)
       .def_rw("logit_bias", &SamplingParams::logit_bias)
       .def_rw("logprobs", &SamplingParams::logprobs)
-      .def_rw("return_generation_logits", &SamplingParams::return_generation_logits);
+      .def_rw("return_generation_logits", &SamplingParams::return_generation_logits)
+      .def_rw("return_context_logits", &SamplingParams::return_context_logits)
+      .def_rw("n", &SamplingParams::n);
   nb::class_<Logprob>(m, "Logprob")
       .def_ro("token_id", &Logprob::token_id)
       .def_ro("logprob", &Logprob::logprob);
   nb::class_<TokenLogprobs>(m, "TokenLogprobs")
       .def_ro("chosen", &TokenLogprobs::chosen)
       .def_ro("top", &TokenLogprobs::top);
-  nb::class_<CompletionOutput>(m, "CompletionOutput")
-      .def_ro("text", &CompletionOutput::text)
-      .def_ro("token_ids", &CompletionOutput::token_ids)
-      .def_ro("finish_reason", &CompletionOutput::finish_reason)
-      .def_ro("stop_reason", &CompletionOutput::stop_reason)
-      .def_ro("logprobs", &CompletionOutput::logprobs)
-      .def("take_generation_logits", &logits_or_none,
-           "The logits [tokens, V], or None; they are handed out once.");
-  nb::class_<RequestOutput>(m, "RequestOutput")
-      .def_prop_ro(
-          "output", [](RequestOutput& request) -> CompletionOutput& { return request.outputs[0]; },
-          nb::rv_policy::reference_internal)
-      .def_ro("reused_tokens", &RequestOutput::reused_tokens)
-      .def_ro("prefill_s", &RequestOutput::prefill_s)
-      .def_ro("decode_s", &RequestOutput::decode_s);
+  nb::class_<News>(m, "RequestUpdate", "One answer's news since its update before.")
+      .def_ro("request_id", &News::request_id)
+      .def_ro("index", &News::index)
+      .def_ro("text", &News::text)
+      .def_ro("token_ids", &News::token_ids)
+      .def_ro("logprobs", &News::logprobs)
+      .def(
+          "take_generation_logits",
+          [](News& news) { return array_or_none(news.generation_logits); },
+          "The logits [tokens, V], or None; they are handed out once.")
+      .def(
+          "take_context_logits", [](News& news) { return array_or_none(news.context_logits); },
+          "The prompt's logits [tokens, V], or None; they are handed out once.")
+      .def_ro("batch_size", &News::batch_size)
+      .def_ro("waiting", &News::waiting)
+      .def_ro("finished", &News::finished)
+      .def_ro("last", &News::last)
+      .def_ro("finish_reason", &News::finish_reason)
+      .def_ro("stop_reason", &News::stop_reason)
+      .def_ro("reused_tokens", &News::reused_tokens)
+      .def_ro("queue_s", &News::queue_s)
+      .def_ro("prefill_s", &News::prefill_s)
+      .def_ro("decode_s", &News::decode_s)
+      .def(
+          "raise_error",
+          [](const News& news) {
+            if (news.error) std::rethrow_exception(news.error);
+          },
+          "Raises what the answer failed with, if it did.");
+  nb::class_<UpdatesHandle>(m, "Updates", "News of requests, from the engine's thread.")
+      .def(nb::init<>())
+      .def("take", &take_news, "Waits for news and takes them all; none: closed and empty.")
+      .def("close", [](const UpdatesHandle& updates) { updates.queue->close(); });
   nb::class_<EngineInfo>(m, "EngineInfo")
       .def_ro("description", &EngineInfo::description)
       .def_ro("isa", &EngineInfo::isa)
@@ -262,7 +295,11 @@ void bind_engine(nb::module_& m) {
                   nb::arg("tokenizer_json"), nb::arg("tokenizer_config_json"),
                   nb::arg("generation_config_json"), nb::arg("mode"), nb::arg("policy"),
                   nb::arg("config"), nb::arg("on_progress").none())
-      .def("generate", &generate, nb::arg("prompt"), nb::arg("params"), nb::arg("on_update").none())
+      .def("submit", &submit, nb::arg("prompt"), nb::arg("params"), nb::arg("request_id"),
+           nb::arg("updates"))
+      .def(
+          "cancel", [](Engine& engine, uint64_t request) { engine.cancel(request); },
+          nb::arg("request"))
       .def(
           "logits",
           [](Engine& engine, const Ids& prompt) {

@@ -13,8 +13,9 @@ namespace {
 // what follows two a fair one.
 constexpr int64_t kLongestLookup = 3, kShortestLookup = 2;
 
-SamplerOptions seeded(SamplerOptions options, int64_t choice) {
-  options.seed += static_cast<uint64_t>(choice) * 0x9e3779b97f4a7c15u;
+SamplerOptions seeded(const Request& request, int64_t choice) {
+  SamplerOptions options = request.options.sampling;
+  options.seed += static_cast<uint64_t>(choice) * request.seed_stride;
   return options;
 }
 
@@ -26,14 +27,14 @@ Choice::Choice(const Request& request, int64_t index, const Tokenizer& tokenizer
       tokenizer_(tokenizer),
       stop_ids_(request.stop_token_ids),
       vocab_size_(vocab_size),
-      sampler_(seeded(request.options.sampling, index), vocab_size),
+      sampler_(seeded(request, index), vocab_size),
       matcher_(request.options.stop, request.keep_stop_text ? StopText::kKeep : StopText::kRemove),
       decoder_(tokenizer, request.skip_special_tokens) {
   if (!request.options.ignore_eos)
     stop_ids_.insert(stop_ids_.end(), model_stop_ids.begin(), model_stop_ids.end());
   if (request.grammar) grammar_ = std::make_unique<GrammarMatcher>(request.grammar);
   const SamplerOptions& sampling = sampler_.params();
-  fast_ = sampling.plain_argmax() && !grammar_;
+  fast_ = sampling.plain_argmax() && !grammar_ && !request.logits && !request.prompt_logits;
 }
 
 Choice::~Choice() = default;
@@ -60,6 +61,8 @@ void Choice::sample(const float* logits, int64_t rows, std::span<const int32_t> 
         continue;
       }
     }
+    if (request_.logits)
+      event.logits.insert(event.logits.end(), row_logits, row_logits + vocab_size_);
     // The sampler overwrites its logits.
     workspace.logits.assign(row_logits, row_logits + vocab_size_);
     if (grammar_) {
@@ -90,7 +93,7 @@ void Choice::sample(const float* logits, int64_t rows, std::span<const int32_t> 
 
 void Choice::take(int32_t token, RequestEvent& event) {
   output_.push_back(token);
-  ++event.tokens;
+  event.token_ids.push_back(token);
   if (std::find(stop_ids_.begin(), stop_ids_.end(), token) != stop_ids_.end()) {
     event.stopped_by_token = true;
     return finish(FinishReason::kStop, event);

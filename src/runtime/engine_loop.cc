@@ -64,10 +64,17 @@ struct EngineLoop::Answer {
   bool begun = false, ended = false;
   bool touched = false;  // `event` has something to say
   RequestEvent event;
+  // Inside a catch block: what ends the answer.
+  void fail(const std::exception& what) {
+    error = what.what();
+    failure = std::current_exception();
+  }
   std::string error;
-  std::vector<int32_t> sampled;     // of this step
-  std::vector<TokenDetail> prompt;  // of the prompt's tokens but the first
-  std::vector<double> sum;          // of an embedding: normalized hidden states so far
+  std::exception_ptr failure;
+  std::vector<int32_t> sampled;      // of this step
+  std::vector<TokenDetail> prompt;   // of the prompt's tokens but the first
+  std::vector<float> prompt_logits;  // [prompt, V]
+  std::vector<double> sum;           // of an embedding: normalized hidden states so far
 };
 
 struct EngineLoop::Active {
@@ -171,6 +178,34 @@ void EngineLoop::cancel(RequestId id) {
   wake_.notify_one();
 }
 
+void EngineLoop::exclusively(const std::function<void()>& work) {
+  std::unique_lock lock(mutex_);
+  ++visitors_;
+  turn_.wait(lock, [&] { return parked_ && !visited_; });
+  visited_ = true;
+  const auto leave = [&] {
+    lock.lock();
+    visited_ = false;
+    --visitors_;
+    if (has_work()) parked_ = false;
+    turn_.notify_all();
+    wake_.notify_one();
+  };
+  lock.unlock();
+  try {
+    work();
+  } catch (...) {
+    leave();
+    throw;
+  }
+  leave();
+}
+
+// Under the lock, while the engine's thread is parked.
+bool EngineLoop::has_work() const {
+  return !inbox_.submitted.empty() || !inbox_.cancelled.empty() || !scheduler_.idle();
+}
+
 void EngineLoop::run() {
   while (take_inbox()) {
     if (!scheduler_.idle()) step();
@@ -182,9 +217,12 @@ bool EngineLoop::take_inbox() {
   Inbox taken;
   {
     std::unique_lock lock(mutex_);
-    wake_.wait(lock, [&] {
-      return stop_ || !inbox_.submitted.empty() || !inbox_.cancelled.empty() || !scheduler_.idle();
-    });
+    parked_ = true;
+    turn_.notify_all();
+    // A visitor who leaves ends the parking where there is work, so that a step comes next.
+    wake_.wait(lock,
+               [&] { return stop_ || (!visited_ && (visitors_ == 0 || !parked_) && has_work()); });
+    parked_ = false;
     if (stop_) return false;
     std::swap(taken, inbox_);
   }
@@ -228,7 +266,8 @@ void EngineLoop::start(RequestId id, Request request) {
       spec.priority = asked.priority;
       spec.tenant = asked.tenant;
       spec.salt = asked.cache_salt;
-      spec.reads_cache = !asked.embedding && !(i == 0 && asked.prompt_logprobs >= 0);
+      const bool reads_prompt = asked.prompt_logprobs >= 0 || asked.prompt_logits;
+      spec.reads_cache = !asked.embedding && !(i == 0 && reads_prompt);
       spec.group = asked.choices > 1 ? id : 0;
       if (asked.embedding)
         answer.sum.assign(executor_.config().hidden_size, 0.0);
@@ -236,12 +275,14 @@ void EngineLoop::start(RequestId id, Request request) {
         answer.choice = std::make_unique<Choice>(asked, i, model_.tokenizer(), stop_ids_,
                                                  executor_.config().vocab_size);
       if (i == 0 && asked.prompt_logprobs >= 0) answer.prompt.resize(asked.prompt.size() - 1);
+      if (i == 0 && asked.prompt_logits)
+        answer.prompt_logits.resize(asked.prompt.size() * executor_.config().vocab_size);
       answer.sequence = &scheduler_.add(std::move(spec));
       // Where a grammar decides, guesses that do not know it are seldom right.
       answer.sequence->drafted = draft_ && answer.choice && !answer.choice->grammar();
       answers_[answer.sequence->id] = &answer;
     } catch (const std::exception& error) {
-      answer.error = error.what();
+      answer.fail(error);
       end_answer(answer);
       if (last) return;  // the request is gone
     }
@@ -252,6 +293,7 @@ void EngineLoop::step() {
   const StepPlan& plan = scheduler_.schedule();
   const auto now = Clock::now();
   report_.tokens += plan.tokens;
+  report_.sequences = std::ssize(plan.chunks);
   if (plan.chunks.empty()) return;
   for (const Chunk& chunk : plan.chunks) {
     RequestTimes& times = answers_.at(chunk.sequence->id)->active->times;
@@ -270,7 +312,7 @@ void EngineLoop::step() {
     scheduler_.discard();
     for (const Chunk& chunk : chunks) {
       Answer& answer = *answers_.at(chunk.sequence->id);
-      answer.error = error.what();
+      answer.fail(error);
       end_answer(answer);
     }
     return;
@@ -372,7 +414,14 @@ void EngineLoop::sample_step(const StepPlan& plan) {
       const Task& task = tasks[t];
       Answer& answer = *task.answer;
       const float* mine = logits + first[t] * vocab;
+      const bool starts_answer = task.prompt_position < 0 && answer.choice->output().empty();
+      if (!answer.prompt_logits.empty() && (task.prompt_position >= 0 || starts_answer)) {
+        const int64_t position =
+            starts_answer ? std::ssize(answer.active->request.prompt) - 1 : task.prompt_position;
+        std::copy_n(mine, vocab, answer.prompt_logits.begin() + position * vocab);
+      }
       if (task.prompt_position >= 0) {
+        if (answer.prompt.empty()) return;
         const int32_t token = answer.active->request.prompt[task.prompt_position + 1];
         const double total = log_sum_exp({mine, static_cast<size_t>(vocab)},
                                          answer.active->request.prompt_logprobs, workspace.sampler);
@@ -387,7 +436,7 @@ void EngineLoop::sample_step(const StepPlan& plan) {
         const std::vector<int32_t>& output = answer.choice->output();
         answer.sampled.assign(output.begin() + static_cast<int64_t>(before), output.end());
       } catch (const std::exception& error) {
-        answer.error = error.what();
+        answer.fail(error);
       }
     };
     if (tasks.size() == 1) {
@@ -413,7 +462,7 @@ void EngineLoop::sample_step(const StepPlan& plan) {
     const int64_t base = batch_.first_row(c);
     const int64_t prompt_rows =
         std::min(chunk.start + chunk.count, chunk.sequence->prompt_length() - 1);
-    if (!answer.prompt.empty() && !answer.begun)
+    if ((!answer.prompt.empty() || !answer.prompt_logits.empty()) && !answer.begun)
       for (int64_t position = chunk.start; position < prompt_rows; ++position)
         add({&answer, &chunk, 1, position, {}}, base + position - chunk.start);
     if (!chunk.samples) continue;
@@ -422,7 +471,7 @@ void EngineLoop::sample_step(const StepPlan& plan) {
       // One after the other: choices with the same grammar share what it has learnt.
       if (GrammarMatcher* grammar = answer.choice->grammar()) allowed = grammar->allowed();
     } catch (const std::exception& error) {
-      answer.error = error.what();
+      answer.fail(error);
       continue;
     }
     add({&answer, &chunk, 1 + chunk.drafts, -1, allowed}, base + chunk.count - 1 - chunk.drafts);
@@ -441,6 +490,8 @@ RequestEvent& EngineLoop::event_of(Answer& answer) {
     event.times = answer.active->times;
     event.prompt_details = std::move(answer.prompt);
     answer.prompt.clear();
+    event.prompt_logits = std::move(answer.prompt_logits);
+    answer.prompt_logits.clear();
   }
   report_.events.push_back(std::move(event));
   answer.event = RequestEvent();
@@ -453,6 +504,7 @@ void EngineLoop::end_answer(Answer& answer) {
   RequestEvent& event = event_of(answer);
   event.finished = true;
   event.error = answer.error;
+  event.failure = answer.failure;
   event.prompt_tokens = std::ssize(active.request.prompt);
   if (answer.choice) event.generated_tokens = std::ssize(answer.choice->output());
   if (answer.sequence != nullptr) {

@@ -43,6 +43,7 @@ struct StepReport {
   SchedulerStats scheduler;
   int64_t pages_used = 0, pages = 0;
   int64_t tokens = 0;                // of this step
+  int64_t sequences = 0;             // that they belong to
   int64_t drafts = 0, drafted = 0;   // sequences with guesses, tokens guessed
   std::vector<int64_t> accepted_at;  // drafts whose guess at this place was right
 };
@@ -65,6 +66,10 @@ class EngineLoop {
   // Its choices end with kCancelled. An id that is done or unknown is ignored.
   void cancel(RequestId id);
 
+  // Runs `work` in the calling thread between two steps: for whoever needs the executor or its
+  // threads for itself. While several wait, steps go on between them. Not from `deliver`.
+  void exclusively(const std::function<void()>& work);
+
   int64_t max_context() const { return options_.scheduler.max_context; }
   int64_t cache_tokens() const { return pool_.size() * pool_.page_tokens(); }
   // Keys and values, of a draft model too.
@@ -82,6 +87,7 @@ class EngineLoop {
   void validate(const Request& request) const;
   void run();
   bool take_inbox();  // false: stop
+  bool has_work() const;
   void start(RequestId id, Request request);
   void step();
   void sample_step(const StepPlan& plan);
@@ -113,10 +119,13 @@ class EngineLoop {
 
   // Shared.
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, turn_;
   Inbox inbox_;
   bool stop_ = false;
-  int64_t live_ = 0;  // choices submitted and not ended
+  bool parked_ = false;   // the engine's thread is between steps and lets visitors in
+  bool visited_ = false;  // one of them is at work
+  int64_t visitors_ = 0;  // at work or waiting for it
+  int64_t live_ = 0;      // choices submitted and not ended
   RequestId next_id_ = 1;
   std::thread thread_;
 };

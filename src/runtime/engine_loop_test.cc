@@ -19,6 +19,8 @@ using ::testing::HasSubstr;
 // What a request got, all events together.
 struct Answer {
   std::string text;
+  std::vector<int32_t> token_ids;
+  std::vector<float> logits, prompt_logits;
   std::vector<TokenDetail> details, prompt_details;
   int64_t tokens = 0, events = 0;
   RequestEvent end;
@@ -54,9 +56,13 @@ class EngineLoopTest : public ::testing::Test {
       Answer& answer = answers_[{event.id, event.choice}];
       ++answer.events;
       answer.text += event.text;
-      answer.tokens += event.tokens;
+      answer.token_ids.insert(answer.token_ids.end(), event.token_ids.begin(),
+                              event.token_ids.end());
+      answer.logits.insert(answer.logits.end(), event.logits.begin(), event.logits.end());
+      answer.tokens += std::ssize(event.token_ids);
       std::move(event.details.begin(), event.details.end(), std::back_inserter(answer.details));
       if (event.first) answer.prompt_details = std::move(event.prompt_details);
+      if (event.first) answer.prompt_logits = std::move(event.prompt_logits);
       if (event.finished) answer.end = event;
       if (event.last_choice) ++done_;
     }
@@ -365,6 +371,68 @@ TEST_F(EngineLoopTest, an_embedding_is_a_unit_vector_that_depends_on_the_text_al
   EXPECT_NEAR(norm, 1, 1e-5);
   EXPECT_THAT((answers_[{again, 0}].end.embedding), ElementsAreArray(vector));
   EXPECT_NE((answers_[{third, 0}].end.embedding), vector);
+}
+
+TEST_F(EngineLoopTest, a_request_brings_the_logits_that_it_was_answered_from) {
+  start(small());
+  Request request = greedy("Once upon a time, in a harbour", 6);
+  request.logits = request.prompt_logits = true;
+  request.choices = 2;
+  const RequestId id = loop_->submit(request), beside = loop_->submit(greedy("Once upon", 20));
+  wait_for(2);
+  const int64_t vocab = model_.config().vocab_size;
+  EXPECT_TRUE((answers_[{beside, 0}].logits.empty()));
+  EXPECT_TRUE((answers_[{id, 1}].prompt_logits.empty()));
+  EXPECT_EQ((answers_[{id, 1}].logits), (answers_[{id, 0}].logits));
+  const Answer& answer = answers_[{id, 0}];
+
+  // The same rows, computed alone.
+  Executor executor(model_.config(), model_.graph(), model_.weights(),
+                    {.max_tokens = 64, .max_context = 128, .max_logit_rows = 64}, pool_);
+  KvCache cache = executor.make_cache(1, 64, DType::kF32);
+  std::vector<int32_t> ids = request.prompt;
+  ids.insert(ids.end(), answer.token_ids.begin(), answer.token_ids.end());
+  const int64_t starts[] = {0}, counts[] = {std::ssize(ids)};
+  const ContiguousBatch batch(starts, counts, cache.page_tokens());
+  executor.step(ids, batch.view(), cache);
+  std::vector<int32_t> rows(ids.size());
+  std::iota(rows.begin(), rows.end(), 0);
+  const float* expected = executor.logits(rows);
+  const int64_t prompt = std::ssize(request.prompt);
+  ASSERT_EQ(std::ssize(answer.prompt_logits), prompt * vocab);
+  ASSERT_EQ(std::ssize(answer.logits), 6 * vocab);
+  EXPECT_TRUE(std::equal(answer.prompt_logits.begin(), answer.prompt_logits.end(), expected));
+  EXPECT_TRUE(
+      std::equal(answer.logits.begin(), answer.logits.end(), expected + (prompt - 1) * vocab));
+}
+
+TEST_F(EngineLoopTest, visitors_have_the_executor_for_themselves_and_answers_go_on_between_them) {
+  start(small());
+  const Request request = greedy("Once upon a time", 80);
+  const std::string expected = alone(request);
+  const RequestId id = loop_->submit(request);
+  std::vector<std::thread> visitors;
+  std::atomic<int> inside{0}, visits{0};
+  for (int i = 0; i < 3; ++i)
+    visitors.emplace_back([&] {
+      for (bool done = false; !done;) {
+        loop_->exclusively([&] {
+          EXPECT_EQ(++inside, 1);
+          ++visits;
+          // Throws where a step runs at the same time.
+          pool_.run([](const Worker&) {});
+          --inside;
+        });
+        const std::lock_guard lock(mutex_);
+        done = done_ == 1;
+      }
+    });
+  wait_for(1);
+  for (std::thread& visitor : visitors) visitor.join();
+  EXPECT_EQ((answers_[{id, 0}].text), expected);
+  EXPECT_THROW(loop_->exclusively([] { throw Error(ErrorKind::kIo, "mine"); }), Error);
+  loop_->submit(greedy("x", 2));
+  wait_for(2);
 }
 
 TEST_F(EngineLoopTest, what_cannot_be_served_is_refused_before_it_waits) {

@@ -97,12 +97,12 @@ void ServerMetrics::record(const StepReport& report) {
   for (size_t i = 0; i < report.accepted_at.size(); ++i) accepted_at_[i] += report.accepted_at[i];
   for (const RequestEvent& event : report.events) {
     const std::pair key(event.id, event.choice);
-    generated_tokens_ += event.tokens;
-    if (event.tokens > 0) {
+    const int64_t tokens = std::ssize(event.token_ids);
+    generated_tokens_ += tokens;
+    if (tokens > 0) {
       const auto [last, is_first] = last_token_.try_emplace(key, now);
       if (!is_first) {
-        inter_token_.add(seconds(last->second, now) / static_cast<double>(event.tokens),
-                         event.tokens);
+        inter_token_.add(seconds(last->second, now) / static_cast<double>(tokens), tokens);
         last->second = now;
       }
     }

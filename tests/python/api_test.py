@@ -125,6 +125,71 @@ class Requests(ModelTest):
         self.assertEqual(gathered, [expected] * 3)
         self.assertEqual(awaited, expected)
 
+    def test_asyncio_tasks_stream_together_and_as_they_would_alone(self):
+        prompts = ["Once upon"[: 2 + i] for i in range(8)]
+        params = whit.SamplingParams(max_tokens=100, ignore_eos=True)
+        expected = [self.llm.generate(prompt, params).outputs[0] for prompt in prompts]
+        self.llm.get_stats(0)
+
+        async def stream(prompt):
+            text, tokens = "", []
+            async for state in self.llm.generate_async(prompt, params):
+                text += state.outputs[0].text_diff
+                tokens += state.outputs[0].token_ids_diff
+            return text, tokens
+
+        async def all_of_them():
+            return await asyncio.gather(*map(stream, prompts))
+
+        found = asyncio.run(all_of_them())
+        self.assertEqual(found, [(each.text, each.token_ids) for each in expected])
+        records = self.llm.get_stats()
+        self.assertEqual(len(records), 8)
+        # The first may have gone far before the last is submitted, but for the most part they run together.
+        self.assertGreaterEqual(max(each["batchSize"] for each in records), 4, records)
+        self.assertEqual(min(each["generatedTokens"] for each in records), 100)
+
+    def test_a_list_runs_together_and_gives_what_each_prompt_gives_alone(self):
+        prompts = [self.llm.encode("Once upon a time")[:i] for i in range(2, 12)]
+        params = [whit.SamplingParams(max_tokens=20 + 4 * i, ignore_eos=True, seed=i, temperature=i % 3 / 2) for i in range(10)]
+        alone = [self.llm.generate(prompt, each).outputs[0].token_ids for prompt, each in zip(prompts, params)]
+        self.llm.get_stats(0)
+        self.assertEqual([each.outputs[0].token_ids for each in self.llm.generate(prompts, params)], alone)
+        self.assertGreater(max(each["batchSize"] for each in self.llm.get_stats()), 2)
+
+    def test_more_requests_than_run_together_wait_for_their_turn(self):
+        llm = self.engine(build_config=whit.BuildConfig(max_batch_size=2))
+        requests = [llm.generate_async("Once", whit.SamplingParams(max_tokens=60, ignore_eos=True)) for _ in range(7)]
+        self.assertEqual(len({tuple(each.result().outputs[0].token_ids) for each in requests}), 1)
+        self.assertEqual({each["batchSize"] for each in llm.get_stats()} - {1}, {2})
+
+    def test_aborting_one_of_several_leaves_the_others(self):
+        params = whit.SamplingParams(max_tokens=150, ignore_eos=True)
+        expected = self.llm.generate("Once upon", params).outputs[0].token_ids
+        requests = [self.llm.generate_async("Once upon", params) for _ in range(4)]
+        endless = self.llm.generate_async("x", whit.SamplingParams(max_tokens=400, n=16, ignore_eos=True))
+        endless.abort()
+        self.assertEqual([each.result().outputs[0].token_ids for each in requests], [expected] * 4)
+        self.assertEqual(endless.result().outputs[-1].finish_reason, "cancelled")
+
+    def test_pages_are_reused_unless_the_configuration_says_no(self):
+        prompt = [5] * 80
+        for reuse in (True, False):
+            with whit.LLM(self.model, kv_cache_config=whit.KvCacheConfig(enable_block_reuse=reuse), progress=False) as llm:
+                first, second = (llm.generate(prompt, GREEDY).outputs[0].token_ids for _ in range(2))
+                self.assertEqual(first, second)
+                self.assertEqual([each["reusedTokens"] for each in llm.get_stats()], [0, 64 if reuse else 0])
+
+    def test_shutting_down_ends_what_runs_and_refuses_what_waits(self):
+        llm = self.engine(build_config=whit.BuildConfig(max_batch_size=1))
+        params = whit.SamplingParams(max_tokens=400, n=4, ignore_eos=True)
+        running, waiting = (llm.generate_async("Once", params) for _ in range(2))
+        next(iter(running))
+        llm.shutdown()
+        self.assertEqual(running.result().outputs[-1].finish_reason, "cancelled")
+        with self.assertRaises(whit.errors.RequestCancelled):
+            waiting.result()
+
     def test_abort_ends_a_request_early(self):
         # Many long answers: where this thread is kept waiting the first ones may end before they are aborted.
         request = self.llm.generate_async("Once", whit.SamplingParams(max_tokens=400, n=16, ignore_eos=True))
@@ -152,6 +217,7 @@ class Requests(ModelTest):
         record, = self.llm.get_stats()
         self.assertEqual(record["generatedTokens"], 8)
         self.assertEqual(record["promptTokens"], 9)
+        self.assertEqual(record["batchSize"], 1)
         self.assertGreater(record["decodeTokensPerSecond"], 0)
         self.assertEqual(self.llm.get_stats(), [])
 
@@ -291,8 +357,9 @@ class Engines(ModelTest):
     def test_an_interpreter_may_end_while_a_request_runs(self):
         code = (f"import whit\nllm = whit.LLMEngine.from_pretrained({str(self.model)!r}, progress=False)\n"
                 "llm.generate_async('x', whit.SamplingParams(max_tokens=200, ignore_eos=True))\n")
-        for _ in range(3):
-            subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        gone_first = code.replace("generate_async", "generate") + "del llm\n"
+        for each in (code, gone_first) * 3:
+            subprocess.run([sys.executable, "-c", each], check=True, timeout=60)
 
 
 class Errors(ModelTest):
