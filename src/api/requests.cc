@@ -9,8 +9,7 @@
 namespace whit {
 namespace {
 
-// While others generate, a step takes so many tokens of prompts, or as many as others generate: as
-// `whit serve` does, so that streams stay steady.
+// SchedulerOptions::max_prompt_chunk, `whit serve`'s default, so that streams stay steady.
 constexpr int64_t kPromptChunk = 16;
 // How long a waiting caller goes without looking for Ctrl-C and its own `cancelled`.
 constexpr std::chrono::milliseconds kLook{20};
