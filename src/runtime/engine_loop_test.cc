@@ -51,6 +51,7 @@ class EngineLoopTest : public ::testing::Test {
   }
 
   void take(StepReport report) {
+    if (const auto act = std::exchange(after_step_, nullptr)) act();
     std::lock_guard lock(mutex_);
     for (RequestEvent& event : report.events) {
       Answer& answer = answers_[{event.id, event.choice}];
@@ -113,6 +114,7 @@ class EngineLoopTest : public ::testing::Test {
   std::map<std::pair<RequestId, int64_t>, Answer> answers_;
   int64_t done_ = 0, drafted_ = 0, accepted_ = 0;
   StepReport last_;
+  std::function<void()> after_step_;  // of the engine's thread, after its next step
   std::unique_ptr<EngineLoop> loop_;
 };
 
@@ -342,10 +344,15 @@ TEST_F(EngineLoopTest, a_stop_text_and_a_stop_token_end_an_answer) {
 TEST_F(EngineLoopTest, a_cancelled_request_ends_also_within_its_prompt_and_returns_its_pages) {
   start(small());
   std::vector<RequestId> ids;
-  for (int i = 0; i < 12; ++i)
-    ids.push_back(loop_->submit(greedy(std::string(100, static_cast<char>('a' + i)), 27)));
-  for (const RequestId id : ids) loop_->cancel(id);
-  loop_->cancel(12345);
+  after_step_ = [&] {
+    for (const RequestId id : ids) loop_->cancel(id);
+    loop_->cancel(12345);
+  };
+  // Six run at once, in steps of 40 tokens: after the first no prompt of 100 is done.
+  loop_->exclusively([&] {
+    for (int i = 0; i < 12; ++i)
+      ids.push_back(loop_->submit(greedy(std::string(100, static_cast<char>('a' + i)), 27)));
+  });
   wait_for(12);
   for (const RequestId id : ids)
     EXPECT_EQ((answers_[{id, 0}].end.finish_reason), FinishReason::kCancelled);
