@@ -89,7 +89,16 @@ class Fuzzer:
             body["max_tokens"] = self.rng.choice([1, 2, 3, 1 << 63, 1.5])
         body.pop("ignore_eos", None)
         data = json.dumps(body).encode()
-        return self.damaged(data) if kind == 2 else data
+        if kind != 2:
+            return data
+        while True:  # until it still says how long the answer may be, or is no request any more
+            damaged = self.damaged(data)
+            try:
+                read = json.loads(damaged)
+            except ValueError:
+                return damaged
+            if not isinstance(read, dict) or isinstance(read.get("max_tokens"), str | list | dict | bool) or 0 <= (read.get("max_tokens") or 1000) <= 100:
+                return damaged
 
 
 def check_answer(status, headers, content, sent):

@@ -7,6 +7,7 @@ possible those tests are skipped.
 import base64
 import concurrent.futures
 import http.client
+import http.server
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
@@ -179,6 +181,38 @@ class Api(ServeTest):
             self.assertLessEqual(report["median_ttft_ms"], report["p99_ttft_ms"])
         self.assertEqual(subprocess.run([str(WHIT), "bench", "serve", "--port", "1", "--num-prompts", "1", "--json"], capture_output=True,
                                         timeout=60, check=False).returncode, 1)
+
+    def test_the_load_generator_tells_a_text_from_an_error(self):
+        class Answers(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+                events = [{"choices": [{"index": 0, "text": text}]} for text in ("error", '"error": "', " end")]
+                if len(self.server.prompts) == 1:
+                    events = [{"error": {"message": "out of luck"}}]
+                self.server.prompts.append(prompt)
+                data = "".join(f"data: {json.dumps(event, separators=(',', ':'))}\n\n" for event in events) + "data: [DONE]\n\n"
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(f"{len(data):x}\r\n{data}\r\n0\r\n\r\n".encode())
+
+            def log_message(self, *arguments):
+                pass
+
+        with http.server.HTTPServer(("127.0.0.1", 0), Answers) as fake:
+            fake.prompts = []
+            thread = threading.Thread(target=fake.serve_forever)
+            thread.start()
+            result = subprocess.run([str(WHIT), "bench", "serve", "--port", str(fake.server_port), "--num-prompts", "2", "--concurrency", "1",
+                                     "--input-len", "5", "--output-len", "3", "--json"], capture_output=True, timeout=60, check=False)
+            fake.shutdown()
+            thread.join()
+        report = json.loads(result.stdout)
+        self.assertEqual((result.returncode, report["completed"], report["failed"]), (1, 1, 1), report)
+        self.assertIn("out of luck", report["first_failure"])
 
     def test_pages_of_other_sites_are_refused(self):
         for site, status in [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)]:

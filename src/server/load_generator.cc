@@ -284,7 +284,8 @@ class Generator {
         stream.output_tokens = tokens;
         stream.prompt_tokens = number_after(event, "\"prompt_tokens\":");
       }
-      if (event.find("\"error\"") != std::string_view::npos)
+      // With its colon: "error" may be a token's text. Quotes in a text come with a backslash.
+      if (event.find("\"error\":") != std::string_view::npos)
         stream.failure = std::string(event.substr(0, 200));
     }
     stream.events.erase(0, begin);
