@@ -215,6 +215,17 @@ class TinyModel(CliTest):
         self.assertEqual(self.json("run", self.folder / "copy", *arguments)["token_ids"],
                          self.json("run", self.folder / "engine", *arguments)["token_ids"])
 
+    def test_convert_writes_a_quantized_checkpoint_that_answers_as_the_engine(self):
+        self.ok("quantize", self.model, "--mode", "rtn", "--scheme", "w8a8", "--head", "bf16", "-o", self.folder / "engine")
+        self.ok("convert", self.folder / "engine", self.folder / "copy", "--format", "compressed-tensors", "--dtype", "f32")
+        arguments = ["--prompt", "Once", "--max-tokens", 8, "--temperature", 0, "--ignore-eos"]
+        self.assertEqual(self.json("run", self.folder / "copy", *arguments)["token_ids"],
+                         self.json("run", self.folder / "engine", *arguments)["token_ids"])
+        self.refused(3, ["q_proj", "int4", "compressed-tensors"], "convert", self.folder / "engine", self.folder / "awq", "--format", "awq")
+        self.refused(3, ["copy", "quantized already"], "quantize", self.folder / "copy", "--mode", "rtn", "-o", self.folder / "twice")
+        for name in ("awq", "twice"):
+            self.assertFalse((self.folder / name).exists())
+
     def test_doctor_says_what_fails_and_how_to_mend_it(self):
         self.assertTrue(self.json("doctor", self.model)["passed"])
         (self.model / "tokenizer.json").unlink()

@@ -84,9 +84,12 @@ class LLMEngine {
   // Copies the engine directory to `directory`, which appears whole or not at all; an engine that
   // is there is replaced. A model that was not quantized has none (an error).
   void save(const std::filesystem::path& directory) const;
-  // Writes a Hugging Face directory with dequantized weights, "float32", "float16" or "bfloat16",
-  // for programs that do not know engines.
-  void export_hf(const std::filesystem::path& directory, std::string_view dtype = "float32") const;
+  // Writes a Hugging Face directory for other programs. format: "dequantized" (floating-point
+  // weights), "compressed-tensors" or "awq" (the engine's own codes; an error where the format
+  // cannot express a weight). dtype, of what is not quantized: "float32", "float16", "bfloat16" or
+  // "auto", which is float32, and float16 beside quantized weights.
+  void export_hf(const std::filesystem::path& directory, std::string_view dtype = "auto",
+                 std::string_view format = "dequantized") const;
 
   EngineInfo info() const;
   PretrainedConfig config() const;

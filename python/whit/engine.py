@@ -291,12 +291,17 @@ class LLMEngine:
         """
         self._native_engine.save(_checks.text("engine_dir", os.fspath(engine_dir)))
 
-    def export_hf(self, directory: str | os.PathLike[str], dtype: str = "float32") -> None:
-        """Writes a Hugging Face directory that transformers loads, with dequantized weights.
+    def export_hf(self, directory: str | os.PathLike[str], dtype: str = "auto", format: str = "dequantized") -> None:
+        """Writes a Hugging Face directory that other programs load.
 
-        dtype  "float32" (exact), "float16" or "bfloat16"
+        format  "dequantized": floating-point weights, for every program; "compressed-tensors": the engine's own codes,
+                for vLLM and transformers; "awq": the same in AutoAWQ's "gemm" layout, of int4 weights
+        dtype   of what is not quantized: "float32", "float16", "bfloat16", or "auto" for what the format asks for
+                (float32 where weights are dequantized, float16 beside quantized ones)
+        UnsupportedError where the format cannot express a linear's weight.
         """
-        self._native_engine.export_hf(_checks.text("directory", os.fspath(directory)), _checks.text("dtype", dtype))
+        self._native_engine.export_hf(_checks.text("directory", os.fspath(directory)), _checks.text("dtype", dtype),
+                                      _checks.text("format", format))
 
     @property
     def path(self) -> Path:

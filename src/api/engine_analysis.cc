@@ -4,8 +4,8 @@
 #include <set>
 
 #include "api/engine_state.h"
-#include "api/hf_export.h"
 #include "base/progress.h"
+#include "export/hf_directory.h"
 
 namespace whit {
 namespace fs = std::filesystem;
@@ -216,7 +216,7 @@ Array LLMEngine::weight(std::string_view module) const {
   const Node& node = node_of_weight(model.graph(), module);
   const LinearWeight weight = model.weights().linear(node);
   Array array{.shape = {node.n, node.k}, .values = std::vector<float>(node.n * node.k)};
-  dequantize_rows(weight.view, 0, node.n, array.values.data());
+  dequantize_rows(weight, 0, node.n, array.values.data());
   return array;
 }
 
@@ -244,18 +244,20 @@ void LLMEngine::save(const fs::path& directory) const {
   output.commit();
 }
 
-void LLMEngine::export_hf(const fs::path& directory, std::string_view dtype) const {
-  DType type;
+void LLMEngine::export_hf(const fs::path& directory, std::string_view dtype,
+                          std::string_view format) const {
+  std::optional<DType> type;
   if (dtype == "float32")
     type = DType::kF32;
   else if (dtype == "float16")
     type = DType::kF16;
   else if (dtype == "bfloat16")
     type = DType::kBF16;
-  else
+  else if (dtype != "auto")
     throw Error(ErrorKind::kInvalidArgument,
-                "weights cannot be exported as {}; choose float32, float16 or bfloat16", dtype);
-  export_hf_directory(state_->loaded.model, directory, type);
+                "weights cannot be exported as {}; choose auto, float32, float16 or bfloat16",
+                dtype);
+  export_hf_directory(state_->loaded.model, directory, export_format(format), type);
 }
 
 }  // namespace whit

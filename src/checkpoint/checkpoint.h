@@ -74,10 +74,13 @@ struct HfContents {
   struct Weight {
     std::string name;
     Shape shape;
-    // Rows [row_begin, row_end) as f32. Empty: `stored` is copied as it is.
+    // Rows [row_begin, row_end) as f32, which become the directory's type.
     std::function<void(int64_t row_begin, int64_t row_end, float* out)> read_rows;
-    const StoredTensor* stored = nullptr;
-    std::function<void()> written;  // its source is not needed any more; may be empty
+    // Or rows of `type` as they are written, f32 bytes or others.
+    std::function<void(int64_t row_begin, int64_t row_end, uint8_t* out)> read_bytes;
+    StorageType type = StorageType::kF32;
+    const StoredTensor* stored = nullptr;  // copied as it is where there is neither
+    std::function<void()> written;         // its source is not needed any more; may be empty
   };
   std::vector<Weight> weights;
   Json config;

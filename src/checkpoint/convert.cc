@@ -60,12 +60,15 @@ void write_weights(const std::vector<HfContents::Weight>& weights, const fs::pat
                    DType dtype) {
   std::vector<SafetensorsWriter::Entry> entries;
   for (const HfContents::Weight& weight : weights)
-    entries.push_back({weight.name, weight.read_rows ? storage_type_of(dtype) : weight.stored->type,
+    entries.push_back({weight.name,
+                       weight.read_rows    ? storage_type_of(dtype)
+                       : weight.read_bytes ? weight.type
+                                           : weight.stored->type,
                        weight.shape});
   SafetensorsWriter writer(path, entries, {{"format", "pt"}, {kMarker, WHIT_VERSION}});
   std::vector<float> piece;
   for (const HfContents::Weight& weight : weights) {
-    if (!weight.read_rows) {
+    if (!weight.read_rows && !weight.read_bytes) {
       writer.write(weight.name, weight.stored->data);
       continue;
     }
@@ -75,9 +78,15 @@ void write_weights(const std::vector<HfContents::Weight>& weights, const fs::pat
     for (int64_t row = 0; row < rows; row += step) {
       const int64_t end = std::min(row + step, rows);
       const int64_t count = (end - row) * columns;
-      if (static_cast<int64_t>(piece.size()) < count) piece.resize(count);
-      weight.read_rows(row, end, piece.data());
-      writer.write(weight.name, narrow(piece, count, dtype, weight.name));
+      if (static_cast<int64_t>(piece.size()) < 2 * count) piece.resize(2 * count);  // I64 fits too
+      if (weight.read_rows) {
+        weight.read_rows(row, end, piece.data());
+        writer.write(weight.name, narrow(piece, count, dtype, weight.name));
+      } else {
+        auto* bytes = reinterpret_cast<uint8_t*>(piece.data());
+        weight.read_bytes(row, end, bytes);
+        writer.write(weight.name, {bytes, static_cast<size_t>(count * block_bytes(weight.type))});
+      }
     }
     if (weight.written) weight.written();
   }
@@ -103,11 +112,6 @@ void write_hf_directory(const HfContents& contents, const fs::path& out, DType d
 }
 
 void write_hf_directory(const Checkpoint& checkpoint, const fs::path& out, DType dtype) {
-  if (checkpoint.config().contains("quantization_config"))
-    throw Error(ErrorKind::kUnsupported,
-                "{}: checkpoints that other tools have quantized cannot be converted; use the "
-                "original model",
-                checkpoint.description());
   HfContents contents;
   contents.config = checkpoint.config();
   contents.text_files = {{"generation_config.json", checkpoint.generation_config().dump(1) + "\n"},

@@ -1,20 +1,21 @@
-// whit convert IN OUT_DIR: a model as a Hugging Face directory.
-#include "api/hf_export.h"
+// whit convert IN OUT_DIR: a model as a Hugging Face directory, dequantized or as a quantized
+// checkpoint.
 #include "cli/command.h"
 #include "cli/common.h"
+#include "export/hf_directory.h"
 
 namespace whit::cli {
 namespace {
 
 struct ConvertOptions {
-  std::string input, output, dtype = "f32";
+  std::string input, output, dtype = "auto", format = "dequantized";
 };
 
 int convert(const ConvertOptions& user) {
-  const DType dtype = user.dtype == "f32"    ? DType::kF32
-                      : user.dtype == "bf16" ? DType::kBF16
-                                             : DType::kF16;
-  export_hf_directory(Model::open(user.input), user.output, dtype);
+  std::optional<DType> dtype;
+  if (user.dtype != "auto")
+    dtype = user.dtype == "f32" ? DType::kF32 : user.dtype == "bf16" ? DType::kBF16 : DType::kF16;
+  export_hf_directory(Model::open(user.input), user.output, export_format(user.format), dtype);
   fmt::print("{}\n", user.output);
   return 0;
 }
@@ -23,19 +24,34 @@ int convert(const ConvertOptions& user) {
 
 Action add_convert(CLI::App& app) {
   auto user = std::make_shared<ConvertOptions>();
-  app.add_option("IN", user->input, "Hugging Face directory, .gguf file or engine directory")
+  app.add_option(
+         "IN", user->input,
+         "Hugging Face directory (also one quantized by another tool), .gguf file or engine "
+         "directory")
       ->required();
   app.add_option("OUT_DIR", user->output, "The directory to write; it appears when it is whole")
       ->required();
-  app.add_option("--dtype", user->dtype, "Of the weights: f32 (exact), bf16 or f16")
-      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+  std::vector<std::string> formats;
+  std::string summaries;
+  for (const ExportFormat& format : export_formats()) {
+    formats.emplace_back(format.name);
+    summaries += fmt::format("  {:20}{}\n", format.name, format.summary);
+  }
+  app.add_option("--format", user->format, "Of the weights (below)")
+      ->check(CLI::IsMember(formats))
       ->capture_default_str();
-  app.footer(R"(
+  app.add_option("--dtype", user->dtype,
+                 "Of what is not quantized: f32 (exact), bf16, f16, or auto: f32, and f16 beside "
+                 "quantized weights")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "f16"}))
+      ->capture_default_str();
+  app.footer("\nFormats:\n" + summaries + R"(
 Quantized GGUF weights are dequantized exactly to f32; tokenizer and chat template are rebuilt.
-An engine's weights are dequantized too, for programs that do not know engines.
+What AWQ or SmoothQuant did to the model is in the weights: other programs need not know of it.
 
-Example:
-  whit convert SmolLM2-135M-Instruct.gguf SmolLM2-135M-Instruct)");
+Examples:
+  whit convert SmolLM2-135M-Instruct.gguf SmolLM2-135M-Instruct
+  whit convert engines/smol-w4a16 smol-awq --format awq)");
   return [user] { return convert(*user); };
 }
 

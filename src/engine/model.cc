@@ -54,6 +54,18 @@ LinearWeight checkpoint_linear(const Checkpoint& checkpoint, const Node& node) {
   return weight;
 }
 
+LinearWeight prequantized_linear(const Prequantized& prequantized, const Checkpoint& checkpoint,
+                                 const Node& node) {
+  auto linear = std::make_shared<PrequantizedLinear>(
+      prequantized.read(checkpoint, node.name, node.n, node.k));
+  LinearWeight weight;
+  weight.view = linear->weight.view();
+  if (linear->scheme.int8_activations()) weight.activation = cpu::Activation::kInt8;
+  weight.static_scale = linear->static_scale;
+  weight.owner = std::move(linear);
+  return weight;
+}
+
 }  // namespace
 
 Model Model::open(const fs::path& path) {
@@ -84,6 +96,8 @@ Model Model::from_checkpoint(Checkpoint checkpoint, const std::string& where) {
   model.text_->where = where;
   model.text_->generation_config = checkpoint.generation_config();
   model.config_ = std::make_shared<ModelConfig>(ModelConfig::from_json(checkpoint.config(), where));
+  if (auto prequantized = Prequantized::from_config(checkpoint.config(), where))
+    model.prequantized_ = std::make_shared<Prequantized>(std::move(*prequantized));
   model.checkpoint_ = std::make_shared<Checkpoint>(std::move(checkpoint));
   model.graph_ = std::make_shared<Graph>(build_graph(*model.config_));
   return model;
@@ -95,7 +109,12 @@ WeightProvider Model::weights() const {
         .linear = [this](const Node& node) { return engine_->linear(node); },
         .norm = [this](const Node& node) { return engine_->vector(node.weight_name, node.n); },
         .bias = [this](const Node& node) { return engine_->vector(node.name + ".bias", node.n); }};
-  return {.linear = [this](const Node& node) { return checkpoint_linear(*checkpoint_, node); },
+  return {.linear =
+              [this](const Node& node) {
+                return prequantized_ && prequantized_->holds(*checkpoint_, node.name)
+                           ? prequantized_linear(*prequantized_, *checkpoint_, node)
+                           : checkpoint_linear(*checkpoint_, node);
+              },
           .norm =
               [this](const Node& node) {
                 return checkpoint_->load_f32(node.weight_name, {node.n}, "hidden_size");
@@ -192,7 +211,7 @@ double Model::bits_per_weight() const {
 }
 
 DType Model::default_kv_dtype() const {
-  if (engine_) return DType::kF16;
+  if (engine_ || prequantized_) return DType::kF16;
   for (const Node& node : graph_->nodes())
     if (node.op == Op::kLinear && checkpoint_->get(node.weight_name).type == StorageType::kBF16)
       return DType::kF16;

@@ -1,5 +1,5 @@
-// A model opened from any MODEL argument: a Hugging Face directory, a GGUF file or an engine
-// directory.
+// A model opened from any MODEL argument: a Hugging Face directory, also one that another tool has
+// quantized, a GGUF file or an engine directory.
 #pragma once
 
 #include <filesystem>
@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/prequantized.h"
 #include "engine/engine_dir.h"
 #include "graph/graph.h"
 #include "models/model_config.h"
@@ -24,13 +25,15 @@ class Model {
 
   const ModelConfig& config() const { return *config_; }
   const Graph& graph() const { return *graph_; }
-  // Weights as they are stored: of an engine at its schemes, of a checkpoint in floating point.
-  // Every shape is checked against the graph; NaN and infinity are errors naming the tensor. The
-  // model must outlive the provider.
+  // Weights as they are stored: of an engine and of a quantized checkpoint at their schemes, else
+  // in floating point. Every shape is checked against the graph; NaN and infinity are errors naming
+  // the tensor. The model must outlive the provider.
   WeightProvider weights() const;
 
   const Checkpoint* checkpoint() const { return checkpoint_.get(); }  // null for an engine
   const EngineDirectory* engine() const { return engine_.get(); }     // null for a checkpoint
+  // Of a checkpoint that another tool has quantized; null for others and for engines.
+  const Prequantized* prequantized() const { return prequantized_.get(); }
 
   const Tokenizer& tokenizer()
       const;  // loaded at the first call; checked against the vocabulary size
@@ -56,6 +59,7 @@ class Model {
   std::shared_ptr<const ModelConfig> config_;
   std::shared_ptr<const Graph> graph_;
   std::shared_ptr<const Checkpoint> checkpoint_;
+  std::shared_ptr<const Prequantized> prequantized_;
   std::shared_ptr<const EngineDirectory> engine_;
   struct Text;  // tokenizer and its config, made when first asked for
   std::shared_ptr<Text> text_;

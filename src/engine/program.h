@@ -33,6 +33,9 @@ struct LinearWeight {
   std::function<void()> packed;
 };
 
+// Rows [row_begin, row_end) as f32 [rows, K], the salient channels' second weight added.
+void dequantize_rows(const LinearWeight& weight, int64_t row_begin, int64_t row_end, float* out);
+
 struct WeightProvider {
   std::function<LinearWeight(const Node&)> linear;  // kLinear and kEmbedding nodes
   std::function<Tensor(const Node&)> norm;          // f32 [D]

@@ -4,6 +4,17 @@
 
 namespace whit {
 
+void dequantize_rows(const LinearWeight& weight, int64_t row_begin, int64_t row_end, float* out) {
+  dequantize_rows(weight.view, row_begin, row_end, out);
+  const std::span<const int32_t> channels = weight.salient_channels;
+  if (channels.empty()) return;
+  std::vector<float> second((row_end - row_begin) * weight.salient.k);
+  dequantize_rows(weight.salient, row_begin, row_end, second.data());
+  const float* next = second.data();
+  for (int64_t row = row_begin; row < row_end; ++row, out += weight.view.k)
+    for (const int32_t channel : channels) out[channel] += *next++;
+}
+
 std::map<NodeId, LinearStack> make_stacks(const Graph& graph, NodeRange range,
                                           const WeightProvider& provider) {
   std::map<NodeId, LinearStack> by_first;

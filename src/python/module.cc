@@ -336,10 +336,12 @@ void bind_engine(nb::module_& m) {
           nb::arg("directory"))
       .def(
           "export_hf",
-          [](Engine& engine, const std::filesystem::path& directory, const std::string& dtype) {
-            engine.run(nb::none(), [&](LLMEngine& llm) { llm.export_hf(directory, dtype); });
+          [](Engine& engine, const std::filesystem::path& directory, const std::string& dtype,
+             const std::string& format) {
+            engine.run(nb::none(),
+                       [&](LLMEngine& llm) { llm.export_hf(directory, dtype, format); });
           },
-          nb::arg("directory"), nb::arg("dtype"))
+          nb::arg("directory"), nb::arg("dtype"), nb::arg("format"))
       .def(
           "encode",
           [](const Engine& engine, const std::string& text, bool add_special_tokens) {

@@ -299,7 +299,7 @@ void check_recipe(const Recipe& recipe, const Model& source) {
   if (algorithm.decide == nullptr)
     for (int layer = 0; layer < source.graph().layers(); ++layer)
       layer_halves(source.graph(), source.graph().layer(layer));
-  if (source.checkpoint() == nullptr)
+  if (source.checkpoint() == nullptr || source.prequantized() != nullptr)
     throw Error(ErrorKind::kUnsupported,
                 "{} is quantized already; quantize the Hugging Face directory or GGUF file it was "
                 "made from",

@@ -7,6 +7,7 @@ import safetensors
 import safetensors.numpy
 
 import whit
+from cli_support import tiny_model
 from support import AWQ, QUICK, SMOOTHQUANT, ModelTest
 
 GREEDY = whit.SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
@@ -130,6 +131,63 @@ class Export(ModelTest):
                 with torch.no_grad():
                     expected = model(torch.tensor([ids])).logits[0].numpy()
                 self.assertLess(np.linalg.norm(llm.logits(ids) - expected) / np.linalg.norm(expected), 8 * 2**-11)
+
+
+class QuantizedExport(ModelTest):
+    """Of a model whose sides are whole groups."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.model = tiny_model(cls.folder, "mistral_window")
+
+    def exported(self, name, format, dtype="auto", **arguments):
+        llm = self.engine(head="bf16", **arguments)
+        llm.export_hf(self.folder / name, dtype, format)
+        return llm, self.folder / name
+
+    def test_an_awq_export_holds_the_codes_as_autoawq_lays_them_out(self):
+        llm, path = self.exported("awq", "awq", quant_mode=whit.QuantMode.AWQ)
+        self.assertEqual(json.loads((path / "config.json").read_text())["quantization_config"],
+                         {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm",
+                          "modules_to_not_convert": None})
+        tensors = safetensors.numpy.load_file(path / "model.safetensors")
+
+        def unpacked(words):  # eight columns a word, in AutoAWQ's order
+            nibbles = (words.view(np.uint32)[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15
+            return nibbles[..., [0, 4, 1, 5, 2, 6, 3, 7]].reshape(words.shape[0], -1).astype(np.float32)
+
+        for module in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+            codes, zeros, scales = (tensors[f"{module}.{part}"] for part in ("qweight", "qzeros", "scales"))
+            self.assertEqual(scales.dtype, np.float16)
+            zeros, scales = np.repeat(unpacked(zeros), 32, 0), np.repeat(scales.astype(np.float32), 32, 0)
+            np.testing.assert_array_equal(((unpacked(codes) - zeros) * scales).T, llm.weight(module))
+
+    def test_a_quantized_export_answers_as_the_engine(self):
+        for name, arguments in {"w4a16": {"quant_mode": whit.QuantMode.AWQ}, "w4a8": AWQ, "w8a8": SMOOTHQUANT}.items():
+            with self.subTest(name):
+                llm, path = self.exported(f"back-{name}", "compressed-tensors", "float32", **arguments)
+                with whit.LLMEngine.from_pretrained(path) as back:
+                    np.testing.assert_array_equal(back.logits(PROMPT), llm.logits(PROMPT))
+
+    def test_transformers_loads_compressed_tensors(self):
+        try:
+            import compressed_tensors  # noqa: F401
+        except ImportError:
+            self.skipTest("compressed-tensors is not installed")
+        import torch
+        import transformers
+        for name, arguments in {"w4a16": {"quant_mode": whit.QuantMode.AWQ}, "w4a16-symmetric": {"quant_mode": whit.QuantMode.RTN, "symmetric": True},
+                                "w4a8": AWQ, "w8a8": SMOOTHQUANT}.items():
+            with self.subTest(name):
+                llm, path = self.exported(f"ct-{name}", "compressed-tensors", "float32", **arguments)
+                model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+                ids = llm.encode(PROMPT)
+                with torch.no_grad():
+                    expected = model(torch.tensor([ids])).logits[0].numpy()
+                # Keys and values are kept in 16 bits by the engine; int8 activations may fall to the other side of a step.
+                bound = 8 * 2**-11 if name.startswith("w4a16") else 0.05
+                self.assertLess(np.linalg.norm(llm.logits(ids) - expected) / np.linalg.norm(expected), bound)
 
 
 if __name__ == "__main__":
