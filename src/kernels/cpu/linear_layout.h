@@ -59,6 +59,12 @@ inline std::byte* worker_scratch(const LinearArgs& args, int64_t bytes, const Wo
   return args.scratch + bytes * worker.index;
 }
 
+// Rows of a tile where `rows` are cut into as few tiles of at most `most` as can be: of about the
+// same size, as small tiles are the slowest a row.
+inline int64_t even_tile(int64_t rows, int64_t most) {
+  return ceil_div(rows, ceil_div(rows, most));
+}
+
 // y[row_begin + i, 32·panel + r] = (tile[i, r] + bias) + residual for `rows` rows i and the panel's
 // r < N.
 void store_tile(const LinearArgs& args, int64_t panel, int64_t row_begin, int64_t rows,

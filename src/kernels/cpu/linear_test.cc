@@ -177,14 +177,31 @@ std::vector<float> run(const PackedWeight& packed, const TestInput& input, int64
   return result;
 }
 
+double largest_activation(const TestInput& input, int64_t m, int64_t k) {
+  double largest = 0;
+  for (int64_t i = 0; i < k; ++i)
+    largest = std::max<double>(largest, std::fabs(input.x[m * input.x_stride + i]));
+  return largest;
+}
+
 // Errors of a chain of `terms` f32 operations: each rounds by at most 2⁻²⁴ of the sum of
-// magnitudes.
+// magnitudes. Where activations are rounded too, by as much of the weights' magnitudes as the
+// kernel says.
 void expect_near_reference(const std::vector<float>& y, const TestWeight& weight,
                            const TestInput& input, const LinearKernel& kernel, int64_t terms,
                            Extras extras) {
   int64_t column = 0;
   for (const WeightView& part : weight.parts) {
     std::vector<double> expected(kLargestM * part.n), magnitude(kLargestM * part.n);
+    std::vector<double> unused(part.n), weights(part.n);
+    const std::vector<float> ones(kernel.activation_error > 0 ? part.k : 0, 1.0f);
+    if (!ones.empty())
+      reference::linear({.weight = part,
+                         .m = 1,
+                         .x = ones.data(),
+                         .x_stride = part.k,
+                         .y = unused.data(),
+                         .magnitude = weights.data()});
     const bool with_bias = extras == Extras::kBias || extras == Extras::kBiasAndAliasedResidual;
     const bool with_residual =
         extras == Extras::kResidual || extras == Extras::kBiasAndAliasedResidual;
@@ -203,7 +220,9 @@ void expect_near_reference(const std::vector<float>& y, const TestWeight& weight
     reference::linear(args);
     for (int64_t m = 0; m < kLargestM; ++m)
       for (int64_t n = 0; n < part.n; ++n) {
-        const double tolerance = static_cast<double>(terms) * 0x1p-24 * magnitude[m * part.n + n];
+        const double tolerance = static_cast<double>(terms) * 0x1p-24 * magnitude[m * part.n + n] +
+                                 kernel.activation_error * (1 + 0x1p-20) *
+                                     largest_activation(input, m, part.k) * weights[n];
         ASSERT_NEAR(y[m * weight.n + column + n], expected[m * part.n + n], tolerance)
             << "row " << m << ", column " << column + n;
       }
@@ -311,6 +330,33 @@ TEST_P(Linear, does_not_saturate_on_extreme_codes) {
                      .symmetric = false,
                      .codes = Codes::kExtreme},
                     Extras::kNone);
+}
+
+TEST_P(Linear, rows_without_values_and_rows_of_zeros_stay_among_themselves) {
+  if (GetParam()->activation != Activation::kFloat) return;
+  Random random(9);
+  const TestWeight weight =
+      make_weight({.format = GetParam()->format, .rows = {33}, .k = 100, .group_size = 32}, random);
+  ThreadPool pool(1);
+  const PackedWeight packed = pack_linear(*GetParam(), weight.parts, pool);
+  TestInput input = make_input(weight.n, 100, packed.group_size, Codes::kRandom, random);
+  const std::vector<float> plain = run(packed, input, kLargestM, 1, Extras::kNone);
+  const auto row = [&](int64_t m) { return &input.x[m * input.x_stride]; };
+  row(0)[97] = NAN;
+  row(2)[3] = INFINITY;
+  std::fill(row(4), row(4) + 100, 0.0f);
+  for (int i = 0; i < 100; ++i) row(6)[i] *= 1e-42f;  // 1 / largest is infinite
+  for (const int64_t m : {int64_t{8}, kLargestM}) {
+    const std::vector<float> y = run(packed, input, m, 1, Extras::kNone);
+    for (int64_t n = 0; n < weight.n; ++n) {
+      EXPECT_TRUE(std::isnan(y[n]));
+      EXPECT_FALSE(std::isfinite(y[2 * weight.n + n]));
+      EXPECT_EQ(y[4 * weight.n + n], 0);
+      EXPECT_NEAR(y[6 * weight.n + n], 0, 1e-38);
+      for (const int64_t other : {1, 3, 5, 7})
+        EXPECT_EQ(y[other * weight.n + n], plain[other * weight.n + n]);
+    }
+  }
 }
 
 TEST_P(Int8Linear, equals_the_portable_row_in_bits) {

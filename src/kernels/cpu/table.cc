@@ -23,6 +23,8 @@ std::vector<LinearKernel> collect() {
   add(kAvx2LinearFloat);
   add({&kAvx2LinearW4A8, 1});
   add({&kAvx2LinearW8A8, 1});
+  add({&kAvx2LinearW4A16, 1});
+  add({&kAvx2LinearW8A16, 1});
   add(kPortableLinearFloat);
   add(kPortableLinearInt8);
   return rows;
@@ -86,6 +88,10 @@ PackedWeight pack_linear(const LinearKernel& kernel, std::span<const WeightView>
                 "kernel {}: groups of {} along K = {}; a group is a multiple of 32 columns, or all "
                 "of them",
                 kernel.name, packed.group_size, packed.k);
+  if (grouped && packed.group_size > kMostGroupColumns)
+    throw Error(ErrorKind::kUnsupported,
+                "kernel {}: a group of {} columns is above {}, where 32-bit sums could overflow",
+                kernel.name, packed.group_size, kMostGroupColumns);
   packed.payload_bytes = kernel.packed_bytes(packed.n, packed.k, packed.group_size);
   packed.data = Buffer(packed.payload_bytes);
   pool.run([&](const Worker& worker) { kernel.pack(parts, packed, worker); });

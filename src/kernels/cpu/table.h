@@ -65,7 +65,13 @@ struct LinearKernel {
   // Scratch of one worker for any m.
   int64_t (*scratch_bytes)(const PackedWeight& packed, int64_t m);
   void (*run)(const LinearArgs& args, const Worker& worker);
+  // kFloat kernels that multiply integers: how far they round a row's activations at most, as a
+  // share of the row's largest magnitude.
+  float activation_error = 0;
 };
+
+// Of int4 weights: what their sums in int32 have room for.
+inline constexpr int64_t kMostGroupColumns = 8192;
 
 std::span<const LinearKernel> linear_kernels();  // all rows, best ISA first
 // The best kernel for the pair at or below `isa`; never null for the pairs the schemes need:

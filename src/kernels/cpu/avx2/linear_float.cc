@@ -1,4 +1,5 @@
-// AVX2 vectors for kernels/cpu/linear_float.h. Bound for many rows: two 8-lane FMAs a clock.
+// AVX2 vectors for kernels/cpu/linear_float.h, of floating-point weights. Bound for many rows: two
+// 8-lane FMAs a clock.
 #include "kernels/cpu/linear_float.h"
 
 #include <immintrin.h>
@@ -65,11 +66,9 @@ struct Avx2 {
 
 }  // namespace
 
-constinit const LinearKernel kAvx2LinearFloat[4] = {
+constinit const LinearKernel kAvx2LinearFloat[2] = {
     FloatLinear<Avx2, WeightFormat::kF32>::row("avx2/linear_f32", Isa::kAvx2),
     FloatLinear<Avx2, WeightFormat::kBF16>::row("avx2/linear_bf16", Isa::kAvx2),
-    FloatLinear<Avx2, WeightFormat::kInt4Group>::row("avx2/linear_w4a16", Isa::kAvx2),
-    FloatLinear<Avx2, WeightFormat::kInt8Channel>::row("avx2/linear_w8a16", Isa::kAvx2),
 };
 
 }  // namespace whit::cpu

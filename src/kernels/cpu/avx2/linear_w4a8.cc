@@ -14,9 +14,8 @@
 
 #include <cstring>
 
-#include "kernels/cpu/linear_layout.h"
+#include "kernels/cpu/avx2/int4.h"
 #include "kernels/cpu/linear_rows.h"
-#include "kernels/cpu/repeat.h"
 
 namespace whit::cpu {
 namespace {
@@ -50,21 +49,6 @@ inline void add_int16(__m256i& sum, __m256i products) {
   __asm__("vpaddw %1, %0, %0" : "+x"(sum) : "x"(products));
 }
 
-// Scales and zero points of one group for the rows of a panel.
-struct Group {
-  __m256 scale[kPanelVectors];
-  __m256i zero[kPanelVectors];
-};
-
-inline void load_group(const std::byte* scales, const uint8_t* zeros, Group& group) {
-  repeat<kPanelVectors>([&](auto v) __attribute__((always_inline)) {
-    group.scale[v] =
-        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + 2 * kLanes * v)));
-    group.zero[v] =
-        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros + kLanes * v)));
-  });
-}
-
 // acc += the int16 sums, widened.
 template <int MR, int kVectors>
 inline __attribute__((always_inline)) void flush(const __m256i (&sums)[MR][kVectors],
@@ -81,7 +65,8 @@ template <bool first, int MR, int kVectors>
 inline __attribute__((always_inline)) void add_packed_line(const std::byte* line, const int8_t* q,
                                                            int64_t q_stride,
                                                            __m256i (&sums)[MR][kVectors]) {
-  _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
+  if constexpr (kVectors > 1)
+    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
   if constexpr (kVectors > 2)
     _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64, _MM_HINT_T0);
   repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
@@ -114,25 +99,6 @@ inline __attribute__((always_inline)) void add_unpacked_half_line(
       add_int16(sums[m][0], a);
       add_int16(sums[m][1], b);
     }
-  });
-}
-
-// sums [MR][32] += the group's dot products, kVectors registers of rows from register `first` of
-// the panel on.
-template <int MR, int kVectors>
-inline __attribute__((always_inline)) void add_group(const __m256i (&acc)[MR][kVectors],
-                                                     const Group& group, int first,
-                                                     const int32_t* group_sums,
-                                                     int64_t group_sums_stride, float* sums) {
-  repeat<MR>([&](auto m) __attribute__((always_inline)) {
-    const __m256i sum = _mm256_set1_epi32(group_sums[m * group_sums_stride]);
-    repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
-      const __m256i dot =
-          _mm256_sub_epi32(acc[m][v], _mm256_mullo_epi32(group.zero[first + v], sum));
-      float* at = sums + m * kPanelRows + kLanes * (first + v);
-      _mm256_storeu_ps(at, _mm256_fmadd_ps(group.scale[first + v], _mm256_cvtepi32_ps(dot),
-                                           _mm256_loadu_ps(at)));
-    });
   });
 }
 
@@ -228,12 +194,13 @@ void multiply_many_rows(GroupArgs args, int64_t rows, std::byte* codes) {
   unpack_lines(args.codes, args.lines, codes);
   args.codes = codes;
   const GroupArgs whole = args;
+  const int64_t tile = even_tile(rows, kTileRows);
   for (int first = 0; first < kPanelVectors; first += kTileVectors)
-    for (int64_t m = 0; m < rows; m += kTileRows) {
+    for (int64_t m = 0; m < rows; m += tile) {
       args.q = whole.q + m * whole.q_stride;
       args.group_sums = whole.group_sums + m * whole.group_sums_stride;
       args.sums = whole.sums + m * kPanelRows;
-      const int64_t tile_rows = rows - m < kTileRows ? rows - m : kTileRows;
+      const int64_t tile_rows = rows - m < tile ? rows - m : tile;
       kTileFunctions[tile_rows - 1](args, first);
     }
 }
@@ -290,13 +257,8 @@ void run(const LinearArgs& args, const Worker& worker) {
           multiply_many_rows(group_args, rows, codes);
         panel += lines * kLineBytes + kGroupScaleBytes;
       }
-      for (int64_t m = 0; m < rows; ++m) {
-        const __m256 x_scale = _mm256_set1_ps(activation_scale(args.q, begin + m));
-        for (int v = 0; v < kPanelVectors; ++v) {
-          float* at = sums + m * kPanelRows + kLanes * v;
-          _mm256_storeu_ps(at, _mm256_mul_ps(_mm256_loadu_ps(at), x_scale));
-        }
-      }
+      scale_rows(
+          rows, [&](int64_t m) { return activation_scale(args.q, begin + m); }, sums);
       store_tile(args, index, begin, rows, sums);
     }
   }
