@@ -260,7 +260,7 @@ const StepPlan& Scheduler::schedule() {
     const int64_t places = options_.max_sequences - static_cast<int64_t>(running_.size());
     const auto waiting = static_cast<int64_t>(waiting_.size());
     const int64_t behind = std::max<int64_t>(0, std::min(places, waiting) - 1);
-    const int64_t share = std::max(options_.max_prompt_chunk, kGeneratedTokenWeight * plan_.tokens);
+    const int64_t share = std::max(options_.max_prompt_chunk, plan_.tokens * 3 / 2);
     return std::min(room, share * (generating + behind) / generating);
   };
   const int64_t room = prompt_room(), decode_tokens = plan_.tokens;

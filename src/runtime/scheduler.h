@@ -31,10 +31,10 @@ enum class SchedulerPolicy { kMaxUtilization, kGuaranteedNoEvict };
 struct SchedulerOptions {
   int64_t max_sequences = 64;     // running together
   int64_t max_step_tokens = 256;  // of one step, at least max_sequences + 1
-  // Prompt tokens of a step in which others generate, or twice as many as they are: a step then
-  // takes about twice as long as it would without (a prompt's token costs about half of a
-  // generated one). More in proportion where several sequences wait for free places: few that
-  // generate do not keep many from starting. 0: what fits.
+  // Prompt tokens of a step in which others generate, or half as many again as they are: a step
+  // then takes about twice as long as it would without, and prompts of half as many tokens again as
+  // their answers keep every place generating. More in proportion where several sequences wait for
+  // free places: few that generate do not keep many from starting. 0: what fits.
   int64_t max_prompt_chunk = 0;
   int64_t max_context = 2048;  // tokens of one sequence
   SchedulerPolicy policy = SchedulerPolicy::kMaxUtilization;
