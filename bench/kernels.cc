@@ -6,9 +6,10 @@
 // Weights are read from a ring of copies far larger than the last-level cache, so that M = 1 shows
 // what decoding a model does. Columns: the best time of a call and the median, and from the best
 // one 2·M·N·K operations a second, packed bytes a second, the share of the measured cold read
-// bandwidth, and the share of the arithmetic peak: 32 flop (f32 FMA) and 64 int8 operations
-// (vpmaddwd) a clock and core on AVX2, twice and four times as many on AVX-512 (one 512-bit
-// vpdpbusd a clock is 128), at the measured clock; with AMX the measured rate of tdpbssd.
+// bandwidth, and the share of the arithmetic peak: of f32 activations 32 flop (FMA) a clock and
+// core on AVX2 and twice as many on AVX-512, at the measured clock; of those that a kernel
+// multiplies as int16 half of int8's; of int8 ones the measured rate of vpmaddubsw, vpdpbusd or
+// tdpbssd.
 #include <fmt/format.h>
 #include <immintrin.h>
 
@@ -210,8 +211,9 @@ void measure(const LinearKernel& kernel, Shape shape, const Options& options, co
     const double best = samples[0];
     const double operations = 2.0 * static_cast<double>(m * shape.n * shape.k) / best;
     const double bytes = static_cast<double>(ring[0].payload_bytes) / best;
-    const double peak = kernel.activation == Activation::kInt8
-                            ? bounds.int8
+    const double peak = kernel.activation == Activation::kInt8 ? bounds.int8
+                        : kernel.activation_error > 0
+                            ? bounds.int8 / 2
                             : float_operations_per_clock(kernel.isa) * bounds.clock * pool.size();
     fmt::print(
         "   M = {:<4} {:10.1f} us (median {:.1f}) {:8.1f} GOP/s {:7.2f} GB/s {:5.0f} % of read "

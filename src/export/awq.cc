@@ -94,7 +94,6 @@ HfContents awq_contents(const Model& model) {
                                     std::memcpy(out, scales + row * from.groups() + g, 2);
                               },
                           .type = StorageType::kF16});
-    lazy->drop();
     return true;
   });
   if (group_size == 0)

@@ -163,7 +163,6 @@ HfContents compressed_tensors_contents(const Model& model) {
                                 .shape = {1},
                                 .read_rows = [scale = weight.static_scale](
                                                  int64_t, int64_t, float* out) { *out = scale; }});
-        lazy->drop();
         return true;
       });
   if (modules.empty())

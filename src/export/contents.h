@@ -22,7 +22,8 @@ class LazyWeight {
   std::optional<LinearWeight> weight_;
 };
 
-// Adds the tensors of a linear that is quantized, named <module>.<part>; false: as floating point.
+// Adds the tensors of a linear that is quantized, named <module>.<part>; false: it becomes floating
+// point. Each piece reads the weight again when it is written.
 using AddLinear = std::function<bool(HfContents& contents, const Node& node,
                                      const std::shared_ptr<LazyWeight>& weight)>;
 

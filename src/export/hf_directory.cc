@@ -68,7 +68,9 @@ HfContents export_contents(const Model& model, const AddLinear& add) {
     const bool tied = node.weight_name != node.name + ".weight";  // stored by its other name
     if ((node.op != Op::kLinear && node.op != Op::kEmbedding) || tied) continue;
     const auto weight = std::make_shared<LazyWeight>(model, node);
-    if (node.op != Op::kLinear || node.layer < 0 || !add(contents, node, weight))
+    const bool quantized = node.op == Op::kLinear && node.layer >= 0 && add(contents, node, weight);
+    weight->drop();  // it was looked at; it is read again when it is written
+    if (!quantized)
       contents.weights.push_back({.name = node.weight_name,
                                   .shape = {node.n, node.k},
                                   .read_rows = [weight](int64_t begin, int64_t end, float* out) {

@@ -40,11 +40,6 @@ inline __m256i broadcast(const int32_t* from) { return _mm256_set1_epi32(*from);
 inline __attribute__((always_inline)) void add_products(__m256i& sum, __m256i a, __m256i b) {
   __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(_mm256_madd_epi16(a, b)));
 }
-inline void prefetch_line(const std::byte* line) {
-  _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
-  _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64, _MM_HINT_T0);
-}
-
 // Columns 0 and 2, and 1 and 3, of each word of four bytes as int16.
 inline __m256i widen_even(__m256i words) {
   return _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);

@@ -120,7 +120,7 @@ void multiply_panel_blocked(const std::byte* lines, int64_t count, const int32_t
   }
 }
 
-// acc [rows][32] (+)= float(sums); in place where `first`.
+// acc [rows][32] += float(sums), or = where `first`.
 void add_sums(const int32_t* sums, int64_t rows, bool first, float* acc) {
   for (int64_t i = 0; i < rows * kPanelRows; i += kLanes) {
     const __m256 sum = _mm256_cvtepi32_ps(load(sums + i));
