@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "quant/awq_layout.h"
+
 namespace whit {
 namespace {
 
@@ -90,6 +92,14 @@ void set_scales(const Module& module, const std::string& tensor, const At& at,
     }
 }
 
+// From "scales" [G, N].
+void set_scales_by_group(const Module& module, QuantizedTensor& out) {
+  const std::vector<float> scales = module.floats("scales", {out.view().groups(), out.n});
+  set_scales(
+      module, module.tensor("scales"),
+      [&](int64_t row, int64_t g) { return scales[g * out.n + row]; }, out);
+}
+
 // Zero points of int4 groups, at(row, group) in 0 … 15. Symmetric weights have none: theirs is 8.
 template <typename At>
 void set_zeros(const Module& module, const std::string& tensor, const At& at,
@@ -127,10 +137,7 @@ QuantizedTensor make_int4(const Module& module, const QuantScheme& scheme) {
                         scheme.weights->symmetric);
 }
 
-// qweight I32 [K, N/8], qzeros I32 [G, N/8], scales F16 [G, N]. Four bits i of word c belong to
-// column 8c + kAwqOrder[i].
-constexpr std::array<int, 8> kAwqOrder = {0, 2, 4, 6, 1, 3, 5, 7};
-
+// qweight I32 [K, N/8], qzeros I32 [G, N/8], scales F16 [G, N]; words as in quant/awq_layout.h.
 PrequantizedLinear read_awq(const Module& module, const Prequantized::Group& group, bool) {
   check_eights(module);
   const int64_t n = module.n, k = module.k, words = n / 8;
@@ -154,10 +161,7 @@ PrequantizedLinear read_awq(const Module& module, const Prequantized::Group& gro
         return static_cast<int>((zeros[g * words + row / 8] >> bits_of[row % 8]) & 15);
       },
       linear.weight);
-  const std::vector<float> scales = module.floats("scales", {groups, n});
-  set_scales(
-      module, module.tensor("scales"), [&](int64_t row, int64_t g) { return scales[g * n + row]; },
-      linear.weight);
+  set_scales_by_group(module, linear.weight);
   return linear;
 }
 
@@ -184,10 +188,7 @@ PrequantizedLinear read_gptq(const Module& module, const Prequantized::Group& gr
         return static_cast<int>((stored + (zeros_less_one ? 1 : 0)) & 15);
       },
       linear.weight);
-  const std::vector<float> scales = module.floats("scales", {groups, n});
-  set_scales(
-      module, module.tensor("scales"), [&](int64_t row, int64_t g) { return scales[g * n + row]; },
-      linear.weight);
+  set_scales_by_group(module, linear.weight);
   return linear;
 }
 

@@ -1,16 +1,14 @@
 // AutoAWQ's "gemm" layout (0.2.9), which vLLM and transformers call awq:
-//   qweight I32 [K, N/8]   four bits i of word c = column 8c + kOrder[i]
+//   qweight I32 [K, N/8]   four bits i of word c = column 8c + kAwqOrder[i]
 //   qzeros  I32 [G, N/8]   the same;   scales F16 [G, N]
 // Weights alone: activations of an int8 engine are floating point there.
-#include <array>
 #include <cstring>
 
 #include "export/contents.h"
+#include "quant/awq_layout.h"
 
 namespace whit {
 namespace {
-
-constexpr std::array<int, 8> kOrder = {0, 2, 4, 6, 1, 3, 5, 7};
 
 // Words [begin, end) × N/8 of four-bit values, value(row of the weight, index).
 template <typename Value>
@@ -20,7 +18,7 @@ void write_words(int64_t n, int64_t begin, int64_t end, uint8_t* out, const Valu
     for (int64_t index = begin; index < end; ++index) {
       uint32_t word = 0;
       for (int i = 0; i < 8; ++i)
-        word |= static_cast<uint32_t>(value(8 * c + kOrder[i], index)) << (4 * i);
+        word |= static_cast<uint32_t>(value(8 * c + kAwqOrder[i], index)) << (4 * i);
       std::memcpy(out + 4 * ((index - begin) * words + c), &word, 4);
     }
 }

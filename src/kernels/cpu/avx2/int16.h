@@ -14,26 +14,18 @@
 #include <bit>
 #include <cstring>
 
-#include "kernels/cpu/linear_layout.h"
+#include "kernels/cpu/avx2/words.h"
 #include "kernels/cpu/repeat.h"
 
 namespace whit::cpu {
 namespace {
 
-constexpr int kLanes = 8, kPanelVectors = kPanelRows / kLanes;
-constexpr int kPairTileRows = 6, kTileVectors = 2, kTileColumns = kTileVectors * kLanes;
-constexpr int64_t kPrefetchBytes = 8192;
+constexpr int kPairTileRows = 6;
 
 // |Σ code · q| ≤ 1024 · 128 · 16383 < 2³¹.
 constexpr float kLargestInt16 = 16383;
 constexpr int64_t kInt16Columns = 1024;
 
-inline __m256i load(const void* from) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
-}
-inline void store(void* to, __m256i value) {
-  _mm256_storeu_si256(static_cast<__m256i*>(to), value);
-}
 inline __m256i broadcast(const int32_t* from) { return _mm256_set1_epi32(*from); }
 // As an intrinsic g++ 12 makes all products of a tile before it adds them, for which it has too few
 // registers.

@@ -21,20 +21,12 @@ namespace whit::cpu {
 namespace {
 
 constexpr WeightFormat kFormat = WeightFormat::kInt4Group;
-constexpr int kLanes = 8, kPanelVectors = kPanelRows / kLanes;
-constexpr int kTileRows = 4, kTileVectors = 2, kTileColumns = kTileVectors * kLanes;
+constexpr int kTileRows = 4;
 constexpr int64_t kLinesPerSum = 4;  // of int16 sums
 constexpr int64_t kBlockBytes = 256 << 10;
 constexpr int64_t kLeastBlockRows = 48, kMostBlockRows = 384;
-constexpr int64_t kPrefetchBytes = 8192;
 constexpr int64_t kMostInlineRows = 4;
 
-inline __m256i load(const void* from) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
-}
-inline void store(void* to, __m256i value) {
-  _mm256_storeu_si256(static_cast<__m256i*>(to), value);
-}
 inline __m256i broadcast(const int8_t* from) {
   int32_t word;
   std::memcpy(&word, from, 4);
