@@ -152,6 +152,7 @@ void measure(const LinearKernel& kernel, Shape shape, const Options& options, co
   WeightView view;
   if (kernel.format == WeightFormat::kInt4Group || kernel.format == WeightFormat::kInt8Channel) {
     quantized = random_weight(kernel.format, shape);
+    quantized.two_level = kernel.two_level;  // equal scales are multiples of one step
     view = quantized.view();
   } else {
     dense = Tensor::zeros(DType::kF32, {shape.n, shape.k});

@@ -65,6 +65,19 @@ class TinyModel(CliTest):
                 "--group-size", 32, *options, "-o", engine)
         return engine
 
+    def test_two_level_scales_are_quantized_told_and_run(self):
+        for mode in ("rtn", "awq", "auto"):
+            with self.subTest(mode):
+                engine = self.quantize("--mode", mode, "--scheme", "w4a8", "--two-level", name=f"two-level-{mode}")
+                self.assertIn("w4a8-g32-two-level", self.ok("inspect", engine))
+                answer = self.json("run", engine, "--prompt", "Once", "--max-tokens", 8, "--temperature", 0, "--ignore-eos")
+                self.assertEqual(len(answer["token_ids"]), 8)
+        self.refused(3, ["two-level", "w4a8", "w4a16"], "quantize", self.model, "--scheme", "w4a16", "--mode", "rtn",
+                     "--two-level", "-o", self.folder / "refused")
+        self.refused(3, ["--two-level", "w4a8"], "quantize", self.model, "--scheme", "mixed-a8", "--mode", "auto",
+                     "--two-level", "-o", self.folder / "refused")
+        self.assertFalse((self.folder / "refused").exists())
+
     def test_tokenize_gives_the_ids(self):
         self.assertEqual(self.json("tokenize", self.model, "--text", "Hi</s>"), {"ids": [76, 109, 2]})
 

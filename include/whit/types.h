@@ -45,6 +45,8 @@ struct BuildConfig {
   uint64_t seed = 0;
   int64_t group_size = 128;             // of int4 weights: 32, 64 or 128
   bool symmetric = false;               // int4 weights without zero points
+  bool two_level = false;               // int4 weights for int8 activations: scales of a row are
+                                        // multiples of one step, which is faster
   std::string head = "int8";            // embedding table and lm_head: "int8" or "bf16"
   std::filesystem::path engine_dir;     // empty: under ${XDG_CACHE_HOME:-~/.cache}/whit/engines
   int threads = 0;                      // 0: one for each CPU that the process may use

@@ -16,10 +16,11 @@ BuildPlan plan_of(const fs::path& model_dir, QuantMode mode, const QuantPolicy& 
                   const BuildConfig& config) {
   BuildPlan plan;
   plan.model_path = model_dir.empty() ? "state_dict" : model_dir;
-  plan.recipe = {.mode = std::string(mode_name(mode)),
-                 .scheme = scheme_of(mode, policy, config.group_size, config.symmetric),
-                 .head = config.head,
-                 .output = config.engine_dir};
+  plan.recipe = {
+      .mode = std::string(mode_name(mode)),
+      .scheme = scheme_of(mode, policy, config.group_size, config.symmetric, config.two_level),
+      .head = config.head,
+      .output = config.engine_dir};
   plan.calibration = {.source = config.calib,
                       .samples = config.calib_samples,
                       .length = config.calib_length,
@@ -120,7 +121,7 @@ LLMEngine LLMEngine::from_model(Model model, const fs::path& model_dir, QuantMod
     const EngineManifest& manifest = model.engine()->manifest();
     check_engine_agrees(manifest.mode, manifest.scheme, mode, policy, model_dir.string());
   } else if (mode == QuantMode::NONE) {
-    scheme_of(mode, policy, config.group_size, config.symmetric);
+    scheme_of(mode, policy, config.group_size, config.symmetric, config.two_level);
   } else {
     const BuildPlan plan = plan_of(model_dir, mode, policy, config);
     fs::path built;

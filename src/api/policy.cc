@@ -84,14 +84,14 @@ std::string_view mode_name(QuantMode mode) {
   throw Error(ErrorKind::kInvalidArgument, "QuantMode {} is not a mode", static_cast<int>(mode));
 }
 
-QuantScheme scheme_of(QuantMode mode, const QuantPolicy& policy, int64_t group_size,
-                      bool symmetric) {
+QuantScheme scheme_of(QuantMode mode, const QuantPolicy& policy, int64_t group_size, bool symmetric,
+                      bool two_level) {
   const std::string_view name = mode_name(mode);
   const Combination want = wanted(mode, policy);
   for (const Combination& each : kCombinations)
     if (each.weights == want.weights && each.activations == want.activations &&
         possible(mode, each))
-      return QuantScheme::preset(each.scheme, group_size, symmetric);
+      return QuantScheme::preset(each.scheme, group_size, symmetric, two_level);
   throw Error(ErrorKind::kUnsupported,
               "mode {} with {} weights and {} activations is not possible; possible (weights x "
               "activations) are {}",

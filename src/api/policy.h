@@ -14,8 +14,8 @@ std::span<const QuantMode> quant_modes();
 std::string_view mode_name(QuantMode mode);  // "none", or a row of the table of algorithms: "awq"
 
 // Throws kUnsupported, listing the possible combinations, where mode and dtypes do not go together.
-QuantScheme scheme_of(QuantMode mode, const QuantPolicy& policy, int64_t group_size,
-                      bool symmetric);
+QuantScheme scheme_of(QuantMode mode, const QuantPolicy& policy, int64_t group_size, bool symmetric,
+                      bool two_level = false);
 
 // Throws kInvalidArgument where an engine made with `mode` and `scheme` is not what was asked for.
 // QuantMode::NONE with an empty policy asks for nothing.

@@ -207,7 +207,10 @@ LinearWeight EngineDirectory::linear(const Node& node) const {
   const StoredTensor& data = get(entries.data.name, entries.data.type, entries.data.shape);
   LinearWeight weight;
   weight.view = {.format = format_of(scheme), .n = node.n, .k = node.k, .data = data.data.data()};
-  if (scheme.weights) weight.view.group_size = scheme.weights->group_size;
+  if (scheme.weights) {
+    weight.view.group_size = scheme.weights->group_size;
+    weight.view.two_level = scheme.weights->two_level;
+  }
   if (entries.scales)
     weight.view.scales =
         get(entries.scales->name, entries.scales->type, entries.scales->shape).data.data();

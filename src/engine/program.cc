@@ -252,7 +252,8 @@ struct Program::Impl {
     // f16 sources are packed by the exact f32 kernel.
     const WeightFormat format =
         front.view.format == WeightFormat::kF16 ? WeightFormat::kF32 : front.view.format;
-    const cpu::LinearKernel& kernel = cpu::linear_kernel(format, front.activation, options.isa);
+    const cpu::LinearKernel& kernel =
+        cpu::linear_kernel(format, front.activation, options.isa, front.view.two_level);
     std::vector<WeightView> views;
     for (const LinearWeight& part : stack.parts) views.push_back(part.view);
     weights.push_back(cpu::pack_linear(kernel, views, pool));

@@ -184,6 +184,7 @@ void bind_data(nb::module_& m) {
       .def_rw("seed", &BuildConfig::seed)
       .def_rw("group_size", &BuildConfig::group_size)
       .def_rw("symmetric", &BuildConfig::symmetric)
+      .def_rw("two_level", &BuildConfig::two_level)
       .def_rw("head", &BuildConfig::head)
       .def_rw("engine_dir", &BuildConfig::engine_dir)
       .def_rw("threads", &BuildConfig::threads)

@@ -20,6 +20,7 @@ Json args_to_json(const std::optional<QuantArgs>& args) {
                {"strategy", kStrategyNames[static_cast<int>(args->strategy)]},
                {"dynamic", args->dynamic}};
   if (args->strategy == QuantStrategy::kGroup) json["group_size"] = args->group_size;
+  if (args->two_level) json["two_level"] = true;
   return json;
 }
 
@@ -39,6 +40,7 @@ std::optional<QuantArgs> args_from_json(const Json& json, std::string_view key,
   args.symmetric = json_get_or<bool>(*found, "symmetric", true, where);
   args.dynamic = json_get_or<bool>(*found, "dynamic", false, where);
   args.group_size = json_get_or<int64_t>(*found, "group_size", 0, where);
+  args.two_level = json_get_or<bool>(*found, "two_level", false, where);
   const std::string strategy = json_get<std::string>(*found, "strategy", where);
   for (size_t i = 0; i < kStrategyNames.size(); ++i)
     if (strategy == kStrategyNames[i]) {
@@ -52,8 +54,14 @@ std::optional<QuantArgs> args_from_json(const Json& json, std::string_view key,
 
 std::vector<std::string_view> scheme_names() { return {kSchemeNames.begin(), kSchemeNames.end()}; }
 
-QuantScheme QuantScheme::preset(std::string_view name, int64_t group_size, bool symmetric) {
+QuantScheme QuantScheme::preset(std::string_view name, int64_t group_size, bool symmetric,
+                                bool two_level) {
   QuantScheme scheme;
+  if (two_level && name != "w4a8")
+    throw Error(ErrorKind::kUnsupported,
+                "two-level scales are for int4 weights with int8 activations, whose sums they keep "
+                "in integers: scheme w4a8, not {}",
+                name);
   if (name == "bf16") return scheme;
   if (name == "w4a16" || name == "w4a8") {
     if (group_size != 32 && group_size != 64 && group_size != 128)
@@ -62,7 +70,8 @@ QuantScheme QuantScheme::preset(std::string_view name, int64_t group_size, bool 
     scheme.weights = QuantArgs{.num_bits = 4,
                                .symmetric = symmetric,
                                .strategy = QuantStrategy::kGroup,
-                               .group_size = group_size};
+                               .group_size = group_size,
+                               .two_level = two_level};
   } else if (name == "w8a8" || name == "w8a16") {
     scheme.weights = QuantArgs{.num_bits = 8, .strategy = QuantStrategy::kChannel};
   } else {
@@ -82,7 +91,8 @@ std::string QuantScheme::name() const {
 std::string QuantScheme::full_name() const {
   std::string full = name();
   if (weights && weights->strategy == QuantStrategy::kGroup)
-    full += fmt::format("-g{}{}", weights->group_size, weights->symmetric ? "-symmetric" : "");
+    full += fmt::format("-g{}{}{}", weights->group_size, weights->symmetric ? "-symmetric" : "",
+                        weights->two_level ? "-two-level" : "");
   if (static_activations()) full += "-static";
   return full;
 }
@@ -104,7 +114,8 @@ QuantScheme scheme_from_json(const Json& json, std::string_view where) {
     const bool four_bit = name == "w4a16" || name == "w4a8";
     if (four_bit && group_size != 32 && group_size != 64 && group_size != 128) continue;
     QuantScheme known =
-        QuantScheme::preset(name, group_size, scheme.weights && scheme.weights->symmetric);
+        QuantScheme::preset(name, group_size, scheme.weights && scheme.weights->symmetric,
+                            scheme.weights && scheme.weights->two_level && name == "w4a8");
     if (known.input_activations && scheme.static_activations()) {
       known.input_activations->dynamic = false;
       known.input_activations->strategy = QuantStrategy::kTensor;

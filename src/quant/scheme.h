@@ -20,7 +20,9 @@ struct QuantArgs {
   QuantStrategy strategy = QuantStrategy::kChannel;
   int64_t group_size =
       0;  // kGroup only: weights per scale along K; the last group of a row may be short
-  bool dynamic = false;  // activations only: scale computed at run time
+  bool two_level = false;  // kGroup only: scales are small multiples of one step a row
+                           // (quant/weight.h); no field of compressed-tensors
+  bool dynamic = false;    // activations only: scale computed at run time
 
   bool operator==(const QuantArgs&) const = default;
 };
@@ -36,11 +38,12 @@ struct QuantScheme {
 
   // "w4a16", "w4a8", "w8a8", "w8a16" or "bf16" (nothing quantized). group_size and symmetric matter
   // to 4-bit weights only. Throws kInvalidArgument listing the possible names, or kUnsupported for
-  // a group size other than 32, 64, 128.
-  static QuantScheme preset(std::string_view name, int64_t group_size = 128,
-                            bool symmetric = false);
+  // a group size other than 32, 64, 128, or two_level and another scheme than "w4a8".
+  static QuantScheme preset(std::string_view name, int64_t group_size = 128, bool symmetric = false,
+                            bool two_level = false);
   std::string name() const;
-  // … and what it leaves open: "w4a16-g64", "w4a8-g128-symmetric", "w8a8-static".
+  // … and what it leaves open: "w4a16-g64", "w4a8-g128-symmetric", "w4a8-g128-two-level",
+  // "w8a8-static".
   std::string full_name() const;
 };
 

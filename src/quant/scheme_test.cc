@@ -65,6 +65,19 @@ TEST(SchemeTest, every_preset_survives_json_and_keeps_its_name) {
       }
 }
 
+TEST(SchemeTest, two_level_scales_are_w4a8_s_alone) {
+  const QuantScheme scheme = QuantScheme::preset("w4a8", 64, false, true);
+  EXPECT_EQ(scheme.full_name(), "w4a8-g64-two-level");
+  EXPECT_NE(scheme, QuantScheme::preset("w4a8", 64));
+  EXPECT_EQ(scheme_from_json(Json::parse(to_json(scheme).dump()), "test"), scheme);
+  for (const std::string_view name : {"w4a16", "w8a8", "w8a16", "bf16"})
+    EXPECT_EQ(kind_of([&] { QuantScheme::preset(name, 128, false, true); }),
+              ErrorKind::kUnsupported);
+  Json json = to_json(QuantScheme::preset("w4a16"));
+  json["weights"]["two_level"] = true;
+  EXPECT_EQ(kind_of([&] { scheme_from_json(json, "test"); }), ErrorKind::kUnsupported);
+}
+
 TEST(SchemeTest, json_that_is_no_scheme_is_refused) {
   const auto kind = [&](const char* text) {
     return kind_of([&] { scheme_from_json(Json::parse(text), "engine.json: layer 3"); });

@@ -6,6 +6,11 @@
 //                       scales f16 [N, G]; zeros u8 [N, ceil(G/2)], zero points 0…15 packed the
 //                       same way, or absent for symmetric weights (zero point 8).  G = ceil(K /
 //                       group_size);  w = (code − zero) · scale.
+//                       Two-level scales (as QServe's progressive groups, Lin et al. 2024): the
+//                       scales of a row are multiples 1…15 of one step, and |(code − zero) ·
+//                       multiple| ≤ 127. The row is then one of int8 codes with a scale of its own,
+//                       and its sums over int8 activations are integers to the end. The step has 7
+//                       significant bits, so that every multiple of it is an f16.
 //   kInt8Channel        data i8 [N, K], codes −127…127; scales f32 [N];  w = code · scale.
 //
 // An engine directory stores exactly these bytes; what an ISA wants is packed from them at load
@@ -15,8 +20,10 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "base/checked.h"
+#include "quant/range.h"
 #include "tensor/tensor.h"
 
 namespace whit {
@@ -30,6 +37,7 @@ struct WeightView {
   WeightFormat format = WeightFormat::kF32;
   int64_t n = 0, k = 0;
   int64_t group_size = 0;  // kInt4Group
+  bool two_level = false;  // kInt4Group: the scales are known to be two-level ones
   const void* data = nullptr;
   const void* scales = nullptr;    // f16 [N, G] or f32 [N]
   const uint8_t* zeros = nullptr;  // kInt4Group asymmetric only
@@ -46,6 +54,7 @@ struct WeightView {
 struct QuantizedTensor {
   WeightFormat format = WeightFormat::kInt8Channel;
   int64_t n = 0, k = 0, group_size = 0;
+  bool two_level = false;
   Tensor data, scales, zeros;
   WeightView view() const;
 };
@@ -61,7 +70,7 @@ void dequantize_rows(const WeightView& w, int64_t row_begin, int64_t row_end, fl
 //   compressed-tensors. int8:             scale = absmax/127.
 // clip [N, G] f32, optional: values of a group are clamped to ±clip before its range is taken.
 QuantizedTensor make_quantized(WeightFormat format, int64_t n, int64_t k, int64_t group_size,
-                               bool symmetric);
+                               bool symmetric, bool two_level = false);
 void quantize_rows_rtn(const float* w, int64_t row_begin, int64_t row_end, const float* clip,
                        QuantizedTensor& out);
 
@@ -72,6 +81,30 @@ struct Int4Params {
   float zero;   // 0…15, integral
 };
 Int4Params int4_params(float min, float max, bool symmetric);
+// The groups' ranges in a row w [K], within ±clip [G] where that is given.
+std::vector<ValueRange> clipped_ranges(const float* w, int64_t k, int64_t group_size,
+                                       const float* clip);
+// The same for all groups of a row: ranges [G] → params [G]. Two-level: the step is the least that
+// holds the largest group, the multiples are the nearest.
+void int4_row_params(std::span<const ValueRange> ranges, bool symmetric, bool two_level,
+                     Int4Params* params);
+
+// Two-level scales. The largest multiple of a group by its zero point; a step rounded up, and to
+// nearest, to what two-level scales may have.
+inline int most_multiple(float zero) {
+  const int largest = static_cast<int>(zero > 7.5f ? zero : 15 - zero);
+  return largest <= 8 ? 15 : 127 / largest;
+}
+float two_level_step_above(float step);
+float two_level_step_near(float step);
+// The step of a row of stored scales, and by group the multiples; throws kInvalidData where the row
+// is none of two-level scales. Of several steps that would do the largest is taken, so that equal
+// bytes give equal sums.
+float two_level_row(const WeightView& w, int64_t row, uint8_t* multiples);
+
+// A row of any low-bit weight divided by a factor > 0: its scales take it, rounded to what they can
+// hold.
+void divide_row(QuantizedTensor& weight, int64_t row, float by);
 // Nearest integer, ties to even, of |x| < 2^22: an addition that any vector unit has.
 inline float round_nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
 inline float int4_round_trip(float w, const Int4Params& p, float inverse_scale) {

@@ -77,6 +77,60 @@ TEST(WeightTest, int8_rows_have_a_scale_each) {
   EXPECT_EQ(view.bytes(), 6 + 8);
 }
 
+TEST(WeightTest, two_level_scales_are_small_multiples_of_a_row_s_step) {
+  const int64_t n = 9, k = 300, group_size = 32, groups = ceil_div(k, group_size);
+  std::vector<float> w = normal(n * k, 0.02f, 4);
+  for (int64_t i = 0; i < k; ++i) {
+    w[i] *= 1e-6f;                           // near what f16 can hold
+    w[k + i] = 0;                            // a row of zeros
+    w[2 * k + i] = std::fabs(w[2 * k + i]);  // zero points 0
+    w[3 * k + i] *= i < 32 ? 1e5f : 1;       // one group far above the others
+  }
+  for (const bool symmetric : {false, true}) {
+    QuantizedTensor two =
+        make_quantized(WeightFormat::kInt4Group, n, k, group_size, symmetric, true);
+    quantize_rows_rtn(w.data(), 0, n, nullptr, two);
+    const std::vector<float> values = dequantize(two.view());
+    for (int64_t row = 0; row < n; ++row) {
+      std::vector<uint8_t> multiples(groups);
+      const float step = two_level_row(two.view(), row, multiples.data());
+      for (int64_t g = 0; g < groups; ++g) {
+        EXPECT_GE(multiples[g], 1);
+        EXPECT_LE(multiples[g], 15);
+        EXPECT_EQ(f16_to_f32(two.scales.data<uint16_t>()[row * groups + g]), multiples[g] * step);
+      }
+      for (int64_t i = 0; i < k; ++i) {  // a row of int8 codes
+        const float code = values[row * k + i] / step;
+        EXPECT_EQ(code, std::nearbyintf(code));
+        EXPECT_LE(std::fabs(code), 127);
+      }
+    }
+    // Where groups are alike a multiple is 8 or more: scales are off by a sixteenth at most, codes
+    // by half, and the range's ends by what the scale lacks.
+    for (int64_t row = 4; row < n; ++row)
+      for (int64_t i = 0; i < k; ++i) {
+        const float scale = f16_to_f32(two.scales.data<uint16_t>()[row * groups + i / group_size]);
+        EXPECT_NEAR(values[row * k + i], w[row * k + i], (0.5f + 15.0f / 16.0f) * scale);
+      }
+  }
+}
+
+TEST(WeightTest, two_level_scales_stay_such_where_a_row_is_divided) {
+  const int64_t k = 256, groups = 8;
+  const std::vector<float> w = normal(k, 0.02f, 5);
+  QuantizedTensor two = make_quantized(WeightFormat::kInt4Group, 1, k, 32, false, true);
+  quantize_rows_rtn(w.data(), 0, 1, nullptr, two);
+  const std::vector<float> before = dequantize(two.view());
+  std::vector<uint8_t> multiples(groups), after(groups);
+  two_level_row(two.view(), 0, multiples.data());
+  divide_row(two, 0, 1.37f);
+  two_level_row(two.view(), 0, after.data());
+  EXPECT_EQ(after, multiples);
+  const std::vector<float> values = dequantize(two.view());
+  for (int64_t i = 0; i < k; ++i)  // the step is rounded to 7 bits
+    EXPECT_NEAR(values[i], before[i] / 1.37f, std::fabs(values[i]) * 0x1p-7f);
+}
+
 TEST(WeightTest, int4_rounding_is_within_half_a_step_over_ragged_shapes) {
   for (const int64_t n : {1, 3})
     for (const int64_t k : {1, 7, 31, 32, 33, 100, 576})

@@ -123,8 +123,8 @@ QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights, LayerDec
     const int64_t n = w.dim(0), k = w.dim(1);
     const int64_t group_size =
         format == WeightFormat::kInt4Group ? task.scheme.weights->group_size : 0;
-    QuantizedTensor quantized =
-        make_quantized(format, n, k, group_size, task.scheme.weights->symmetric);
+    QuantizedTensor quantized = make_quantized(
+        format, n, k, group_size, task.scheme.weights->symmetric, task.scheme.weights->two_level);
     const auto clip = decision.clips.find(id);
     const float* bounds = clip == decision.clips.end() ? nullptr : clip->second.data<float>();
     task.pool().parallel_for(n, [&](int64_t begin, int64_t end) {

@@ -78,9 +78,10 @@ class GroupCompensator {
 CompensatedWeight round_to_nearest(const LayerTask& task, const Tensor& w) {
   const int64_t n = w.dim(0), k = w.dim(1);
   const QuantArgs& args = *task.scheme.weights;
-  CompensatedWeight result{make_quantized(weight_format(task.scheme), n, k,
-                                          args.num_bits == 4 ? args.group_size : 0, args.symmetric),
-                           Tensor(DType::kF32, {n, k})};
+  CompensatedWeight result{
+      make_quantized(weight_format(task.scheme), n, k, args.num_bits == 4 ? args.group_size : 0,
+                     args.symmetric, args.two_level),
+      Tensor(DType::kF32, {n, k})};
   task.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
     quantize_rows_rtn(w.data<float>() + begin * k, begin, end, nullptr, result.weight);
     dequantize_rows(result.weight.view(), begin, end, result.values.data<float>() + begin * k);

@@ -13,20 +13,23 @@ struct Format {
   int bits;
   int64_t group;
   bool symmetric;
+  bool two_level = false;
   QuantArgs args() const {
     return bits == 4 ? QuantArgs{.num_bits = 4,
                                  .symmetric = symmetric,
                                  .strategy = QuantStrategy::kGroup,
-                                 .group_size = group}
+                                 .group_size = group,
+                                 .two_level = two_level}
                      : QuantArgs{.num_bits = 8, .strategy = QuantStrategy::kChannel};
   }
   QuantizedTensor make(int64_t n, int64_t k) const {
     return make_quantized(bits == 4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel, n, k,
-                          bits == 4 ? group : 0, symmetric);
+                          bits == 4 ? group : 0, symmetric, two_level);
   }
 };
-constexpr Format kFormats[] = {
-    {4, 32, false}, {4, 32, true}, {4, 128, false}, {4, 48, false}, {8, 0, true}};
+constexpr Format kFormats[] = {{4, 32, false},      {4, 32, true},        {4, 128, false},
+                               {4, 48, false},      {8, 0, true},         {4, 32, false, true},
+                               {4, 64, true, true}, {4, 128, false, true}};
 
 Tensor random_weight(int64_t n, int64_t k, uint32_t seed) {
   std::mt19937 random(seed);

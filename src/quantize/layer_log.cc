@@ -7,7 +7,7 @@ namespace whit {
 namespace {
 
 // Whoever adds a member to WeightView must keep it in the log as well.
-static_assert(sizeof(WeightView) == 7 * sizeof(int64_t));
+static_assert(sizeof(WeightView) == 8 * sizeof(int64_t));
 
 class Reader {
  public:
@@ -49,6 +49,7 @@ void LayerOutput::write_linear(const Node& node, const WeightView& weight) {
   begin(Call::kLinear, &node);
   put(static_cast<uint64_t>(weight.format));
   put(static_cast<uint64_t>(weight.group_size));
+  put(weight.two_level ? 1 : 0);
   put(weight.zeros != nullptr ? 1 : 0);
   put(weight.data, weight.n * weight.data_row_bytes());
   put(weight.scales, weight.n * weight.scale_row_bytes());
@@ -108,6 +109,7 @@ void LayerOutput::replay(std::span<const uint8_t> log) {
         if (view.format == WeightFormat::kInt4Group && view.group_size < 1)
           throw Error(ErrorKind::kInvalidData, "a layer's log names a group of {}",
                       view.group_size);
+        view.two_level = reader.number() != 0;
         const bool has_zeros = reader.number() != 0;
         const auto data = copy(static_cast<uint64_t>(view.n * view.data_row_bytes()));
         const auto scales = copy(static_cast<uint64_t>(view.n * view.scale_row_bytes()));

@@ -19,7 +19,7 @@ QuantizedTensor round_to_scheme(const WeightView& source, const QuantScheme& sch
   QuantizedTensor rounded;
   if (scheme.weights)
     rounded = make_quantized(weight_format(scheme), n, k, scheme.weights->group_size,
-                             scheme.weights->symmetric);
+                             scheme.weights->symmetric, scheme.weights->two_level);
   else
     rounded = {.format = WeightFormat::kBF16, .n = n, .k = k, .data = Tensor(DType::kBF16, {n, k})};
   pool.parallel_for(n, [&](int64_t begin, int64_t end) {

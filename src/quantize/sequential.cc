@@ -16,24 +16,6 @@ namespace {
 
 constexpr int kAwqSteps = 10;  // of the exponent: every second of AWQ's own search
 
-// A rounded row divided by a factor: its scales take it.
-void divide_row(QuantizedTensor& weight, int64_t row, float by) {
-  if (weight.format == WeightFormat::kInt8Channel) {
-    weight.scales.data<float>()[row] /= by;
-    return;
-  }
-  if (weight.format == WeightFormat::kBF16) {
-    uint16_t* values = weight.data.data<uint16_t>() + row * weight.k;
-    for (int64_t i = 0; i < weight.k; ++i) values[i] = f32_to_bf16(bf16_to_f32(values[i]) / by);
-    return;
-  }
-  const int64_t groups = ceil_div(weight.k, weight.group_size);
-  for (int64_t g = 0; g < groups; ++g) {
-    uint16_t& scale = weight.scales.data<uint16_t>()[row * groups + g];
-    scale = f32_to_f16(std::clamp(f16_to_f32(scale) / by, 0x1p-24f, 65504.0f));
-  }
-}
-
 Tensor scaled_columns(const Tensor& w, const float* s, ThreadPool& pool) {
   Tensor scaled = w.clone();
   if (s == nullptr) return scaled;

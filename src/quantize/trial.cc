@@ -12,29 +12,27 @@ namespace whit {
 void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args,
                          ThreadPool& pool, Tensor& out) {
   const int64_t n = w.dim(0), k = w.dim(1);
-  const int64_t group = args.num_bits == 4 ? args.group_size : k, groups = ceil_div(k, group);
+  const int64_t groups = args.num_bits == 4 ? ceil_div(k, args.group_size) : 1;
   pool.parallel_for(n, [&](int64_t begin, int64_t end) {
+    std::vector<Int4Params> params(groups);
     for (int64_t row = begin; row < end; ++row) {
       const float* from = w.data<float>() + row * k;
       float* to = out.data<float>() + row * k;
       for (int64_t i = 0; i < k; ++i) to[i] = s == nullptr ? from[i] : from[i] * s[i];
+      if (args.num_bits != 4) {
+        const float scale = std::max(value_range(to, k).largest(), 1e-30f) / 127.0f;
+        const float inverse = 1.0f / scale;
+        for (int64_t i = 0; i < k; ++i) to[i] = round_nearest(to[i] * inverse) * scale;
+        continue;
+      }
+      const float* bounds = clip == nullptr ? nullptr : clip->data<float>() + row * groups;
+      int4_row_params(clipped_ranges(to, k, args.group_size, bounds), args.symmetric,
+                      args.two_level, params.data());
       for (int64_t g = 0; g < groups; ++g) {
-        float* first = to + g * group;
-        const int64_t count = std::min(group, k - g * group);
-        auto [low, high] = value_range(first, count);
-        if (args.num_bits == 4) {
-          if (clip != nullptr) {
-            const float bound = clip->data<float>()[row * groups + g];
-            low = std::max(low, -bound);
-            high = std::min(high, bound);
-          }
-          const Int4Params params = int4_params(low, high, args.symmetric);
-          const float inverse = 1.0f / params.scale;
-          for (int64_t i = 0; i < count; ++i) first[i] = int4_round_trip(first[i], params, inverse);
-        } else {
-          const float scale = std::max({-low, high, 1e-30f}) / 127.0f, inverse = 1.0f / scale;
-          for (int64_t i = 0; i < count; ++i) first[i] = round_nearest(first[i] * inverse) * scale;
-        }
+        const float inverse = 1.0f / params[g].scale;
+        const int64_t last = std::min(k, (g + 1) * args.group_size);
+        for (int64_t i = g * args.group_size; i < last; ++i)
+          to[i] = int4_round_trip(to[i], params[g], inverse);
       }
     }
   });

@@ -29,6 +29,12 @@ RowSource find_row(std::span<const WeightView> parts, int64_t row) {
   return {};
 }
 
+uint8_t zero_point(const RowSource& row, int64_t group) {
+  const WeightView& part = *row.part;
+  if (part.zeros == nullptr) return 8;
+  return part.zeros[row.row * part.zero_row_bytes() + group / 2] >> (4 * (group & 1)) & 15;
+}
+
 // Eight codes in canonical order (nibble i is column i) to the packed order: a perfect shuffle of
 // eight nibbles, made of two exchanges of the middle halves. Four words at a time.
 inline __m128i shuffle_nibbles(__m128i words) {
@@ -96,13 +102,51 @@ void pack_panel_int4(const RowSource* rows, int64_t k, int64_t group_size, std::
       if (part == nullptr) continue;
       std::memcpy(&scales[r], static_cast<const uint8_t*>(part->scales) + 2 * (row * groups + g),
                   2);
-      zeros[g * kPanelRows + r] =
-          part->zeros == nullptr
-              ? 8
-              : part->zeros[row * part->zero_row_bytes() + g / 2] >> (4 * (g & 1)) & 15;
+      zeros[g * kPanelRows + r] = zero_point(rows[r], g);
     }
     to += kGroupScaleBytes;
   }
+}
+
+// Of columns [begin, end) of a row, begin even.
+int32_t sum_of_codes(const uint8_t* row, int64_t begin, int64_t end) {
+  const __m128i mask = _mm_set1_epi8(15), zero = _mm_setzero_si128();
+  __m128i sums = zero;
+  for (; begin + 32 <= end; begin += 32) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + begin / 2));
+    const __m128i both =
+        _mm_add_epi8(_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16(bytes, 4), mask));
+    sums = _mm_add_epi64(sums, _mm_sad_epu8(both, zero));
+  }
+  int32_t sum = _mm_cvtsi128_si32(sums) + _mm_cvtsi128_si32(_mm_unpackhi_epi64(sums, sums));
+  for (; begin < end; ++begin) sum += row[begin / 2] >> (4 * (begin & 1)) & 15;
+  return sum;
+}
+
+void pack_panel_two_level(const RowSource* rows, int64_t k, int64_t group_size, std::byte* to) {
+  const int64_t groups = ceil_div(k, group_size);
+  const int64_t lines = lines_of(WeightFormat::kInt4Group, k);
+  std::memset(to, 0, kChannelHeaderBytes + 2 * zeros_bytes(groups));
+  auto* steps = reinterpret_cast<float*>(to);
+  auto* sums = reinterpret_cast<int32_t*>(to + 4 * kPanelRows);
+  auto* multiples = reinterpret_cast<uint8_t*>(to + kChannelHeaderBytes);
+  uint8_t* shares = multiples + zeros_bytes(groups);
+  std::vector<uint8_t> of_row(groups);
+  for (int64_t r = 0; r < kPanelRows; ++r) {
+    const auto& [part, row, data] = rows[r];
+    if (part == nullptr) continue;
+    steps[r] = two_level_row(*part, row, of_row.data());
+    for (int64_t g = 0; g < groups; ++g) {
+      const uint8_t zero = zero_point(rows[r], g);
+      const int32_t codes = sum_of_codes(data, g * group_size, std::min(k, (g + 1) * group_size));
+      const int64_t columns = (g + 1 < groups ? (g + 1) * group_size : 8 * lines) - g * group_size;
+      sums[r] += of_row[g] * (codes - zero * static_cast<int32_t>(columns));
+      multiples[g * kPanelRows + r] = of_row[g];
+      shares[g * kPanelRows + r] = static_cast<uint8_t>(of_row[g] * zero);
+    }
+  }
+  pack_lines<true>(rows, 0, ceil_div(k, 2), lines,
+                   to + kChannelHeaderBytes + 2 * zeros_bytes(groups));
 }
 
 void pack_panel_int8(const RowSource* rows, int64_t k, std::byte* to) {
@@ -171,27 +215,57 @@ int64_t panel_bytes(WeightFormat format, int64_t k, int64_t group_size) {
          (format == WeightFormat::kInt8Channel ? kChannelHeaderBytes : 0);
 }
 
+int64_t two_level_panel_bytes(int64_t k, int64_t group_size) {
+  return kChannelHeaderBytes + 2 * zeros_bytes(ceil_div(k, group_size)) +
+         lines_of(WeightFormat::kInt4Group, k) * kLineBytes;
+}
+
+int64_t packed_bytes_two_level(int64_t n, int64_t k, int64_t group_size) {
+  return static_cast<int64_t>(
+      checked_mul(ceil_div(n, kPanelRows), two_level_panel_bytes(k, group_size), "packed weight"));
+}
+
 template <WeightFormat format>
 int64_t packed_bytes(int64_t n, int64_t k, int64_t group_size) {
   return static_cast<int64_t>(
       checked_mul(ceil_div(n, kPanelRows), panel_bytes(format, k, group_size), "packed weight"));
 }
 
-template <WeightFormat format>
-void pack_panels(std::span<const WeightView> parts, PackedWeight& packed, const Worker& worker) {
-  const int64_t bytes = panel_bytes(format, packed.k, packed.group_size);
+namespace {
+
+// pack_panel(rows, to) for this worker's panels of `bytes` each.
+template <typename PackPanel>
+void for_panels(std::span<const WeightView> parts, PackedWeight& packed, int64_t bytes,
+                const Worker& worker, PackPanel&& pack_panel) {
   const Range panels = split(ceil_div(packed.n, kPanelRows), 1, worker);
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     RowSource rows[kPanelRows];
     for (int64_t r = 0; r < kPanelRows; ++r) rows[r] = find_row(parts, panel * kPanelRows + r);
-    std::byte* to = packed.data.as<std::byte>() + panel * bytes;
+    pack_panel(rows, packed.data.as<std::byte>() + panel * bytes);
+  }
+}
+
+}  // namespace
+
+void pack_panels_two_level(std::span<const WeightView> parts, PackedWeight& packed,
+                           const Worker& worker) {
+  for_panels(parts, packed, two_level_panel_bytes(packed.k, packed.group_size), worker,
+             [&](const RowSource* rows, std::byte* to) {
+               pack_panel_two_level(rows, packed.k, packed.group_size, to);
+             });
+}
+
+template <WeightFormat format>
+void pack_panels(std::span<const WeightView> parts, PackedWeight& packed, const Worker& worker) {
+  const int64_t bytes = panel_bytes(format, packed.k, packed.group_size);
+  for_panels(parts, packed, bytes, worker, [&](const RowSource* rows, std::byte* to) {
     if constexpr (format == WeightFormat::kInt4Group)
       pack_panel_int4(rows, packed.k, packed.group_size, to);
     else if constexpr (format == WeightFormat::kInt8Channel)
       pack_panel_int8(rows, packed.k, to);
     else
       pack_panel_dense<format == WeightFormat::kBF16>(rows, packed.k, to);
-  }
+  });
 }
 
 template int64_t packed_bytes<WeightFormat::kF32>(int64_t, int64_t, int64_t);

@@ -13,6 +13,9 @@
 // A panel is one contiguous stream, everything it needs inside:
 //   int8_channel  f32 scales [32], i32 sums of codes [32], lines
 //   int4_group    u8 zeros [G, 32] padded to 64 bytes, then for each group: lines, f16 scales [32]
+//   of two-level scales
+//                 f32 steps [32], i32 sums of (code − zero) · multiple [32] over whole lines, u8
+//                 multiples [G, 32] and u8 multiple · zero [G, 32], each padded to 64 bytes, lines
 // Every piece is a multiple of 64 bytes. A worker reads whole panels; 32 rows is small enough to
 // balance N = 576 over two threads and large enough for four AVX2 accumulators.
 #pragma once
@@ -45,6 +48,24 @@ template <WeightFormat format>
 int64_t packed_bytes(int64_t n, int64_t k, int64_t group_size);
 template <WeightFormat format>
 void pack_panels(std::span<const WeightView> parts, PackedWeight& packed, const Worker& worker);
+
+// The same of two-level scales.
+struct TwoLevelPanel {
+  TwoLevelPanel(const std::byte* panel, int64_t groups)
+      : steps(reinterpret_cast<const float*>(panel)),
+        sums(reinterpret_cast<const int32_t*>(panel + 4 * kPanelRows)),
+        multiples(reinterpret_cast<const uint8_t*>(panel + kChannelHeaderBytes)),
+        shares(multiples + zeros_bytes(groups)),
+        lines(panel + kChannelHeaderBytes + 2 * zeros_bytes(groups)) {}
+  const float* steps;
+  const int32_t* sums;
+  const uint8_t *multiples, *shares;
+  const std::byte* lines;
+};
+int64_t two_level_panel_bytes(int64_t k, int64_t group_size);
+int64_t packed_bytes_two_level(int64_t n, int64_t k, int64_t group_size);
+void pack_panels_two_level(std::span<const WeightView> parts, PackedWeight& packed,
+                           const Worker& worker);
 
 // One worker's part of a product: panels × rows of x. Panels are split first; where there are too
 // few of them to keep all workers equally busy, M is split as well, in multiples of `row_unit`.

@@ -36,8 +36,8 @@ struct TestWeight {
 enum class Codes { kRandom, kExtreme };
 
 QuantizedTensor random_quantized(WeightFormat format, int64_t n, int64_t k, int64_t group_size,
-                                 bool symmetric, Codes codes, Random& random) {
-  QuantizedTensor w = make_quantized(format, n, k, group_size, symmetric);
+                                 bool symmetric, bool two_level, Codes codes, Random& random) {
+  QuantizedTensor w = make_quantized(format, n, k, group_size, symmetric, two_level);
   if (format == WeightFormat::kInt8Channel) {
     for (int64_t i = 0; i < n * k; ++i)
       w.data.data<int8_t>()[i] = static_cast<int8_t>(
@@ -53,6 +53,20 @@ QuantizedTensor random_quantized(WeightFormat format, int64_t n, int64_t k, int6
     w.scales.data<uint16_t>()[i] = f32_to_f16(uniform(random, 0.001f, 0.1f));
   for (int64_t i = 0; !symmetric && i < w.zeros.size(); ++i)
     w.zeros.data<uint8_t>()[i] = codes == Codes::kExtreme ? 0 : static_cast<uint8_t>(random());
+  for (int64_t row = 0; two_level && row < n; ++row) {
+    const float step = two_level_step_near(uniform(random, 0.0001f, 0.01f));
+    for (int64_t g = 0; g < groups; ++g) {
+      const int zero =
+          symmetric
+              ? 8
+              : w.zeros.data<uint8_t>()[row * ceil_div(groups, 2) + g / 2] >> (4 * (g & 1)) & 15;
+      const int most = most_multiple(static_cast<float>(zero));
+      const int multiple = codes == Codes::kExtreme
+                               ? most
+                               : 1 + static_cast<int>(random() % static_cast<uint32_t>(most));
+      w.scales.data<uint16_t>()[row * groups + g] = f32_to_f16(static_cast<float>(multiple) * step);
+    }
+  }
   return w;
 }
 
@@ -73,6 +87,7 @@ struct WeightSpec {
   int64_t k = 0, group_size = 0;
   bool symmetric = true;
   Codes codes = Codes::kRandom;
+  bool two_level = false;
 };
 
 TestWeight make_weight(const WeightSpec& spec, Random& random) {
@@ -80,7 +95,8 @@ TestWeight make_weight(const WeightSpec& spec, Random& random) {
   for (int64_t n : spec.rows) {
     if (spec.format == WeightFormat::kInt4Group || spec.format == WeightFormat::kInt8Channel) {
       weight.quantized.push_back(random_quantized(spec.format, n, spec.k, spec.group_size,
-                                                  spec.symmetric, spec.codes, random));
+                                                  spec.symmetric, spec.two_level, spec.codes,
+                                                  random));
       weight.parts.push_back(weight.quantized.back().view());
     } else {
       const DType dtype = spec.format == WeightFormat::kF32   ? DType::kF32
@@ -231,7 +247,8 @@ void expect_near_reference(const std::vector<float>& y, const TestWeight& weight
 }
 
 // Everything the contract says, for one weight and all M.
-void expect_conforms(const LinearKernel& kernel, const WeightSpec& spec, Extras extras) {
+void expect_conforms(const LinearKernel& kernel, WeightSpec spec, Extras extras) {
+  spec.two_level = kernel.two_level;
   SCOPED_TRACE(fmt::format("{}: N = {}, K = {}, group {}, {}{}", kernel.name,
                            fmt::join(spec.rows, " + "), spec.k, spec.group_size,
                            spec.symmetric ? "symmetric" : "asymmetric",
@@ -361,7 +378,8 @@ TEST_P(Linear, rows_without_values_and_rows_of_zeros_stay_among_themselves) {
 
 TEST_P(Int8Linear, equals_the_portable_row_in_bits) {
   const LinearKernel& kernel = *GetParam();
-  const LinearKernel& portable = linear_kernel(kernel.format, kernel.activation, Isa::kPortable);
+  const LinearKernel& portable =
+      linear_kernel(kernel.format, kernel.activation, Isa::kPortable, kernel.two_level);
   Random random(5);
   for (Codes codes : {Codes::kRandom, Codes::kExtreme})
     for (int64_t group_size : {32, 128, 300}) {
@@ -370,7 +388,8 @@ TEST_P(Int8Linear, equals_the_portable_row_in_bits) {
                                              .k = 300,
                                              .group_size = group_size,
                                              .symmetric = false,
-                                             .codes = codes},
+                                             .codes = codes,
+                                             .two_level = kernel.two_level},
                                             random);
       ThreadPool pool(2);
       const PackedWeight a = pack_linear(kernel, weight.parts, pool);
@@ -385,8 +404,12 @@ TEST_P(Int8Linear, equals_the_portable_row_in_bits) {
 
 TEST_P(Int8Linear, uses_a_static_activation_scale_where_there_is_one) {
   Random random(6);
-  const TestWeight weight =
-      make_weight({.format = GetParam()->format, .rows = {33}, .k = 96, .group_size = 32}, random);
+  const TestWeight weight = make_weight({.format = GetParam()->format,
+                                         .rows = {33},
+                                         .k = 96,
+                                         .group_size = 32,
+                                         .two_level = GetParam()->two_level},
+                                        random);
   ThreadPool pool(1);
   const PackedWeight packed = pack_linear(*GetParam(), weight.parts, pool);
   TestInput input = make_input(weight.n, 96, packed.group_size, Codes::kRandom, random);
@@ -425,6 +448,11 @@ TEST(LinearTable, has_a_row_of_every_isa_for_every_pair_that_schemes_need_but_no
           << name(format);
     for (WeightFormat format : {WeightFormat::kInt4Group, WeightFormat::kInt8Channel})
       EXPECT_EQ(linear_kernel(format, Activation::kInt8, isa).isa, isa) << name(format);
+    const LinearKernel& exact =
+        linear_kernel(WeightFormat::kInt4Group, Activation::kInt8, isa, true);
+    EXPECT_EQ(exact.isa, isa);
+    EXPECT_TRUE(exact.two_level);
+    EXPECT_FALSE(linear_kernel(WeightFormat::kInt4Group, Activation::kFloat, isa, true).two_level);
   }
   EXPECT_THROW(linear_kernel(WeightFormat::kF32, Activation::kInt8, Isa::kAvx512), Error);
 }
@@ -440,6 +468,33 @@ TEST(LinearTable, packs_half_precision_sources_with_dense_kernels) {
     const PackedWeight packed = pack_linear(kernel, weight.parts, pool);
     expect_near_reference(run(packed, input, kLargestM, 1, Extras::kNone), weight, input, kernel,
                           76, Extras::kNone);
+  }
+}
+
+TEST(LinearTable, refuses_two_level_weights_whose_scales_are_none) {
+  Random random(10);
+  ThreadPool pool(2);
+  TestWeight weight = make_weight({.format = WeightFormat::kInt4Group,
+                                   .rows = {40},
+                                   .k = 128,
+                                   .group_size = 32,
+                                   .two_level = true},
+                                  random);
+  for (Isa isa : {Isa::kPortable, Isa::kAvx2}) {
+    const LinearKernel& kernel =
+        linear_kernel(WeightFormat::kInt4Group, Activation::kInt8, isa, true);
+    EXPECT_NO_THROW(pack_linear(kernel, weight.parts, pool));
+    WeightView plain = weight.parts[0];
+    plain.two_level = false;
+    EXPECT_THROW(pack_linear(kernel, {&plain, 1}, pool), Error);
+    QuantizedTensor damaged = make_quantized(WeightFormat::kInt4Group, 40, 128, 32, true, true);
+    for (int64_t i = 0; i < 160; ++i)
+      damaged.scales.data<uint16_t>()[i] = f32_to_f16(1.0f + 0.25f * static_cast<float>(i % 4));
+    EXPECT_NO_THROW(pack_linear(kernel, std::vector{damaged.view()}, pool));  // 4, 5, 6 and 7 steps
+    for (const float scale : {0.0f, 0.7f, -1.0f, INFINITY}) {
+      damaged.scales.data<uint16_t>()[5] = f32_to_f16(scale);
+      EXPECT_THROW(pack_linear(kernel, std::vector{damaged.view()}, pool), Error) << scale;
+    }
   }
 }
 

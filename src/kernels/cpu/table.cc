@@ -17,12 +17,15 @@ std::vector<LinearKernel> collect() {
   };
   add({&kAmxLinearW4A8, 1});
   add({&kAmxLinearW8A8, 1});
+  add({&kAmxLinearW4A8TwoLevel, 1});
   add(kAvx512LinearFloat);
   add({&kAvx512LinearW4A8, 1});
   add({&kAvx512LinearW8A8, 1});
+  add({&kAvx512LinearW4A8TwoLevel, 1});
   add(kAvx2LinearFloat);
   add({&kAvx2LinearW4A8, 1});
   add({&kAvx2LinearW8A8, 1});
+  add({&kAvx2LinearW4A8TwoLevel, 1});
   add({&kAvx2LinearW4A16, 1});
   add({&kAvx2LinearW8A16, 1});
   add(kPortableLinearFloat);
@@ -49,9 +52,13 @@ std::span<const LinearKernel> linear_kernels() {
   return rows;
 }
 
-const LinearKernel& linear_kernel(WeightFormat format, Activation activation, Isa isa) {
+const LinearKernel& linear_kernel(WeightFormat format, Activation activation, Isa isa,
+                                  bool two_level) {
+  two_level &= activation == Activation::kInt8;
   for (const LinearKernel& row : linear_kernels())
-    if (row.format == format && row.activation == activation && row.isa <= isa) return row;
+    if (row.format == format && row.activation == activation && row.isa <= isa &&
+        row.two_level == two_level)
+      return row;
   throw Error(ErrorKind::kUnsupported, "no CPU linear kernel for {} weights and {} activations",
               name(format), name(activation));
 }
@@ -68,6 +75,9 @@ PackedWeight pack_linear(const LinearKernel& kernel, std::span<const WeightView>
     if (!packs(kernel.format, part.format))
       throw Error(ErrorKind::kInvalidArgument, "kernel {} packs {} weights, not {}", kernel.name,
                   name(kernel.format), name(part.format));
+    if (kernel.two_level && !part.two_level)
+      throw Error(ErrorKind::kInvalidArgument, "kernel {} packs weights of two-level scales alone",
+                  kernel.name);
     if (part.n < 1 || part.k < 1)
       throw Error(ErrorKind::kInvalidArgument, "kernel {}: a weight of shape [{}, {}] is empty",
                   kernel.name, part.n, part.k);

@@ -68,6 +68,8 @@ struct LinearKernel {
   // kFloat kernels that multiply integers: how far they round a row's activations at most, as a
   // share of the row's largest magnitude.
   float activation_error = 0;
+  // Of kInt4Group weights of two-level scales alone.
+  bool two_level = false;
 };
 
 // Of int4 weights: what their sums in int32 have room for.
@@ -76,7 +78,9 @@ inline constexpr int64_t kMostGroupColumns = 8192;
 std::span<const LinearKernel> linear_kernels();  // all rows, best ISA first
 // The best kernel for the pair at or below `isa`; never null for the pairs the schemes need:
 // {kF32, kBF16, kInt4Group, kInt8Channel} × kFloat and {kInt4Group, kInt8Channel} × kInt8.
-const LinearKernel& linear_kernel(WeightFormat format, Activation activation, Isa isa);
+// Two-level scales have kernels of their own for kInt8; to others they are scales like any.
+const LinearKernel& linear_kernel(WeightFormat format, Activation activation, Isa isa,
+                                  bool two_level = false);
 
 // Allocates, packs with all threads of the pool and returns.
 PackedWeight pack_linear(const LinearKernel& kernel, std::span<const WeightView> parts,

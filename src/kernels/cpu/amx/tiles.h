@@ -100,6 +100,8 @@ template <int kRowTiles, typename Between>
 inline void multiply_tiles(ActivationTiles::Tile a, ActivationTiles::Tile second,
                            const std::byte* lines, int64_t steps, int64_t k_step, Sums sums,
                            int32_t* c, Between&& between) {
+  // g++'s _tile_loadd does not say that it reads memory: what was written before must be there.
+  __asm__ volatile("" ::: "memory");
   if (sums == Sums::kStart) {
     _tile_zero(0);
     _tile_zero(1);

@@ -2,9 +2,7 @@
 //   acc = fma(scale[n, g], float(Σ_k code · q − zero[n, g] · Σ_k q), acc) over groups g ascending
 //   y[m, n] = acc · x_scale[m] (+ bias) (+ residual)
 //
-// vpmaddubsw multiplies unsigned codes by signed activations. A result is at most 2 · 15 · 128 =
-// 3840 in magnitude, so eight of them, four lines of a panel, are added in int16 before vpmaddwd
-// widens their sum to int32.
+// The products are those of unsigned_codes.h; a group's sums are widened to int32.
 //
 // M ≤ 4: codes are unpacked in registers. M > 4: a group's codes are unpacked to scratch, one byte
 // each, then used by tiles of 4 × 16 outputs. Bound: two of vpmaddubsw and vpmaddwd a clock, 9 of
@@ -15,84 +13,13 @@
 #include <cstring>
 
 #include "kernels/cpu/avx2/int4.h"
+#include "kernels/cpu/avx2/unsigned_codes.h"
 #include "kernels/cpu/linear_rows.h"
 
 namespace whit::cpu {
 namespace {
 
 constexpr WeightFormat kFormat = WeightFormat::kInt4Group;
-constexpr int kTileRows = 4;
-constexpr int64_t kLinesPerSum = 4;  // of int16 sums
-constexpr int64_t kBlockBytes = 256 << 10;
-constexpr int64_t kLeastBlockRows = 48, kMostBlockRows = 384;
-constexpr int64_t kMostInlineRows = 4;
-
-inline __m256i broadcast(const int8_t* from) {
-  int32_t word;
-  std::memcpy(&word, from, 4);
-  return _mm256_set1_epi32(word);
-}
-inline __m256i low_nibbles(__m256i words) { return _mm256_and_si256(words, _mm256_set1_epi8(15)); }
-inline __m256i high_nibbles(__m256i words) { return low_nibbles(_mm256_srli_epi16(words, 4)); }
-
-// sum += products, in int16. As an intrinsic g++ 12 regroups the additions of a whole unrolled
-// loop, which keeps every product in memory until the end.
-inline void add_int16(__m256i& sum, __m256i products) {
-  __asm__("vpaddw %1, %0, %0" : "+x"(sum) : "x"(products));
-}
-
-// acc += the int16 sums, widened.
-template <int MR, int kVectors>
-inline __attribute__((always_inline)) void flush(const __m256i (&sums)[MR][kVectors],
-                                                 __m256i (&acc)[MR][kVectors]) {
-  repeat<MR * kVectors>([&](auto i) __attribute__((always_inline)) {
-    __m256i& to = acc[i / kVectors][i % kVectors];
-    to = _mm256_add_epi32(
-        to, _mm256_madd_epi16(sums[i / kVectors][i % kVectors], _mm256_set1_epi16(1)));
-  });
-}
-
-// One line as it lies in the panel: 8 columns of kVectors registers of rows.
-template <bool first, int MR, int kVectors>
-inline __attribute__((always_inline)) void add_packed_line(const std::byte* line, const int8_t* q,
-                                                           int64_t q_stride,
-                                                           __m256i (&sums)[MR][kVectors]) {
-  if constexpr (kVectors > 1)
-    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
-  if constexpr (kVectors > 2)
-    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64, _MM_HINT_T0);
-  repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
-    const __m256i words = load(line + 32 * v);
-    const __m256i low = low_nibbles(words), high = high_nibbles(words);
-    repeat<MR>([&](auto m) __attribute__((always_inline)) {
-      const __m256i a = _mm256_maddubs_epi16(low, broadcast(q + m * q_stride));
-      const __m256i b = _mm256_maddubs_epi16(high, broadcast(q + m * q_stride + 4));
-      if constexpr (first)
-        sums[m][v] = a;
-      else
-        add_int16(sums[m][v], a);
-      add_int16(sums[m][v], b);
-    });
-  });
-}
-
-// Half a line of unpacked codes [16 rows][4 columns].
-template <bool first, int MR>
-inline __attribute__((always_inline)) void add_unpacked_half_line(
-    const std::byte* codes, const int8_t* q, int64_t q_stride, __m256i (&sums)[MR][kTileVectors]) {
-  const __m256i w0 = load(codes), w1 = load(codes + 32);
-  repeat<MR>([&](auto m) __attribute__((always_inline)) {
-    const __m256i value = broadcast(q + m * q_stride);
-    const __m256i a = _mm256_maddubs_epi16(w0, value), b = _mm256_maddubs_epi16(w1, value);
-    if constexpr (first) {
-      sums[m][0] = a;
-      sums[m][1] = b;
-    } else {
-      add_int16(sums[m][0], a);
-      add_int16(sums[m][1], b);
-    }
-  });
-}
 
 struct GroupArgs {
   const std::byte* codes;
@@ -107,45 +34,21 @@ struct GroupArgs {
 
 template <int MR, int kVectors>
 void multiply_packed(const GroupArgs& args, int first) {
-  __m256i acc[MR][kVectors], sums[MR][kVectors];
-  repeat<MR * kVectors>([&](auto i) __attribute__((always_inline)) {
-    acc[i / kVectors][i % kVectors] = _mm256_setzero_si256();
-  });
-  const std::byte* line = args.codes + 32 * first;
-  const int8_t* q = args.q;
-  for (int64_t left = args.lines; left > 0; left -= kLinesPerSum) {
-    add_packed_line<true>(line, q, args.q_stride, sums);
-    line += kLineBytes;
-    q += 8;
-    const int64_t count = left < kLinesPerSum ? left : kLinesPerSum;
-#pragma GCC unroll 1
-    for (int64_t i = 1; i < count; ++i, line += kLineBytes, q += 8)
-      add_packed_line<false>(line, q, args.q_stride, sums);
-    flush(sums, acc);
-  }
+  __m256i acc[MR][kVectors];
+  const __m256i once[1] = {_mm256_set1_epi16(1)};
+  clear(acc);
+  add_packed_lines(args.codes + 32 * first, args.lines, args.q, args.q_stride, once, acc);
   add_group<MR, kVectors>(acc, *args.group, first, args.group_sums, args.group_sums_stride,
                           args.sums);
 }
 
 template <int MR>
 void multiply_unpacked(const GroupArgs& args, int first) {
-  constexpr int64_t kHalfLineBytes = 4 * kTileColumns;
-  __m256i acc[MR][kTileVectors], sums[MR][kTileVectors];
-  repeat<MR * kTileVectors>([&](auto i) __attribute__((always_inline)) {
-    acc[i / kTileVectors][i % kTileVectors] = _mm256_setzero_si256();
-  });
-  const std::byte* codes = args.codes + first / kTileVectors * args.lines * (2 * kHalfLineBytes);
-  const int8_t* q = args.q;
-  for (int64_t left = args.lines; left > 0; left -= kLinesPerSum) {
-    add_unpacked_half_line<true>(codes, q, args.q_stride, sums);
-    codes += kHalfLineBytes;
-    q += 4;
-    const int64_t count = left < kLinesPerSum ? left : kLinesPerSum;
-#pragma GCC unroll 1
-    for (int64_t i = 1; i < 2 * count; ++i, codes += kHalfLineBytes, q += 4)
-      add_unpacked_half_line<false>(codes, q, args.q_stride, sums);
-    flush(sums, acc);
-  }
+  __m256i acc[MR][kTileVectors];
+  const __m256i once[1] = {_mm256_set1_epi16(1)};
+  clear(acc);
+  add_unpacked_lines(args.codes + first / kTileVectors * args.lines * (2 * kHalfLineBytes),
+                     args.lines, args.q, args.q_stride, once, acc);
   add_group<MR, kTileVectors>(acc, *args.group, first, args.group_sums, args.group_sums_stride,
                               args.sums);
 }
@@ -169,19 +72,6 @@ using TileFunction = void (*)(const GroupArgs&, int);
 constexpr TileFunction kTileFunctions[kTileRows] = {multiply_unpacked<1>, multiply_unpacked<2>,
                                                     multiply_unpacked<3>, multiply_unpacked<4>};
 
-// Lines → codes [2 halves of the panel][2 · lines][16 rows][4 columns].
-void unpack_lines(const std::byte* lines, int64_t count, std::byte* codes) {
-  const int64_t half = count * 8 * kTileColumns;
-  for (int64_t line = 0; line < count; ++line, lines += kLineBytes, codes += 8 * kTileColumns)
-    repeat<kPanelVectors>([&](auto v) __attribute__((always_inline)) {
-      _mm_prefetch(reinterpret_cast<const char*>(lines) + kPrefetchBytes + 32 * v, _MM_HINT_T0);
-      const __m256i words = load(lines + 32 * v);
-      std::byte* to = codes + v / kTileVectors * half + v % kTileVectors * 32;
-      store(to, low_nibbles(words));
-      store(to + 4 * kTileColumns, high_nibbles(words));
-    });
-}
-
 void multiply_many_rows(GroupArgs args, int64_t rows, std::byte* codes) {
   unpack_lines(args.codes, args.lines, codes);
   args.codes = codes;
@@ -195,13 +85,6 @@ void multiply_many_rows(GroupArgs args, int64_t rows, std::byte* codes) {
       const int64_t tile_rows = rows - m < tile ? rows - m : tile;
       kTileFunctions[tile_rows - 1](args, first);
     }
-}
-
-int64_t block_rows(int64_t k, int64_t m) {
-  int64_t rows = kBlockBytes / k;
-  rows = rows < kLeastBlockRows ? kLeastBlockRows : rows > kMostBlockRows ? kMostBlockRows : rows;
-  rows -= rows % kTileRows;
-  return rows < m ? rows : m;
 }
 
 // Unpacked codes of one group.
