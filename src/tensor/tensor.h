@@ -25,6 +25,9 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t bytes);
+  // Buffers side by side in one block of memory, so that small ones share huge pages. The block
+  // goes with the last of them.
+  static std::vector<Buffer> side_by_side(std::span<const int64_t> bytes);
   template <typename T>
   T* as() {
     return reinterpret_cast<T*>(data_.get());
@@ -36,6 +39,7 @@ class Buffer {
   int64_t bytes() const { return bytes_; }
 
  private:
+  Buffer(std::byte* data, int64_t bytes) : data_(data), bytes_(bytes) {}
   struct Free {
     void operator()(std::byte* pointer) const;
   };

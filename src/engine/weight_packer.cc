@@ -1,0 +1,61 @@
+#include "engine/weight_packer.h"
+
+#include <atomic>
+
+#include "base/checked.h"
+#include "kernels/cpu/lay_out.h"
+
+namespace whit {
+namespace {
+
+// Packed bytes of a piece: some tens of microseconds of work, next to which drawing it costs
+// nothing, and small enough that all threads end at about the same time.
+constexpr int64_t kPieceBytes = 256 << 10;
+
+}  // namespace
+
+int WeightPacker::add(const cpu::LinearKernel& kernel, std::vector<WeightView> parts,
+                      std::function<void()> done) {
+  packed_.push_back(cpu::lay_out(kernel, parts));
+  jobs_.push_back({std::move(parts), std::move(done)});
+  return static_cast<int>(jobs_.size()) - 1;
+}
+
+std::vector<cpu::PackedWeight> WeightPacker::pack(ThreadPool& pool) && {
+  struct Piece {
+    int job, index, count;
+  };
+  struct Share {
+    std::vector<Piece> pieces;
+    std::atomic<size_t> next{0};
+  };
+  std::vector<int64_t> bytes;
+  for (const cpu::PackedWeight& packed : packed_) bytes.push_back(packed.payload_bytes);
+  std::vector<Buffer> memory = Buffer::side_by_side(bytes);
+  std::vector<Share> shares(pool.size());
+  std::vector<std::atomic<int>> left(jobs_.size());
+  for (int job = 0; job < static_cast<int>(jobs_.size()); ++job) {
+    cpu::PackedWeight& packed = packed_[job];
+    packed.data = std::move(memory[job]);
+    const auto each =
+        static_cast<int>(ceil_div(packed.payload_bytes, kPieceBytes * int64_t{pool.size()}));
+    const int count = each * pool.size();
+    left[job] = count;
+    for (int index = 0; index < count; ++index)
+      shares[index / each].pieces.push_back({job, index, count});
+  }
+  pool.run([&](const Worker& worker) {
+    for (int i = 0; i < worker.count; ++i) {
+      Share& share = shares[(worker.index + i) % worker.count];
+      for (size_t at; (at = share.next.fetch_add(1)) < share.pieces.size();) {
+        const auto [job, index, count] = share.pieces[at];
+        packed_[job].kernel->pack(jobs_[job].parts, packed_[job], Worker{index, count});
+        if (left[job].fetch_sub(1) == 1 && jobs_[job].done) jobs_[job].done();
+      }
+    }
+  });
+  jobs_.clear();
+  return std::move(packed_);
+}
+
+}  // namespace whit
