@@ -127,7 +127,7 @@ int chat(const ChatOptions& user) {
                       .max_logit_rows = 1,
                       .isa = machine.isa,
                       .backend = machine.backend},
-                     machine.pool);
+                     machine.pool, TokenizerUse::kSoon);
   const ConversationMessage probe{"user", "Hello"};
   chat_prompt_ids(loaded.model,
                   {&probe, 1});  // a model that cannot chat is refused before the first question

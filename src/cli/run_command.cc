@@ -51,7 +51,7 @@ int run(const RunOptions& user) {
                       .max_logit_rows = 1,
                       .isa = machine.isa,
                       .backend = machine.backend},
-                     machine.pool);
+                     machine.pool, TokenizerUse::kSoon);
   const std::vector<int32_t> ids = prompt_ids(user, prompt, loaded.model);
   Generator generator(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
                       loaded.model.kv_format(user.generation.kv_cache_dtype));
