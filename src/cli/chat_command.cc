@@ -8,6 +8,7 @@
 #include "cli/command.h"
 #include "cli/common.h"
 #include "cli/generation_options.h"
+#include "cli/tuned.h"
 #include "runtime/chat.h"
 
 namespace whit::cli {
@@ -121,7 +122,7 @@ class Conversation {
 };
 
 int chat(const ChatOptions& user) {
-  Machine machine(user.machine);
+  Machine machine(tuned(user.machine, user.model));
   LoadedModel loaded(user.model,
                      {.max_context = user.generation.ctx_size,
                       .max_logit_rows = 1,

@@ -3,6 +3,7 @@
 #include "cli/command.h"
 #include "cli/common.h"
 #include "cli/generation_options.h"
+#include "cli/tuned.h"
 #include "runtime/chat.h"
 
 namespace whit::cli {
@@ -45,7 +46,7 @@ int run(const RunOptions& user) {
                 "--system is part of a conversation: give --chat with it");
   const std::string prompt =
       user.prompt_file.empty() ? user.prompt : read_text_file(user.prompt_file);
-  Machine machine(user.machine);
+  Machine machine(tuned(user.machine, user.model));
   LoadedModel loaded(user.model,
                      {.max_context = user.generation.ctx_size,
                       .max_logit_rows = 1,

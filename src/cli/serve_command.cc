@@ -4,6 +4,7 @@
 #include "cli/command.h"
 #include "cli/common.h"
 #include "cli/quality_options.h"
+#include "cli/tuned.h"
 #include "server/service.h"
 
 namespace whit::cli {
@@ -70,7 +71,7 @@ int serve(const ServeOptions& user) {
   options.api_keys = api_keys(user);
   if (const Model model = Model::open(user.model, Verification::kLater); model.engine() != nullptr)
     check_quality(model.engine()->manifest().quality, user.limits, user.model);
-  Machine machine(user.machine);
+  Machine machine(tuned(user.machine, user.model));
   const int64_t step_tokens = std::max(user.max_step_tokens, user.max_sequences + 1);
   LoadedModel loaded(
       user.model,
