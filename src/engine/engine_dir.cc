@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* kManifestFile = "engine.json";
 constexpr const char* kWeightsFile = "weights.safetensors";
-constexpr size_t kDigestPiece = 4 << 20;
+constexpr size_t kDigestPiece = 1 << 20;
 
 WeightFormat format_of(const QuantScheme& scheme) {
   if (!scheme.weights) return WeightFormat::kBF16;

@@ -1,5 +1,6 @@
 #include "engine/weight_packer.h"
 
+#include <algorithm>
 #include <atomic>
 
 #include "base/checked.h"
@@ -11,6 +12,9 @@ namespace {
 // Packed bytes of a piece: some tens of microseconds of work, next to which drawing it costs
 // nothing, and small enough that all threads end at about the same time.
 constexpr int64_t kPieceBytes = 256 << 10;
+// Pieces that a thread may be ahead of another: a weight's source stays resident until both are
+// past.
+constexpr size_t kMostAhead = 8;
 
 }  // namespace
 
@@ -44,14 +48,23 @@ std::vector<cpu::PackedWeight> WeightPacker::pack(ThreadPool& pool) && {
     for (int index = 0; index < count; ++index)
       shares[index / each].pieces.push_back({job, index, count});
   }
+  // The share that a worker draws its next piece from; null when all are drawn.
+  const auto share_for = [&](const Worker& worker) -> Share* {
+    Share* last = &*std::min_element(
+        shares.begin(), shares.end(),
+        [](const Share& a, const Share& b) { return a.next.load() < b.next.load(); });
+    if (last->next.load() >= last->pieces.size()) return nullptr;
+    Share& own = shares[worker.index];
+    const size_t at = own.next.load();
+    return at < own.pieces.size() && at <= last->next.load() + kMostAhead ? &own : last;
+  };
   pool.run([&](const Worker& worker) {
-    for (int i = 0; i < worker.count; ++i) {
-      Share& share = shares[(worker.index + i) % worker.count];
-      for (size_t at; (at = share.next.fetch_add(1)) < share.pieces.size();) {
-        const auto [job, index, count] = share.pieces[at];
-        packed_[job].kernel->pack(jobs_[job].parts, packed_[job], Worker{index, count});
-        if (left[job].fetch_sub(1) == 1 && jobs_[job].done) jobs_[job].done();
-      }
+    while (Share* share = share_for(worker)) {
+      const size_t at = share->next.fetch_add(1);
+      if (at >= share->pieces.size()) continue;
+      const auto [job, index, count] = share->pieces[at];
+      packed_[job].kernel->pack(jobs_[job].parts, packed_[job], Worker{index, count});
+      if (left[job].fetch_sub(1) == 1 && jobs_[job].done) jobs_[job].done();
     }
   });
   jobs_.clear();

@@ -2,9 +2,9 @@
 //
 // They lie in one block of huge pages: of pages of 4 KB each costs a fault, all of them together
 // as much time as packing takes. Each thread packs, in the order of add(), the rows that it will
-// read in products of few rows, so that they lie in its own NUMA node's memory; who is through with
-// that takes what is left of the others', so that nobody waits for a thread that has to share its
-// CPU.
+// read in products of few rows, so that they lie in its own NUMA node's memory; who gets ahead, or
+// is through, takes what is left of the others', so that nobody waits for a thread that has to
+// share its CPU, and no source stays resident for long because half of it is packed.
 #pragma once
 
 #include <functional>
