@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Times Whit beside llama.cpp on the default model, in one run, in turn.
+"""Times Whit beside llama.cpp and OpenVINO on the default model, in one run, in turn.
 
-    bench/peers.py setup                 builds llama.cpp from its PyPI source package and quantizes the models (once)
-    bench/peers.py run [--rounds 5]      prints the table; every sample goes to peers.json beside the models
+    bench/peers.py setup                 builds llama.cpp from its PyPI source package, installs OpenVINO GenAI from PyPI
+                                         and quantizes the models (once)
+    bench/peers.py run [--rounds 5]      prints the table; every sample goes to peers.json, a chart to peers.svg, beside
+                                         the models
+    bench/peers.py chart                 both of them again, from peers.json
 
 A round times one engine after the other, each with its own benchmark program (`llama-bench`, `llama-batched-bench`,
-`whit bench`); the next round starts with another one, so that a drift of the machine's speed meets all alike. A ratio is
-Whit's tokens per second over the peer's within a round; the table gives the median over rounds and the extremes.
-Prefill is 512 tokens from an empty context, decode 128 tokens from an empty context, batches decode 128 tokens of N
-sequences with prompts of 4 tokens. All lives under ${XDG_CACHE_HOME:-~/.cache}/whit/peers.
+`whit bench`, bench/openvino_peer.py); the next round starts with another one, so that a drift of the machine's speed
+meets all alike. A ratio is Whit's tokens per second over the peer's within a round; the table gives the median over
+rounds and the extremes. Prefill is 512 tokens from an empty context, decode 128 tokens from an empty context, batches
+decode 128 tokens of N sequences with prompts of 4 tokens. The peers read one GGUF file of each format; OpenVINO keeps
+keys and values in 8 bits by default, the others in 16. All lives under ${XDG_CACHE_HOME:-~/.cache}/whit/peers.
 """
 import argparse
 import json
@@ -17,15 +21,20 @@ import statistics
 import subprocess
 import sys
 import tarfile
+import venv
 from pathlib import Path
+
+import plot
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whit" / "peers"
 WHIT = Path(os.environ.get("WHIT_BIN", ROOT / "build/release/whit"))
 LLAMA = "0.3.36"  # llama-cpp-python on PyPI, whose source package holds llama.cpp
+OPENVINO = "2026.4.1.0"  # openvino-genai on PyPI, which brings the openvino that it needs
 TOOLS = ("llama-bench", "llama-quantize", "llama-batched-bench", "llama-server")
 # Whit's scheme and the peer's format of the same weight bytes.
 PAIRS = (("w4a8", "Q4_0"), ("w4a16", "Q4_0"), ("w8a8", "Q8_0"), ("w8a16", "Q8_0"))
+FORMATS = tuple(dict.fromkeys(peer for _, peer in PAIRS))
 
 
 def run(*command, **options):
@@ -54,6 +63,10 @@ def setup():
         run("cmake", "-G", "Ninja", "-S", source / "vendor/llama.cpp", "-B", HOME / "build",
             "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *off)
         run("cmake", "--build", HOME / "build", "--target", *TOOLS)
+    python = HOME / f"openvino-{OPENVINO}" / "bin" / "python"
+    if not python.exists():
+        venv.create(python.parent.parent, with_pip=True)
+        run(python, "-m", "pip", "install", "--quiet", f"openvino-genai=={OPENVINO}")
     model = output(ROOT / "scripts/fetch_model.sh").strip()
     for scheme, peer in PAIRS:
         gguf, engine = HOME / f"{peer}.gguf", HOME / scheme
@@ -85,44 +98,72 @@ def whit(scheme, threads, batches):
             for row in json.loads(text)["rows"]}
 
 
-def measure(rounds, threads, batches):
-    engines = [(whit, scheme) for scheme, _ in PAIRS] + [(llama, peer) for peer in dict.fromkeys(p for _, p in PAIRS)]
+def openvino(peer, threads, batches):
+    python = HOME / f"openvino-{OPENVINO}" / "bin" / "python"
+    return json.loads(output(python, ROOT / "bench/openvino_peer.py", HOME / f"{peer}.gguf", "--threads", threads,
+                             "--batches", ",".join(map(str, [1, *batches]))).splitlines()[-1])
+
+
+PEERS = {"llama.cpp": llama, "OpenVINO": openvino}
+
+
+def measure(rounds, threads, batches, peers):
+    engines = [(scheme, whit, scheme) for scheme, _ in PAIRS]
+    engines += [(f"{name} {peer}", PEERS[name], peer) for name in peers for peer in FORMATS]
     samples = []
     for index in range(rounds):
         order = engines[index % len(engines):] + engines[:index % len(engines)]
-        samples.append({name: program(name, threads, batches) for program, name in order})
+        samples.append({name: program(model, threads, batches) for name, program, model in order})
         print(f"round {index + 1} of {rounds}", file=sys.stderr)
     return samples
 
 
 def table(samples):
-    lines = ["| pair | test | Whit t/s | llama.cpp t/s | ratio | least … most |", "|---|---|---:|---:|---:|---:|"]
-    for scheme, peer in PAIRS:
-        for test in samples[0][scheme]:
-            if test not in samples[0][peer]:
-                continue
-            ours, theirs = ([each[name][test] for each in samples] for name in (scheme, peer))
-            ratios = [a / b for a, b in zip(ours, theirs)]
-            lines.append(f"| {scheme} ÷ {peer} | {test} | {statistics.median(ours):.1f} | {statistics.median(theirs):.1f} "
-                         f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} … {max(ratios):.2f} |")
+    lines = ["| pair | test | Whit t/s | peer t/s | ratio | least … most |", "|---|---|---:|---:|---:|---:|"]
+    for scheme, model in PAIRS:
+        for name in (name for name in (f"{peer} {model}" for peer in PEERS) if name in samples[0]):
+            for test in (test for test in samples[0][scheme] if test in samples[0][name]):
+                ours, theirs = ([each[key][test] for each in samples] for key in (scheme, name))
+                ratios = [a / b for a, b in zip(ours, theirs)]
+                lines.append(f"| {scheme} ÷ {name} | {test} | {statistics.median(ours):.1f} | {statistics.median(theirs):.1f} "
+                             f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} … {max(ratios):.2f} |")
     return "\n".join(lines)
+
+
+def chart(samples):
+    groups = {}
+    for test in samples[0][PAIRS[0][0]]:
+        group = groups.setdefault(f"{test}, tokens/s", {})
+        for engine in sorted(samples[0], key=lambda name: (" " in name, name)):  # Whit's schemes first
+            if test in samples[0][engine]:
+                rates = [each[engine][test] for each in samples]
+                group[engine if " " in engine else f"Whit {engine}"] = (min(rates), statistics.median(rates), max(rates))
+    return plot.bars(f"median and range of {len(samples)} rounds", groups)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("setup")
+    commands.add_parser("chart")
     options = commands.add_parser("run")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--batches", type=lambda text: [int(each) for each in text.split(",") if each], default=[4, 16])
+    options.add_argument("--peers", type=lambda text: text.split(","), default=list(PEERS), help=", ".join(PEERS))
     arguments = parser.parse_args()
     if arguments.command == "setup":
         setup()
         return
-    samples = measure(arguments.rounds, arguments.threads, arguments.batches)
-    (HOME / "peers.json").write_text(json.dumps(samples, indent=1))
+    record = HOME / "peers.json"
+    if arguments.command == "run":
+        unknown = set(arguments.peers) - set(PEERS)
+        if unknown:
+            parser.error(f"unknown peers: {', '.join(sorted(unknown))}")
+        record.write_text(json.dumps(measure(arguments.rounds, arguments.threads, arguments.batches, arguments.peers), indent=1))
+    samples = json.loads(record.read_text())
     print(table(samples))
+    record.with_suffix(".svg").write_text(chart(samples))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import unittest
+from pathlib import Path
 
 from cli_support import WHIT, CliTest, tiny_model
 
@@ -238,6 +239,27 @@ class TinyModel(CliTest):
         self.refused(3, ["copy", "quantized already"], "quantize", self.folder / "copy", "--mode", "rtn", "-o", self.folder / "twice")
         for name in ("awq", "twice"):
             self.assertFalse((self.folder / name).exists())
+
+    def test_what_is_tuned_is_what_later_runs_use(self):
+        engine = self.quantize("--mode", "rtn", "--scheme", "w8a8")
+        bench = ["bench", engine, "-p", "0", "-n", 4, "-r", 1]
+        self.assertNotIn("tuning", self.json("doctor", engine))
+        tuned = self.json("bench", engine, "--tune")
+        self.assertEqual(self.json("doctor", engine)["tuning"]["chosen"], tuned["chosen"])
+        file = Path(tuned["file"])
+        stored = json.loads(file.read_text())
+        stored["trials"].append({"isa": "portable", "threads": 1, "prefill_tokens_per_s": 1, "decode_tokens_per_s": 1})
+        stored["chosen"] = len(stored["trials"]) - 1
+        file.write_text(json.dumps(stored))
+        used = self.json(*bench)
+        self.assertEqual((used["backend"], used["threads"]), ("CPU portable", 1))
+        self.assertEqual(self.json(*bench, "--threads", 2)["threads"], 2)
+        file.write_text("{")
+        result = self.whit("run", engine, "--prompt", "x", "--max-tokens", 1)
+        self.assertEqual(result.returncode, 0)
+        self.assertIn(b"ignored", result.stderr)
+        self.refused(2, ["--tune"], "bench", engine, "--tune", "--threads", 1)
+        self.refused(2, ["engine"], "bench", self.model, "--tune")
 
     def test_doctor_says_what_fails_and_how_to_mend_it(self):
         self.assertTrue(self.json("doctor", self.model)["passed"])

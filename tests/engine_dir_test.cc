@@ -5,6 +5,7 @@
 
 #include <fstream>
 
+#include "api/loaded_model.h"
 #include "engine/executor.h"
 #include "engine/model.h"
 #include "quantize/quantize.h"
@@ -80,6 +81,51 @@ TEST_F(EngineDirTest, a_flipped_bit_is_noticed_and_named) {
   stream.close();
   EXPECT_THAT(message_of(path), HasSubstr("weights.safetensors"));
   EXPECT_THAT(message_of(path), HasSubstr("rebuild"));
+
+  const Model later = Model::open(path, Verification::kLater);
+  EXPECT_THROW(later.engine()->verify_weights(), Error);
+  EXPECT_THROW(later.engine()->verify_weights(), Error);
+  try {
+    const LoadedModel loaded(path, {.max_context = 16}, pool_, TokenizerUse::kSoon);
+    FAIL() << "a damaged engine was loaded";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kInvalidData);
+    EXPECT_THAT(error.what(), HasSubstr("rebuild"));
+  }
+}
+
+TEST_F(EngineDirTest, damage_is_named_whatever_it_breaks_first) {
+  const auto path = make("w8a8");
+  const std::string content = read_file(path / "weights.safetensors");
+  std::string header = content;
+  header[9] ^= 1;  // in the safetensors header
+  write_file(path / "weights.safetensors", header);
+  EXPECT_THAT(message_of(path), HasSubstr("rebuild"));
+  std::string renamed = content;  // the header stays readable, but a tensor is missing
+  renamed[content.find("q_proj.weight\"")] = 'Q';
+  write_file(path / "weights.safetensors", renamed);
+  try {
+    const LoadedModel loaded(path, {.max_context = 16}, pool_);
+    FAIL() << "a damaged engine was loaded";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("the content is not what"));
+  }
+}
+
+TEST_F(EngineDirTest, a_tokenizer_made_beside_the_loading_is_ready_or_says_what_is_wrong) {
+  const auto path = make("w4a8");
+  const LoadedModel loaded(path, {.max_context = 16}, pool_, TokenizerUse::kSoon);
+  EXPECT_EQ(loaded.model.tokenizer().encode("ab"), (std::vector<int32_t>{0, 1}));
+  const std::string broken = "{}";
+  write_file(path / "tokenizer.json", broken);
+  edit_manifest(path, [&](Json& json) {
+    json["files"]["tokenizer.json"] = {
+        {"bytes", broken.size()},
+        {"xxh3_128", digest({reinterpret_cast<const uint8_t*>(broken.data()), broken.size()})}};
+  });
+  const LoadedModel without(path, {.max_context = 16}, pool_, TokenizerUse::kSoon);
+  EXPECT_THROW(without.model.tokenizer(), Error);
+  EXPECT_THROW(without.model.tokenizer(), Error);
 }
 
 TEST_F(EngineDirTest, a_truncated_file_and_a_missing_one_are_named) {
@@ -95,6 +141,16 @@ TEST_F(EngineDirTest, a_newer_format_says_what_to_do) {
   edit_manifest(path, [](Json& json) { json["format_version"] = 2; });
   EXPECT_THAT(message_of(path), HasSubstr("newer"));
   EXPECT_THAT(message_of(path), HasSubstr("update"));
+}
+
+TEST_F(EngineDirTest, scales_that_are_called_two_level_and_are_not_are_refused) {
+  const auto path = make("w4a8");
+  edit_manifest(path, [](Json& json) {
+    for (auto& [name, scheme] : json["schemes"].items())
+      if (scheme["weights"].value("num_bits", 0) == 4) scheme["weights"]["two_level"] = true;
+  });
+  EXPECT_THAT(message_of(path), HasSubstr("two-level"));
+  EXPECT_THAT(message_of(path), HasSubstr("proj.weight"));
 }
 
 TEST_F(EngineDirTest, a_plan_that_contradicts_the_weights_is_refused) {

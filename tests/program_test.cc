@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/checked.h"
 #include "engine/executor.h"
 #include "engine/model.h"
 #include "quantize/quantize.h"
@@ -109,6 +110,35 @@ TEST_P(InvarianceTest, a_sequence_alone_equals_the_same_sequence_in_a_batch) {
 
 INSTANTIATE_TEST_SUITE_P(Schemes, InvarianceTest,
                          ::testing::Values("f32", "w4a16", "w4a8", "w8a8", "w8a16", "bf16"));
+
+TEST(ProgramTest, positions_beyond_those_that_were_there_at_first_are_rotated_alike) {
+  const ScratchDirectory scratch;
+  const std::filesystem::path source = with_tokenizer(scratch, "llama_untied");
+  Json config = parse_json(read_file(source / "config.json"), "config.json");
+  config["max_position_embeddings"] = 4096;
+  write_file(source / "config.json", config.dump());
+  const Model model = Model::open(source);
+  constexpr int64_t kLength = 1100;
+  const CalibrationData data = random_tokens(model, 1, kLength, 7);
+  const auto last_logits = [&](const std::vector<int64_t>& chunks) {
+    ThreadPool pool(2);
+    Executor executor(model.config(), model.graph(), model.weights(),
+                      {.max_tokens = kLength, .max_logit_rows = 1, .isa = cpu::detected_isa()},
+                      pool);
+    KvCache cache = executor.make_cache(1, round_up(kLength, 16), DType::kF32);
+    int64_t start = 0;
+    for (const int64_t count : chunks) {
+      const int64_t starts[] = {start}, counts[] = {count};
+      const ContiguousBatch batch(starts, counts, cache.page_tokens());
+      executor.step(std::span(data.ids).subspan(start, count), batch.view(), cache);
+      start += count;
+    }
+    const auto row = static_cast<int32_t>(chunks.back() - 1);
+    const float* out = executor.logits({&row, 1});
+    return std::vector<float>(out, out + model.config().vocab_size);
+  };
+  EXPECT_EQ(last_logits({5, 507, 1, 580, 7}), last_logits({kLength}));
+}
 
 TEST(ProgramTest, tap_sees_the_inputs_of_every_linear_group) {
   const Model model = Model::open(golden_model("qwen2"));

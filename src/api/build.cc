@@ -2,25 +2,15 @@
 
 #include <unistd.h>
 
-#include <cstdlib>
+#include <cctype>
 
+#include "api/cache.h"
 #include "quantize/resume.h"
 #include "quantize/rotate.h"
 
 namespace whit {
 namespace fs = std::filesystem;
 namespace {
-
-fs::path cache_root() {
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  if (cache != nullptr && fs::path(cache).is_absolute()) return fs::path(cache) / "whit";
-  const char* home = std::getenv("HOME");
-  if (home != nullptr && fs::path(home).is_absolute()) return fs::path(home) / ".cache" / "whit";
-  throw Error(ErrorKind::kInvalidArgument,
-              "there is no place for the engine: neither XDG_CACHE_HOME nor HOME names a "
-              "directory; give an output "
-              "directory");
-}
 
 // The file's or directory's own name, kept to characters that any file system takes.
 std::string short_name(const fs::path& model_path) {

@@ -105,7 +105,7 @@ LLMEngine::State::State(const BuildConfig& config, fs::path path_to_run, Model m
               .max_logit_rows = std::max(kLogitRows, config.max_batch_size),
               .isa = isa,
               .backend = parse_backend(config.backend)},
-             pool),
+             pool, TokenizerUse::kSoon),
       requests(loaded, config) {}
 
 LLMEngine::LLMEngine(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -129,7 +129,8 @@ LLMEngine LLMEngine::from_model(Model model, const fs::path& model_dir, QuantMod
       ThreadPool pool(config.threads);
       built = build_or_reuse(model, plan, isa, pool).engine_dir;
     }
-    return LLMEngine(std::make_unique<State>(config, built, Model::open(built), isa));
+    return LLMEngine(
+        std::make_unique<State>(config, built, Model::open(built, Verification::kLater), isa));
   }
   return LLMEngine(std::make_unique<State>(config, model_dir, std::move(model), isa));
 }
@@ -137,7 +138,7 @@ LLMEngine LLMEngine::from_model(Model model, const fs::path& model_dir, QuantMod
 LLMEngine LLMEngine::from_pretrained(const fs::path& model_dir, QuantMode mode,
                                      const QuantPolicy& policy, const BuildConfig& config) {
   check_threads(config);
-  return from_model(Model::open(model_dir), model_dir, mode, policy, config);
+  return from_model(Model::open(model_dir, Verification::kLater), model_dir, mode, policy, config);
 }
 
 LLMEngine LLMEngine::from_state_dict(const StateDict& model, QuantMode mode,

@@ -7,6 +7,27 @@ namespace {
 
 constexpr int kMaxDepth = 128;
 
+// Ahead of parsing: the parser's own callback, which could tell the depth too, makes it look at all
+// members of an object again whenever a value inside of it ends.
+void check_depth(std::string_view text, std::string_view where) {
+  int depth = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (c == '"') {
+      in_string = !in_string;
+    } else if (in_string) {
+      if (c == '\\') ++i;
+    } else if (c == '{' || c == '[') {
+      if (++depth > kMaxDepth)
+        throw Error(ErrorKind::kInvalidData, "{}: JSON nested deeper than {} levels", where,
+                    kMaxDepth);
+    } else if (c == '}' || c == ']') {
+      --depth;
+    }
+  }
+}
+
 template <typename T>
 T convert(const Json& value, std::string_view key, std::string_view where);
 
@@ -51,21 +72,12 @@ std::string convert<std::string>(const Json& value, std::string_view key, std::s
 }  // namespace
 
 Json parse_json(std::string_view text, std::string_view where) {
-  bool too_deep = false;
-  Json result;
+  check_depth(text, where);
   try {
-    result = Json::parse(text, [&](int depth, Json::parse_event_t, Json&) {
-      if (depth > kMaxDepth) {
-        too_deep = true;
-        throw Error(ErrorKind::kInvalidData, "{}: JSON nested deeper than {} levels", where,
-                    kMaxDepth);
-      }
-      return true;
-    });
+    return Json::parse(text);
   } catch (const Json::exception& error) {
     throw Error(ErrorKind::kInvalidData, "{}: not valid JSON: {}", where, error.what());
   }
-  return result;
 }
 
 template <typename T>

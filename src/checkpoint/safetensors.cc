@@ -24,26 +24,61 @@ constexpr std::string_view kPadPrefix = "__pad.";
 // header with a million entries would make quadratic.
 using SortedJson = nlohmann::json;
 
-SortedJson parse_header(std::string_view text, const std::string& where) {
-  std::vector<std::unordered_set<std::string>> keys(kMaxHeaderDepth + 1);
-  try {
-    return SortedJson::parse(text, [&](int depth, SortedJson::parse_event_t event,
-                                       SortedJson& value) {
-      if (depth > kMaxHeaderDepth)
-        throw Error(ErrorKind::kInvalidData, "{}: the safetensors header is nested too deeply",
-                    where);
-      if (event == SortedJson::parse_event_t::object_start)
-        keys[std::min(depth + 1, kMaxHeaderDepth)].clear();
-      if (event == SortedJson::parse_event_t::key &&
-          !keys[depth].insert(value.get_ref<const std::string&>()).second)
-        throw Error(ErrorKind::kInvalidData, "{}: \"{}\" appears twice in the safetensors header",
-                    where, value.get_ref<const std::string&>());
-      return true;
-    });
-  } catch (const SortedJson::exception& error) {
-    throw Error(ErrorKind::kInvalidData, "{}: the safetensors header is not valid JSON: {}", where,
+// Refuses repeated keys and deep nesting, which the document does not show any more. The parser's
+// callback could do it while it builds the document, but makes it look at all entries again at the
+// end of each.
+class HeaderCheck : public nlohmann::json_sax<SortedJson> {
+ public:
+  explicit HeaderCheck(const std::string& where) : where_(where) {}
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(size_t) override {
+    enter();
+    keys_[depth_].clear();
+    return true;
+  }
+  bool key(string_t& name) override {
+    if (!keys_[depth_].insert(name).second)
+      throw Error(ErrorKind::kInvalidData, "{}: \"{}\" appears twice in the safetensors header",
+                  where_, name);
+    return true;
+  }
+  bool end_object() override { return leave(); }
+  bool start_array(size_t) override {
+    enter();
+    return true;
+  }
+  bool end_array() override { return leave(); }
+  bool parse_error(size_t, const std::string&, const SortedJson::exception& error) override {
+    throw Error(ErrorKind::kInvalidData, "{}: the safetensors header is not valid JSON: {}", where_,
                 error.what());
   }
+
+ private:
+  void enter() {
+    if (++depth_ > kMaxHeaderDepth)
+      throw Error(ErrorKind::kInvalidData, "{}: the safetensors header is nested too deeply",
+                  where_);
+  }
+  bool leave() {
+    --depth_;
+    return true;
+  }
+
+  const std::string& where_;
+  int depth_ = 0;
+  std::unordered_set<std::string> keys_[kMaxHeaderDepth + 1];  // of the open object at each depth
+};
+
+SortedJson parse_header(std::string_view text, const std::string& where) {
+  HeaderCheck check(where);
+  SortedJson::sax_parse(text, &check);
+  return SortedJson::parse(text);
 }
 
 uint64_t unsigned_at(const SortedJson& value, const std::string& where, std::string_view tensor,

@@ -94,6 +94,19 @@ TEST(SafetensorsFile, refuses_headers_that_contradict_themselves) {
   refuses({"nested"}, safetensors(one("[[[[[[[[1]]]]]]]]"), ""));
 }
 
+// Some seconds if each entry cost a look at all others.
+TEST(SafetensorsFile, reads_a_header_of_very_many_tensors) {
+  constexpr int kTensors = 40000;
+  std::string header = "{";
+  for (int i = 0; i < kTensors; ++i)
+    header += fmt::format(R"({}"t{}":{{"dtype":"U8","shape":[1],"data_offsets":[{},{}]}})",
+                          i == 0 ? "" : ",", i, i, i + 1);
+  const std::string bytes = safetensors(header + "}", std::string(kTensors, 'x'));
+  const SafetensorsFile file = parse(bytes);
+  ASSERT_EQ(file.tensors().size(), size_t{kTensors});
+  EXPECT_EQ(file.tensors()[kTensors - 1].name, fmt::format("t{}", kTensors - 1));
+}
+
 TEST(SafetensorsFile, refuses_holes_overlaps_and_duplicates) {
   const auto two = [](const std::string& first, const std::string& second,
                       const std::string& name) {

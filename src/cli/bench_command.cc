@@ -1,10 +1,12 @@
 // whit bench MODEL: speed in llama-bench's terms.
 #include <fstream>
 
+#include "api/tuning.h"
 #include "base/progress.h"
 #include "cli/bench_serve.h"
 #include "cli/command.h"
 #include "cli/common.h"
+#include "cli/tuned.h"
 #include "evaluate/bench.h"
 
 namespace whit::cli {
@@ -14,7 +16,7 @@ struct BenchOptionsOfUser {
   std::string model;
   BenchOptions bench;
   std::string kv_cache_dtype = "auto";
-  bool json = false;
+  bool json = false, tune = false;
   MachineOptions machine;
 };
 
@@ -28,8 +30,33 @@ MachineLimits limits_apart(Machine& machine) {
 
 std::string percent(double value) { return value > 0 ? fmt::format("{:.0f}", value) : "-"; }
 
+int run_tune(const BenchOptionsOfUser& user) {
+  if (user.machine.isa != "auto" || user.machine.threads != 0 || user.machine.backend != "cpu")
+    throw Error(ErrorKind::kInvalidArgument,
+                "--tune chooses the instruction set and the threads of the CPU: give it without "
+                "--isa, --threads and --backend");
+  const Tuning tuning = tune(user.model);
+  const std::string path = store_tuning(user.model, tuning).string();
+  if (user.json) {
+    Json json = to_json(tuning);
+    json["file"] = path;
+    print_json(json);
+    return 0;
+  }
+  std::vector<std::vector<std::string>> table;
+  for (const TuningTrial& trial : tuning.trials)
+    table.push_back({std::string(cpu::name(trial.isa)), fmt::format("{}", trial.threads),
+                     fmt::format("{:.1f}", trial.prefill_tokens_per_s),
+                     fmt::format("{:.1f}", trial.decode_tokens_per_s),
+                     fmt::format("{:.3f}", trial.request_s()),
+                     &trial == &tuning.choice() ? "chosen" : ""});
+  print_table({"isa", "threads", "pp256 t/s", "tg64 t/s", "256 + 256 s", ""}, table);
+  fmt::print("\nstored in {}: runs without --isa and --threads use it\n", path);
+  return 0;
+}
+
 int run_bench(const BenchOptionsOfUser& user) {
-  Machine machine(user.machine);
+  Machine machine(tuned(user.machine, user.model));
   // The host's limits bound nothing that runs on a GPU.
   const bool on_cpu = machine.backend == Backend::kCpu;
   const MachineLimits limits = on_cpu ? limits_apart(machine) : MachineLimits();
@@ -134,6 +161,9 @@ Action add_bench(CLI::App& app) {
                  "Measured runs of each test, after one that warms up")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  app.add_flag("--tune", user->tune,
+               "Measure which instruction set and how many threads run this engine fastest here, "
+               "and store the choice");
   add_kv_cache_dtype(app, user->kv_cache_dtype);
   user->machine.add_to(app);
   user->machine.add_backend(app);
@@ -142,11 +172,13 @@ Action add_bench(CLI::App& app) {
 pp512: tokens per second of a prompt of 512 tokens. tg128: of 128 decoding steps, all sequences together.
 
 Example:
-  whit bench smol-w4a8 -p 512 -n 128 -b 1,4,8 -t 2)");
+  whit bench smol-w4a8 -p 512 -n 128 -b 1,4,8 -t 2
+  whit bench smol-w4a8 --tune)");
   return [user, serve, bench_serve] {
     if (serve->parsed()) return bench_serve();
     if (user->model.empty())
       throw Error(ErrorKind::kInvalidArgument, "MODEL is required; 'whit bench --help' explains");
+    if (user->tune) return run_tune(*user);
     std::erase(user->bench.prompts, 0);
     std::erase(user->bench.generations, 0);
     return run_bench(*user);

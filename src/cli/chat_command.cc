@@ -8,6 +8,7 @@
 #include "cli/command.h"
 #include "cli/common.h"
 #include "cli/generation_options.h"
+#include "cli/tuned.h"
 #include "runtime/chat.h"
 
 namespace whit::cli {
@@ -121,13 +122,13 @@ class Conversation {
 };
 
 int chat(const ChatOptions& user) {
-  Machine machine(user.machine);
+  Machine machine(tuned(user.machine, user.model));
   LoadedModel loaded(user.model,
                      {.max_context = user.generation.ctx_size,
                       .max_logit_rows = 1,
                       .isa = machine.isa,
                       .backend = machine.backend},
-                     machine.pool);
+                     machine.pool, TokenizerUse::kSoon);
   const ConversationMessage probe{"user", "Hello"};
   chat_prompt_ids(loaded.model,
                   {&probe, 1});  // a model that cannot chat is refused before the first question

@@ -5,9 +5,11 @@
 #include <cstdlib>
 #include <fstream>
 
+#include "api/tuning.h"
 #include "base/progress.h"
 #include "cli/command.h"
 #include "cli/common.h"
+#include "cli/tuned.h"
 #include "engine/machine_limits.h"
 #include "runtime/chat.h"
 
@@ -160,6 +162,17 @@ void check_model(Doctor& doctor, Machine& machine, const std::string& path, Json
   if (!model) return;
   doctor.check("tokenizer", [&] { return check_tokenizer(*model); });
   doctor.check("weights compute", [&] { return check_logits(*model, machine); });
+  if (model->engine() != nullptr)
+    doctor.check("tuning", [&]() -> std::string {
+      // tuned() has warned of a file that cannot be used.
+      const auto stored = stored_tuning(path, [](const std::string&) {});
+      if (!stored)
+        return fmt::format("none: 'whit bench {} --tune' measures what is fastest", path);
+      facts["tuning"] = to_json(*stored);
+      facts["tuning"]["file"] = tuning_path(path).string();
+      return fmt::format("{} kernels on {} threads, by {}", cpu::name(stored->choice().isa),
+                         stored->choice().threads, tuning_path(path).string());
+    });
   doctor.check("stop tokens", [&]() -> std::string {
     if (model->stop_ids().empty())
       throw Error(ErrorKind::kInvalidData,
@@ -177,7 +190,7 @@ void check_model(Doctor& doctor, Machine& machine, const std::string& path, Json
 }
 
 int examine(const DoctorOptions& user) {
-  Machine machine(user.machine);
+  Machine machine(tuned(user.machine, user.model));
   Doctor doctor;
   Json facts;
   check_machine(doctor, machine, facts);

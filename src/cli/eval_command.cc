@@ -47,7 +47,8 @@ int eval(const EvalOptionsOfUser& user) {
     throw Error(ErrorKind::kInvalidArgument, "--text is required: the text to score");
   const std::string text = read_text_file(user.text);
   Machine machine(user.machine);
-  LoadedModel loaded(user.model, executor_options(user, machine), machine.pool);
+  LoadedModel loaded(user.model, executor_options(user, machine), machine.pool,
+                     TokenizerUse::kSoon);
   const std::vector<int32_t> ids = loaded.model.tokenizer().encode(text);
   EvalOptions options = user.eval;
   options.kv_dtype = loaded.model.kv_format(user.kv_cache_dtype);

@@ -3,6 +3,7 @@
 #include "cli/command.h"
 #include "cli/common.h"
 #include "cli/generation_options.h"
+#include "cli/tuned.h"
 #include "runtime/chat.h"
 
 namespace whit::cli {
@@ -45,13 +46,13 @@ int run(const RunOptions& user) {
                 "--system is part of a conversation: give --chat with it");
   const std::string prompt =
       user.prompt_file.empty() ? user.prompt : read_text_file(user.prompt_file);
-  Machine machine(user.machine);
+  Machine machine(tuned(user.machine, user.model));
   LoadedModel loaded(user.model,
                      {.max_context = user.generation.ctx_size,
                       .max_logit_rows = 1,
                       .isa = machine.isa,
                       .backend = machine.backend},
-                     machine.pool);
+                     machine.pool, TokenizerUse::kSoon);
   const std::vector<int32_t> ids = prompt_ids(user, prompt, loaded.model);
   Generator generator(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
                       loaded.model.kv_format(user.generation.kv_cache_dtype));

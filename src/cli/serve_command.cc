@@ -4,6 +4,7 @@
 #include "cli/command.h"
 #include "cli/common.h"
 #include "cli/quality_options.h"
+#include "cli/tuned.h"
 #include "server/service.h"
 
 namespace whit::cli {
@@ -68,9 +69,9 @@ int serve(const ServeOptions& user) {
   options.http.max_bodies_bytes =
       std::max(options.http.max_bodies_bytes, 2 * options.http.max_body_bytes);
   options.api_keys = api_keys(user);
-  if (const Model model = Model::open(user.model); model.engine() != nullptr)
+  if (const Model model = Model::open(user.model, Verification::kLater); model.engine() != nullptr)
     check_quality(model.engine()->manifest().quality, user.limits, user.model);
-  Machine machine(user.machine);
+  Machine machine(tuned(user.machine, user.model));
   const int64_t step_tokens = std::max(user.max_step_tokens, user.max_sequences + 1);
   LoadedModel loaded(
       user.model,
@@ -79,7 +80,7 @@ int serve(const ServeOptions& user) {
        .max_logit_rows = std::max<int64_t>({user.max_sequences, draft_tokens(user) + 1, 32}),
        .isa = machine.isa,
        .backend = machine.backend},
-      machine.pool);
+      machine.pool, TokenizerUse::kSoon);
   options.names = user.served_names;
   if (options.names.empty()) options.names = {default_name(user.model)};
   for (const std::string& name : options.names)

@@ -1,4 +1,5 @@
 // The CPU backend: the body and the head as two programs.
+#include <algorithm>
 #include <cstring>
 
 #include "engine/runner.h"
@@ -6,15 +7,18 @@
 namespace whit {
 namespace {
 
+constexpr int64_t kFirstPositions = 512;
+
 class CpuRunner : public ModelRunner {
  public:
   CpuRunner(const ModelConfig& config, const Graph& graph, const WeightProvider& weights,
             const ExecutorOptions& options, ThreadPool& pool)
-      : graph_(graph),
+      : config_(config),
+        graph_(graph),
         width_(config.hidden_size),
         vocab_(config.vocab_size),
+        max_context_(options.max_context),
         ops_(cpu::small_ops(options.isa)),
-        rope_(rope_tables(config, options.max_context)),
         body_(graph, graph.body(), weights, {.max_tokens = options.max_tokens, .isa = options.isa},
               pool),
         head_(graph, graph.head(), weights,
@@ -22,6 +26,7 @@ class CpuRunner : public ModelRunner {
         head_rows_(options.max_logit_rows * width_ * 4) {}
 
   void step(std::span<const int32_t> ids, const BatchView& batch, KvCache& cache) override {
+    cover_positions(batch);
     hidden_ = body_.run({.ids = ids.data(), .batch = batch, .rope = &rope_, .cache = &cache});
   }
 
@@ -61,8 +66,20 @@ class CpuRunner : public ModelRunner {
   }
 
  private:
+  // The longest context's tables may be larger than the weights, and few requests need them: they
+  // are made for twice the positions that are there, from the first on, whenever those run out.
+  void cover_positions(const BatchView& batch) {
+    int64_t last = 0;
+    for (int64_t t = 0; t < batch.t; ++t) last = std::max<int64_t>(last, batch.positions[t]);
+    if (last < positions_) return;
+    positions_ = std::min(max_context_, std::max(kFirstPositions, 2 * (last + 1)));
+    rope_ = rope_tables(config_, positions_);
+  }
+
+  const ModelConfig& config_;
   const Graph& graph_;
-  const int64_t width_, vocab_;
+  const int64_t width_, vocab_, max_context_;
+  int64_t positions_ = 0;  // that rope_ covers
   const cpu::SmallOps& ops_;
   RopeTables rope_;
   Program body_, head_;

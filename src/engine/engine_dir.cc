@@ -14,6 +14,7 @@ namespace {
 
 constexpr const char* kManifestFile = "engine.json";
 constexpr const char* kWeightsFile = "weights.safetensors";
+constexpr size_t kDigestPiece = 1 << 20;
 
 WeightFormat format_of(const QuantScheme& scheme) {
   if (!scheme.weights) return WeightFormat::kBF16;
@@ -142,13 +143,38 @@ EngineManifest manifest_from_json(const Json& json, const std::string& where) {
   return manifest;
 }
 
+std::string hexadecimal(const XXH128_hash_t& hash) {
+  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+}
+
+struct FileDigest {
+  int64_t bytes;
+  std::string digest;
+};
+
+// By pieces whose pages are let go of at once: weights are verified while they are packed, and
+// their pages must not be resident twice.
+FileDigest digest_of_file(const fs::path& path) {
+  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
+                                                                       &XXH3_freeState);
+  if (state == nullptr) throw Error(ErrorKind::kResource, "out of memory");
+  XXH3_128bits_reset(state.get());
+  const MappedFile file(path);
+  for (auto rest = file.bytes(); !rest.empty();) {
+    const auto piece = rest.first(std::min(rest.size(), kDigestPiece));
+    XXH3_128bits_update(state.get(), piece.data(), piece.size());
+    file.drop_pages(piece);
+    rest = rest.subspan(piece.size());
+  }
+  return {static_cast<int64_t>(file.bytes().size()), hexadecimal(XXH3_128bits_digest(state.get()))};
+}
+
 }  // namespace
 
 std::string EngineManifest::scheme_name() const { return mixed.empty() ? scheme.name() : "mixed"; }
 
 std::string digest(std::span<const uint8_t> bytes) {
-  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  return hexadecimal(XXH3_128bits(bytes.data(), bytes.size()));
 }
 
 bool EngineDirectory::is_engine(const fs::path& path) {
@@ -156,7 +182,7 @@ bool EngineDirectory::is_engine(const fs::path& path) {
   return fs::is_regular_file(path / kManifestFile, error);
 }
 
-EngineDirectory::EngineDirectory(const fs::path& path) : path_(path) {
+EngineDirectory::EngineDirectory(const fs::path& path, Verification weights) : path_(path) {
   const fs::path manifest_path = path / kManifestFile;
   const std::string where = manifest_path.string();
   const Json json = parse_json(read_file(manifest_path, 256 << 20), where);
@@ -168,17 +194,33 @@ EngineDirectory::EngineDirectory(const fs::path& path) : path_(path) {
     if (fs::path(name).filename() != name || name == kManifestFile || name == "..")
       throw Error(ErrorKind::kInvalidData,
                   "{}: \"files\" names {}, which is not a file of this directory", where, name);
-    const MappedFile file(path / name);
-    const int64_t bytes = json_get<int64_t>(entry, "bytes", where);
-    if (static_cast<int64_t>(file.bytes().size()) != bytes ||
-        digest(file.bytes()) != json_get<std::string>(entry, "xxh3_128", where))
-      throw Error(ErrorKind::kInvalidData,
-                  "{}: the content is not what {} recorded when the engine was built ({} bytes "
-                  "expected, {} found): copy "
-                  "the directory again or rebuild the engine",
-                  (path / name).string(), kManifestFile, bytes, file.bytes().size());
+    if (name != kWeightsFile) check_file(name, entry);
   }
-  weights_ = std::make_unique<SafetensorsFile>(path / kWeightsFile);
+  weights_entry_ = (*files)[kWeightsFile];
+  try {
+    weights_ = std::make_unique<SafetensorsFile>(path / kWeightsFile);
+  } catch (const Error& error) {
+    // Damage is better named by the digest than by what of the header it happens to break.
+    if (error.kind() == ErrorKind::kInvalidData) check_file(kWeightsFile, weights_entry_);
+    throw;
+  }
+  if (weights == Verification::kNow) verify_weights();
+}
+
+void EngineDirectory::verify_weights() const {
+  std::call_once(weights_verified_, [&] { check_file(kWeightsFile, weights_entry_); });
+}
+
+void EngineDirectory::check_file(const std::string& name, const Json& entry) const {
+  const std::string where = (path_ / kManifestFile).string();
+  const auto expected = json_get<int64_t>(entry, "bytes", where);
+  const auto [found, found_digest] = digest_of_file(path_ / name);
+  if (found != expected || found_digest != json_get<std::string>(entry, "xxh3_128", where))
+    throw Error(ErrorKind::kInvalidData,
+                "{}: the content is not what {} recorded when the engine was built ({} bytes "
+                "expected, {} found): copy "
+                "the directory again or rebuild the engine",
+                (path_ / name).string(), kManifestFile, expected, found);
 }
 
 const StoredTensor& EngineDirectory::get(const std::string& name, StorageType type,
@@ -329,8 +371,8 @@ void EngineWriter::finish() {
   Json json = to_json(manifest_);
   json["files"] = Json::object();
   for (const std::string& name : files_) {
-    const MappedFile file(output_.path() / name);
-    json["files"][name] = {{"bytes", file.bytes().size()}, {"xxh3_128", digest(file.bytes())}};
+    const FileDigest file = digest_of_file(output_.path() / name);
+    json["files"][name] = {{"bytes", file.bytes}, {"xxh3_128", file.digest}};
   }
   OutputFile file(output_.path() / kManifestFile);
   const std::string text = json.dump(1, ' ', false, Json::error_handler_t::replace);

@@ -16,6 +16,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 
@@ -49,6 +50,12 @@ struct EngineManifest {
   std::string source;               // description and digest of the model it was made from
 };
 
+// When the weights, which are nearly all bytes of an engine, are compared with their digest: at
+// once, or by verify_weights() while other threads work on them already. They are read with the
+// care that any file needs either way; the digest tells a damaged engine from one that answers
+// nonsense.
+enum class Verification : uint8_t { kNow, kLater };
+
 // Loaded, verified, mmapped.
 class EngineDirectory {
  public:
@@ -56,7 +63,11 @@ class EngineDirectory {
   static bool is_engine(const std::filesystem::path& path);
   // Throws kUnsupported for a newer format, kInvalidData for anything damaged, naming file and
   // remedy.
-  explicit EngineDirectory(const std::filesystem::path& path);
+  explicit EngineDirectory(const std::filesystem::path& path,
+                           Verification weights = Verification::kNow);
+  // Throws kInvalidData where the weights' bytes are not those of their digest. Once it has
+  // returned, further calls cost nothing. Any thread.
+  void verify_weights() const;
 
   const EngineManifest& manifest() const { return manifest_; }
   const std::filesystem::path& path() const { return path_; }
@@ -69,10 +80,13 @@ class EngineDirectory {
 
  private:
   const StoredTensor& get(const std::string& name, StorageType type, const Shape& shape) const;
+  void check_file(const std::string& name, const Json& entry) const;
 
   std::filesystem::path path_;
   EngineManifest manifest_;
   std::unique_ptr<SafetensorsFile> weights_;
+  Json weights_entry_;  // of engine.json's "files"
+  mutable std::once_flag weights_verified_;
 };
 
 // Written layer by layer in graph order; appears under its final name only when finish() has

@@ -68,7 +68,9 @@ LinearWeight prequantized_linear(const Prequantized& prequantized, const Checkpo
 
 }  // namespace
 
-Model Model::open(const fs::path& path) {
+Model Model::open(const fs::path& path) { return open(path, Verification::kNow); }
+
+Model Model::open(const fs::path& path, Verification weights) {
   if (!EngineDirectory::is_engine(path)) {
     std::error_code error;
     if (!fs::exists(path, error))
@@ -82,7 +84,7 @@ Model Model::open(const fs::path& path) {
   model.text_ = std::make_shared<Text>();
   Text& text = *model.text_;
   text.where = path.string();
-  model.engine_ = std::make_shared<EngineDirectory>(path);
+  model.engine_ = std::make_shared<EngineDirectory>(path, weights);
   model.config_ = std::make_shared<ModelConfig>(ModelConfig::from_json_file(path / "config.json"));
   text.tokenizer_config = read_json_or_empty(path / "tokenizer_config.json");
   text.generation_config = read_json_or_empty(path / "generation_config.json");

@@ -19,8 +19,10 @@ namespace whit {
 
 class Model {
  public:
-  // Throws kNotFound or kInvalidData with what a MODEL may be.
+  // Throws kNotFound or kInvalidData with what a MODEL may be. Who asks for an engine's weights to
+  // be verified later does so, by engine()->verify_weights(), before anything of them is shown.
   static Model open(const std::filesystem::path& path);
+  static Model open(const std::filesystem::path& path, Verification weights);
   static Model from_checkpoint(Checkpoint checkpoint, const std::string& where);
 
   const ModelConfig& config() const { return *config_; }

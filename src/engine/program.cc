@@ -5,6 +5,7 @@
 #include <map>
 
 #include "engine/stack.h"
+#include "engine/weight_packer.h"
 
 namespace whit {
 namespace {
@@ -79,10 +80,11 @@ struct Program::Impl {
   const cpu::SmallOps& ops;
 
   std::vector<Step> steps;
-  std::vector<cpu::PackedWeight> weights;
-  std::vector<LinearWeight> tables;  // embedding tables, not packed
-  std::vector<Tensor> vectors;       // norm weights and biases
-  std::vector<Place> places;         // by ValueId; buffer −1: not materialised
+  WeightPacker packer;
+  std::vector<cpu::PackedWeight> weights;  // what the packer has made
+  std::vector<LinearWeight> tables;        // embedding tables, not packed
+  std::vector<Tensor> vectors;             // norm weights and biases
+  std::vector<Place> places;               // by ValueId; buffer −1: not materialised
   std::vector<RowBuffer> buffers;
   std::vector<Int8Place> int8_places;
   std::vector<Gathered> gathers;
@@ -213,6 +215,7 @@ struct Program::Impl {
           break;
       }
     }
+    weights = std::move(packer).pack(pool);
     // A range that starts at a value which linears read directly.
     std::vector<Step> quantize_input;
     std::swap(quantize_input, steps);
@@ -243,6 +246,13 @@ struct Program::Impl {
                      .redundant = true});
   }
 
+  std::string weight_names(const LinearStack& stack) const {
+    std::string names;
+    for (const NodeId id : stack.nodes)
+      names += (names.empty() ? "" : ", ") + graph.node(id).weight_name;
+    return names;
+  }
+
   void lower_linear(NodeId first, LinearStack& stack, const std::map<NodeId, int>& int8_of_stack,
                     const WeightProvider& provider) {
     const Node& node = graph.node(first);
@@ -256,10 +266,10 @@ struct Program::Impl {
         cpu::linear_kernel(format, front.activation, options.isa, front.view.two_level);
     std::vector<WeightView> views;
     for (const LinearWeight& part : stack.parts) views.push_back(part.view);
-    weights.push_back(cpu::pack_linear(kernel, views, pool));
-    step.weight = static_cast<int>(weights.size()) - 1;
-    for (const LinearWeight& part : stack.parts)
-      if (part.packed) part.packed();
+    step.weight = packer.add(kernel, std::move(views), weight_names(stack), [&stack] {
+      for (const LinearWeight& part : stack.parts)
+        if (part.packed) part.packed();
+    });
     if (front.activation == Activation::kInt8) step.int8 = int8_of_stack.at(first);
 
     int64_t total = 0;
@@ -320,8 +330,7 @@ struct Program::Impl {
     for (const LinearWeight& part : stack.parts) views.push_back(part.salient);
     const cpu::LinearKernel& kernel =
         cpu::linear_kernel(WeightFormat::kBF16, Activation::kFloat, options.isa);
-    weights.push_back(cpu::pack_linear(kernel, views, pool));
-    step.weight = static_cast<int>(weights.size()) - 1;
+    step.weight = packer.add(kernel, std::move(views), weight_names(stack));
     for (const NodeId id : stack.nodes)
       step.name += (step.name.empty() ? "" : " ") + graph.node(id).name + ".salient";
     steps.push_back(std::move(step));

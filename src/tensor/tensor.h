@@ -25,6 +25,11 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t bytes);
+  Buffer(Buffer&&) = default;
+  Buffer& operator=(Buffer&&) = default;
+  // Buffers side by side in one block of memory, so that small ones share huge pages. The block
+  // goes with the last of them.
+  static std::vector<Buffer> side_by_side(std::span<const int64_t> bytes);
   template <typename T>
   T* as() {
     return reinterpret_cast<T*>(data_.get());
@@ -36,10 +41,8 @@ class Buffer {
   int64_t bytes() const { return bytes_; }
 
  private:
-  struct Free {
-    void operator()(std::byte* pointer) const;
-  };
-  std::unique_ptr<std::byte, Free> data_;
+  Buffer(std::shared_ptr<std::byte> data, int64_t bytes) : data_(std::move(data)), bytes_(bytes) {}
+  std::shared_ptr<std::byte> data_;  // shared by what lies in one block
   int64_t bytes_ = 0;
 };
 

@@ -33,6 +33,27 @@ TEST(BufferTest, moves_without_copying) {
   EXPECT_EQ(to.bytes(), 100);
 }
 
+TEST(BufferTest, lies_side_by_side_with_others_until_the_last_of_them_goes) {
+  const std::vector<int64_t> sizes = {100, 0, 1, 128, 3 << 20, 64};
+  std::vector<Buffer> buffers = Buffer::side_by_side(sizes);
+  ASSERT_EQ(buffers.size(), sizes.size());
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    EXPECT_EQ(buffers[i].bytes(), sizes[i]);
+    EXPECT_TRUE(aligned(buffers[i].as<void>(), 64));
+    std::memset(buffers[i].as<void>(), static_cast<int>(i + 1), sizes[i]);
+  }
+  const auto holds = [](const Buffer& buffer, char value) {
+    return std::all_of(buffer.as<char>(), buffer.as<char>() + buffer.bytes(),
+                       [&](char byte) { return byte == value; });
+  };
+  for (size_t i = 0; i < sizes.size(); ++i)
+    EXPECT_TRUE(holds(buffers[i], static_cast<char>(i + 1))) << i;
+  const Buffer last = std::move(buffers[4]);
+  buffers.clear();
+  EXPECT_TRUE(holds(last, 5));
+  EXPECT_TRUE(Buffer::side_by_side({}).empty());
+}
+
 TEST(TensorTest, knows_its_shape_and_size) {
   const Tensor tensor(DType::kF16, {3, 5, 2});
   EXPECT_EQ(tensor.dtype(), DType::kF16);

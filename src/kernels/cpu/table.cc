@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "kernels/cpu/lay_out.h"
 #include "kernels/cpu/linear_rows.h"
 
 namespace whit::cpu {
@@ -63,8 +64,7 @@ const LinearKernel& linear_kernel(WeightFormat format, Activation activation, Is
               name(format), name(activation));
 }
 
-PackedWeight pack_linear(const LinearKernel& kernel, std::span<const WeightView> parts,
-                         ThreadPool& pool) {
+PackedWeight lay_out(const LinearKernel& kernel, std::span<const WeightView> parts) {
   if (parts.empty()) throw Error(ErrorKind::kInvalidArgument, "pack_linear: no weights given");
   const bool grouped = kernel.format == WeightFormat::kInt4Group;
   PackedWeight packed;
@@ -103,6 +103,12 @@ PackedWeight pack_linear(const LinearKernel& kernel, std::span<const WeightView>
                 "kernel {}: a group of {} columns is above {}, where 32-bit sums could overflow",
                 kernel.name, packed.group_size, kMostGroupColumns);
   packed.payload_bytes = kernel.packed_bytes(packed.n, packed.k, packed.group_size);
+  return packed;
+}
+
+PackedWeight pack_linear(const LinearKernel& kernel, std::span<const WeightView> parts,
+                         ThreadPool& pool) {
+  PackedWeight packed = lay_out(kernel, parts);
   packed.data = Buffer(packed.payload_bytes);
   pool.run([&](const Worker& worker) { kernel.pack(parts, packed, worker); });
   return packed;
