@@ -67,10 +67,11 @@ fs::path cached_engine_path(const Model& model, const BuildPlan& plan) {
                 model.description());
   const Recipe& recipe = plan.recipe;
   const std::string key = fmt::format(
-      "{} | {} | {} | {} | {} | alpha {} | mixed {} | salient {} | rotate {} | propagate {} | {}",
+      "{} | {} | {} | {} | {} | alpha {} | mixed {} | salient {} {} | rotate {} | propagate {} | "
+      "{}",
       WHIT_VERSION, model.checkpoint()->digest(), recipe.mode, to_json(recipe.scheme).dump(),
       recipe.head, recipe.alpha ? fmt::format("{}", *recipe.alpha) : "searched", mixed_key(recipe),
-      recipe.salient, plan.rotate, plan.propagate,
+      recipe.salient.share, recipe.salient.decided_by_loss(), plan.rotate, plan.propagate,
       !needs_calibration(recipe) ? "none"
       : plan.statistics.empty()  ? calibration_key(plan.calibration)
                                  : StatisticsFile(plan.statistics).info().data.dump());

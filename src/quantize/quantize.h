@@ -13,6 +13,7 @@
 #include "engine/model.h"
 #include "quantize/algorithm.h"
 #include "quantize/mixed_precision.h"
+#include "quantize/salient.h"
 
 namespace whit {
 
@@ -24,9 +25,7 @@ struct Recipe {
   // A scheme for each scaling group, within this target, in place of `scheme`, which says what
   // activations are. Mode "auto" only.
   std::optional<MixedRequest> mixed;
-  // Share of the input channels, those of largest mean magnitude, that keep a bf16 weight beside
-  // the rounded one. Mode "auto" only.
-  double salient = 0;
+  SalientRequest salient;  // channels that keep a bf16 weight; mode "auto" only
   std::filesystem::path output;
 };
 

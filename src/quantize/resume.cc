@@ -79,7 +79,8 @@ Json to_json(const Recipe& recipe) {
   Json json = {
       {"mode", recipe.mode}, {"scheme", whit::to_json(recipe.scheme)}, {"head", recipe.head}};
   if (recipe.alpha) json["alpha"] = *recipe.alpha;
-  if (recipe.salient > 0) json["salient"] = recipe.salient;
+  if (recipe.salient.share > 0)
+    json["salient"] = {recipe.salient.share, recipe.salient.decided_by_loss()};
   return json;
 }
 

@@ -99,6 +99,21 @@ TEST_F(ResumeTest, an_interrupted_run_ends_in_the_same_bytes) {
   }
 }
 
+TEST_F(ResumeTest, channels_kept_where_they_pay_end_in_the_same_bytes_and_leave_nothing_behind) {
+  const auto of_name = [this](const std::string& name) {
+    Recipe each = recipe("auto", "w4a16", name);
+    each.salient = {.share = 0.05, .groups = SalientRequest::Groups::kWherePaying};
+    return each;
+  };
+  run(of_name("whole"));
+  interrupt(of_name("broken"), 1);
+  ASSERT_FALSE(kept().empty());
+  EXPECT_EQ(run(of_name("broken"), 2).resumed_layers, 1);
+  EXPECT_EQ(content(scratch_.path() / "broken"), content(scratch_.path() / "whole"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(scratch_.path()), fs::directory_iterator()), 2)
+      << "two engines and nothing else";
+}
+
 TEST_F(ResumeTest, the_thread_count_does_not_change_a_byte) {
   for (const auto& [mode, scheme] : std::vector<std::pair<std::string, std::string>>{
            {"awq", "w4a8"}, {"smoothquant", "w8a8"}, {"awq-gptq", "w4a16"}, {"auto", "w4a8"}}) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <memory>
 #include <random>
+#include <set>
 
 #include "base/file.h"
 #include "engine/executor.h"
@@ -225,7 +226,7 @@ TEST(SequentialTest, salient_channels_run_as_a_second_product_of_gathered_inputs
     const Recipe recipe{.mode = "auto",
                         .scheme = QuantScheme::preset(scheme, 32),
                         .head = "bf16",
-                        .salient = 0.05,
+                        .salient = {.share = 0.05},
                         .output = scratch.path() / scheme};
     quantize_model(source, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool);
     const Model engine = Model::open(recipe.output);
@@ -255,6 +256,82 @@ TEST(SequentialTest, salient_channels_run_as_a_second_product_of_gathered_inputs
             << scheme << at_once << i;
     }
   }
+}
+
+TEST(SequentialTest, salient_channels_are_kept_only_where_they_pay) {
+  const Model model = Model::open(golden_model("qwen2"));
+  const CalibrationData data = random_tokens(model, 16, 24, 3);
+  ThreadPool pool(2);
+  const Graph& graph = model.graph();
+  const int64_t d = model.config().hidden_size, count = 2;
+  const double share = static_cast<double>(count) / static_cast<double>(d);
+  bool kept[2] = {false, false};
+  for (const bool outlier : {false, true}) {
+    WeightProvider weights = model.weights();
+    weights.norm = [&, plain = weights.norm](const Node& node) {
+      Tensor norm = plain(node);
+      if (outlier) norm.data<float>()[3] *= 300;  // no factor can even that out
+      return norm;
+    };
+    // The first group, whose inputs are the same in all three runs.
+    const auto first_group = [&](const SalientRequest& request) {
+      PairedStream stream(model.config(), graph, weights, data, cpu::detected_isa(), pool);
+      SequentialLayer layer =
+          quantize_sequentially(stream, graph, graph.layer(0), weights,
+                                {.scheme = QuantScheme::preset("w4a16", 32), .salient = request});
+      const NodeId linear = scaling_groups(graph, graph.layer(0)).front().linears.front();
+      return std::pair(layer.reports.front(), layer.layer.salient.contains(linear));
+    };
+    const auto [none, without] = first_group({});
+    const auto [all, with] = first_group({.share = share});
+    const auto [judged, taken] =
+        first_group({.share = share, .groups = SalientRequest::Groups::kWherePaying});
+    EXPECT_FALSE(without);
+    EXPECT_TRUE(with);
+    EXPECT_EQ(taken, all.error <= (1 - least_salient_gain(count, d)) * none.error);
+    EXPECT_EQ(judged.error, taken ? all.error : none.error);
+    EXPECT_THAT(judged.note, HasSubstr(taken ? "2 salient channels kept in bf16"
+                                             : "2 salient channels not kept"));
+    kept[outlier] = taken;
+  }
+  EXPECT_FALSE(kept[0]);
+  EXPECT_TRUE(kept[1]);
+}
+
+TEST(SequentialTest, an_engine_lists_the_channels_that_were_kept_and_no_others) {
+  ScratchDirectory scratch;
+  const Model source = Model::open(with_tokenizer(scratch, "qwen2"));
+  const CalibrationData data = random_tokens(source, 16, 24, 1);
+  ThreadPool pool(2);
+  const Recipe recipe{.mode = "auto",
+                      .scheme = QuantScheme::preset("w4a16", 32),
+                      .salient = {.share = 0.03, .groups = SalientRequest::Groups::kWherePaying},
+                      .output = scratch.path() / "e"};
+  const QuantizeSummary summary =
+      quantize_model(source, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool).at(0);
+  const Model engine = Model::open(recipe.output);
+  const auto& listed = engine.engine()->manifest().salient;
+  size_t kept = 0;
+  for (const GroupReport& report : summary.reports)
+    kept += report.note.find("salient channels kept in bf16") != std::string::npos;
+  std::set<NodeId> groups;  // by the first of their linears
+  for (const Node& node : engine.graph().nodes()) {
+    if (node.op != Op::kLinear || node.layer < 0) continue;
+    const LinearWeight weight = engine.weights().linear(node);
+    EXPECT_EQ(listed.contains(node.name), !weight.salient_channels.empty()) << node.name;
+  }
+  for (int layer = 0; layer < engine.graph().layers(); ++layer)
+    for (const ScalingGroup& group : scaling_groups(engine.graph(), engine.graph().layer(layer)))
+      if (listed.contains(engine.graph().node(group.linears.front()).name))
+        groups.insert(group.linears.front());
+  EXPECT_EQ(groups.size(), kept);
+  EXPECT_GT(logits_of(engine, engine.weights(), true, pool).size(), 0u);
+}
+
+TEST(SequentialTest, least_gain_of_salient_channels_is_what_their_bits_give_elsewhere) {
+  EXPECT_DOUBLE_EQ(least_salient_gain(0, 64), 0);
+  EXPECT_DOUBLE_EQ(least_salient_gain(4, 64), 0.75);  // one bit per weight
+  EXPECT_NEAR(least_salient_gain(10, 2000), 0.105, 0.001);
 }
 
 TEST(SequentialTest, the_same_inputs_make_the_same_engine_with_any_number_of_threads) {
