@@ -17,11 +17,10 @@ using Clock = std::chrono::steady_clock;
 struct QuantizeOptionsOfUser {
   std::string model, mode = "awq", scheme, head = "int8", activations = "dynamic", output;
   int64_t group_size = 128;
-  bool symmetric = false, propagate = false, rotate = false, json = false, rebuild = false,
-       dry_run = false;
+  bool symmetric = false, propagate = false, json = false, rebuild = false, dry_run = false;
   std::optional<double> alpha;
   MixedRequest mixed;
-  std::string salient = "0";
+  std::string salient = "0", rotate = "false";
   CalibrationRequest calibration;
   std::string statistics;
   QualityRequest quality;
@@ -60,7 +59,9 @@ void add_options(CLI::App& app, QuantizeOptionsOfUser& user) {
       ->capture_default_str();
   app.add_flag("--rotate", user.rotate,
                "Quantize in a basis without outlier channels: the residual stream times a Hadamard "
-               "matrix, folded into the weights; a tied head becomes a table of its own");
+               "matrix, folded into the weights; a tied head becomes a table of its own. "
+               "--rotate=auto: only where a few layers, quantized in both, lose less that way")
+      ->check(CLI::IsMember({"true", "false", "auto"}));
   app.add_option("--sensitivity-tokens", user.mixed.tokens,
                  "mixed: held-out tokens that the study measures divergences on")
       ->check(CLI::Range(2, 1 << 20))
@@ -144,7 +145,9 @@ BuildPlan plan_of(const QuantizeOptionsOfUser& user) {
   plan.quality = user.quality;
   plan.resumable = true;
   plan.propagate = user.propagate;
-  plan.rotate = user.rotate;
+  plan.rotate = user.rotate == "auto"   ? BuildPlan::Rotate::kByLoss
+                : user.rotate == "true" ? BuildPlan::Rotate::kYes
+                                        : BuildPlan::Rotate::kNo;
   return plan;
 }
 
@@ -181,6 +184,10 @@ void write_page(const QuantizeSummary& summary, const QuantizeOptionsOfUser& use
   document["engines"].push_back(
       report_engine(fmt::format("{} {}", manifest.mode, manifest.scheme_name()), engine, &summary));
   document["engines"][0]["peak_memory_bytes"] = peak_memory_bytes();
+  if (!summary.rotation.is_null()) {
+    document["engines"][0]["rotation"] = summary.rotation;
+    add_figure(document, "basis", summary.rotation.at("why").get<std::string>());
+  }
   document["calibration"] = manifest.calibration;
   document["recommendation"] = recommend(document["engines"]);
   add_figure(document, "engine", summary.output.string());

@@ -111,6 +111,7 @@ void remember_directories(Checkpointer& checkpointer, const Job& job,
     return std::find(job.others.begin(), job.others.end(), path) != job.others.end();
   });
   if (!options.checkpoint_name.empty()) ours.push_back(job.recipe.output);
+  if (!options.passing.empty()) ours.push_back(options.passing);
   checkpointer.remember(ours);
 }
 

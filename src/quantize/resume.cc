@@ -86,9 +86,10 @@ Json to_json(const Recipe& recipe) {
 
 std::string run_name(const Recipe& recipe, const Model& source, const Json& calibration,
                      const QuantizeOptions& options) {
+  const Model& original = options.original != nullptr ? *options.original : source;
   return digest_of(Json{{"version", WHIT_VERSION},
                         {"model", source.checkpoint()->digest()},
-                        {"files", files_of(*source.checkpoint())},
+                        {"files", files_of(*original.checkpoint())},
                         {"recipe", to_json(recipe)},
                         {"calibration", calibration},
                         {"isa", std::string(cpu::name(options.isa))},

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/progress.h"
+#include "quantize/rotate.h"
 #include "tiny_model.h"
 
 namespace whit {
@@ -109,6 +110,37 @@ TEST_F(ResumeTest, channels_kept_where_they_pay_end_in_the_same_bytes_and_leave_
   interrupt(of_name("broken"), 1);
   ASSERT_FALSE(kept().empty());
   EXPECT_EQ(run(of_name("broken"), 2).resumed_layers, 1);
+  EXPECT_EQ(content(scratch_.path() / "broken"), content(scratch_.path() / "whole"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(scratch_.path()), fs::directory_iterator()), 2)
+      << "two engines and nothing else";
+}
+
+TEST_F(ResumeTest, a_passing_copy_is_known_by_its_original_and_ends_in_the_same_bytes) {
+  const auto quantize = [&](const std::string& copy, const std::string& name) {
+    const fs::path path = scratch_.path() / fmt::format(".{}.partial-{}", name, copy);
+    write_rotated(model_, path, 0);
+    const Model rotated = Model::open(path);
+    const Recipe each = recipe("auto", "w4a16", name);
+    ThreadPool pool(1);
+    const int resumed = quantize_model(rotated, {&each, 1}, &data_,
+                                       {.isa = cpu::detected_isa(),
+                                        .checkpoints = QuantizeOptions::Checkpoints::kEveryLayer,
+                                        .source = "a rotated model",
+                                        .original = &model_,
+                                        .passing = path},
+                                       pool)
+                            .at(0)
+                            .resumed_layers;
+    fs::remove_all(path);
+    return resumed;
+  };
+  EXPECT_EQ(quantize("a", "whole"), 0);
+  {
+    const InterruptAfter interruption(1);
+    EXPECT_THROW(quantize("b", "broken"), Error);
+  }
+  ASSERT_TRUE(fs::exists(scratch_.path() / ".broken.partial-b")) << "as a killed process leaves it";
+  EXPECT_EQ(quantize("c", "broken"), 1);
   EXPECT_EQ(content(scratch_.path() / "broken"), content(scratch_.path() / "whole"));
   EXPECT_EQ(std::distance(fs::directory_iterator(scratch_.path()), fs::directory_iterator()), 2)
       << "two engines and nothing else";

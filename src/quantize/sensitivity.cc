@@ -48,17 +48,6 @@ CalibrationData held_out_part(const CalibrationData& data, int64_t tokens) {
   return part;
 }
 
-CalibrationData evenly(const CalibrationData& data, int64_t samples) {
-  CalibrationData part = data;
-  part.samples = std::min(samples, data.samples);
-  part.ids.clear();
-  for (int64_t i = 0; i < part.samples; ++i) {
-    const auto begin = data.ids.begin() + i * data.samples / part.samples * data.length;
-    part.ids.insert(part.ids.end(), begin, begin + data.length);
-  }
-  return part;
-}
-
 // A layer (or the head) with its cache for a few sequences at a time, in place over hidden states.
 class Stage {
  public:
@@ -143,6 +132,17 @@ double stored_bits(const QuantScheme& scheme, int64_t n, int64_t k) {
   return 8 * static_cast<double>(n * ceil_div(k, 2)) + 16 * static_cast<double>(n * groups) + zeros;
 }
 
+CalibrationData evenly_spread(const CalibrationData& data, int64_t samples) {
+  CalibrationData part = data;
+  part.samples = std::min(samples, data.samples);
+  part.ids.clear();
+  for (int64_t i = 0; i < part.samples; ++i) {
+    const auto begin = data.ids.begin() + i * data.samples / part.samples * data.length;
+    part.ids.insert(part.ids.end(), begin, begin + data.length);
+  }
+  return part;
+}
+
 struct SensitivityStudy::Impl {
   const Model& model;
   const Graph& graph;
@@ -168,7 +168,7 @@ struct SensitivityStudy::Impl {
         isa(isa_of_kernels),
         pool(threads),
         judged(held_out_part(data, tokens)),
-        observed(evenly(data, samples)),
+        observed(evenly_spread(data, samples)),
         rope(rope_tables(source.config(), std::max(judged.length, observed.length))),
         rows(judged.samples * judged.length),
         width(source.config().hidden_size),
