@@ -90,12 +90,12 @@ TEST_F(PreflightTest, an_engine_says_whether_it_was_rotated_and_why) {
   std::string told;
   const QuantizeSummary summary = build(model_, tried, cpu::detected_isa(), pool_,
                                         [&](const std::string& text) { told += text; });
-  EXPECT_THAT(told, HasSubstr("of the residual stream"));
+  EXPECT_THAT(told, HasSubstr("quantized alone in a rotated basis"));
   EXPECT_THAT(EngineDirectory(summary.output).manifest().source, HasSubstr(told));
   EXPECT_EQ(summary.rotation.at("why"), told);
   const bool rotated = summary.rotation.at("rotated").get<bool>();
-  EXPECT_EQ(rotated, summary.rotation.at("loss_rotated").get<double>() <
-                         0.95 * summary.rotation.at("loss_as_is").get<double>());
+  EXPECT_EQ(rotated, summary.rotation.at("kld_rotated").get<double>() <
+                         0.95 * summary.rotation.at("kld_as_is").get<double>());
   const std::filesystem::path folder = summary.output.parent_path();
   for (const auto& entry : std::filesystem::directory_iterator(folder))
     EXPECT_EQ(entry.path().filename().string().find(".partial-"), std::string::npos);

@@ -90,9 +90,19 @@ Rotation::Rotation(int64_t size, uint64_t seed) : power_(1), odd_(size), signs_(
 }
 
 void Rotation::apply(float* row) const {
+  for (int64_t i = 0; i < power_ * odd_; ++i) row[i] *= signs_[i];
+  mix(row);
+}
+
+void Rotation::undo(float* row) const {
+  mix(row);
+  for (int64_t i = 0; i < power_ * odd_; ++i) row[i] *= signs_[i];
+}
+
+void Rotation::mix(float* row) const {
   const int64_t size = power_ * odd_;
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(power_)));
-  for (int64_t i = 0; i < size; ++i) row[i] *= signs_[i] * scale;
+  for (int64_t i = 0; i < size; ++i) row[i] *= scale;
   // Entry a·odd + b: Hadamard over a, Hartley over b.
   for (int64_t step = odd_; step < size; step *= 2)
     for (int64_t first = 0; first < size; first += 2 * step)

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/progress.h"
+#include "quantize/divergence.h"
 #include "quantize/rotate.h"
 #include "quantize/sequential.h"
 
@@ -69,37 +70,32 @@ class LayerTrial {
   ThreadPool& pool_;
 };
 
-// Rows [tokens, D] of the held-out windows; of all where none is held out.
-std::vector<int64_t> judged_rows(const CalibrationData& data) {
-  std::vector<int64_t> rows;
+// The sequences of the held-out windows; all where none is held out.
+std::vector<int64_t> judged_sequences(const CalibrationData& data) {
+  std::vector<int64_t> sequences;
   for (const bool held_out : {true, false})
-    if (rows.empty())
+    if (sequences.empty())
       for (const CalibrationWindow& window : calibration_windows(data))
-        for (int64_t i = 0; i < window.rows; ++i)
-          if (!held_out || window.split == Split::kHeldOut)
-            rows.push_back(window.first * data.length + i);
-  return rows;
+        for (int64_t i = 0; i < window.count; ++i)
+          if (!held_out || window.split == Split::kHeldOut) sequences.push_back(window.first + i);
+  return sequences;
 }
 
-double loss(const Tensor& exact, const Tensor& got, const std::vector<int64_t>& rows) {
-  const int64_t width = exact.dim(1);
-  double sum = 0;
-  for (const int64_t row : rows) {
-    double squares = 0, size = 0;
-    for (int64_t i = row * width; i < (row + 1) * width; ++i) {
-      const double want = exact.data<float>()[i], difference = got.data<float>()[i] - want;
-      squares += difference * difference;
-      size += want * want;
-    }
-    if (size > 0) sum += squares / size;
+// Appends the sequences' rows of hidden [samples · length, D].
+void append(const Tensor& hidden, const std::vector<int64_t>& sequences, int64_t length,
+            std::vector<float>& to) {
+  const int64_t values = length * hidden.dim(1);
+  for (const int64_t sequence : sequences) {
+    const float* from = hidden.data<float>() + sequence * values;
+    to.insert(to.end(), from, from + values);
   }
-  return sum / static_cast<double>(rows.size());
 }
 
-void rotate_rows(const Rotation& rotation, Tensor& hidden, ThreadPool& pool) {
+template <typename Turn>
+void turn_rows(Tensor& hidden, ThreadPool& pool, const Turn& turn) {
   const int64_t width = hidden.dim(1);
   pool.parallel_for(hidden.dim(0), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) rotation.apply(hidden.data<float>() + row * width);
+    for (int64_t row = begin; row < end; ++row) turn(hidden.data<float>() + row * width);
   });
 }
 
@@ -122,8 +118,9 @@ std::string RotationTrial::told() const {
   for (const Layer& each : layers)
     names += fmt::format("{}{}", names.empty() ? "" : ", ", each.layer);
   return fmt::format(
-      "{}: quantized in a rotated basis, layers {} lose {:.3f} times as much of the residual "
-      "stream on {} held-out tokens as in their own (at most {} is asked)",
+      "{}: layers {}, quantized alone in a rotated basis, cause {:.3f} times the KL divergence "
+      "that "
+      "they cause in their own on {} held-out tokens (at most {} is asked)",
       pays() ? "rotated" : "not rotated", names, rotated() / as_is(), tokens,
       1 - kLeastRotationGain);
 }
@@ -133,8 +130,8 @@ Json to_json(const RotationTrial& trial) {
   for (const RotationTrial::Layer& each : trial.layers)
     layers.push_back({{"layer", each.layer}, {"as_is", each.as_is}, {"rotated", each.rotated}});
   return {{"rotated", trial.pays()},
-          {"loss_as_is", trial.as_is()},
-          {"loss_rotated", trial.rotated()},
+          {"kld_as_is", trial.as_is()},
+          {"kld_rotated", trial.rotated()},
           {"least_gain", kLeastRotationGain},
           {"held_out_tokens", trial.tokens},
           {"layers", layers},
@@ -155,32 +152,55 @@ RotationTrial try_rotation(const Model& model, const Model& rotated, uint64_t se
     throw Error(ErrorKind::kUnsupported,
                 "--rotate=auto compares quantized layers; bf16 weights lose nothing in any basis");
   const CalibrationData part = evenly_spread(data, kRotationTrialSamples);
-  const std::vector<int64_t> rows = judged_rows(part);
-  const std::vector<int> layers = rotation_trial_layers(model.graph().layers());
+  const std::vector<int64_t> judged = judged_sequences(part);
+  const Graph& graph = model.graph();
+  const std::vector<int> layers = rotation_trial_layers(graph.layers());
   const LayerTrial as_is(model, recipe, part, isa, pool), turned(rotated, recipe, part, isa, pool);
   const Rotation rotation(model.config().hidden_size, seed);
   const WeightProvider weights = model.weights();
-  LayerStream original(model.config(), model.graph(), weights, part, isa, pool);
+  const RopeTables rope = rope_tables(model.config(), part.length);
+  const int64_t rows = std::ssize(judged) * part.length, width = model.config().hidden_size;
 
   RotationTrial trial;
-  trial.tokens = std::ssize(rows);
-  Progress progress("trying a rotated basis on layer", layers.back() + 1);
-  for (int index = 0; index <= layers.back(); ++index) {
+  trial.tokens = rows;
+  // Held-out rows behind the current layer: of every variant so far, and of the original.
+  std::vector<float> variants, exact;
+  std::optional<LayerStream> original;
+  original.emplace(model.config(), graph, weights, part, isa, pool);
+  Progress progress("trying a rotated basis, layer", graph.layers());
+  for (int index = 0; index < graph.layers(); ++index) {
     check_interrupt();
-    const bool tried = std::find(layers.begin(), layers.end(), index) != layers.end();
-    Tensor before;
-    if (tried) before = original.state()[0]->clone();
-    original.advance(index, weights);
-    if (tried) {
-      Tensor exact = original.state()[0]->clone();
-      RotationTrial::Layer each{.layer = index};
-      each.as_is = loss(exact, as_is.run(index, before), rows);
-      rotate_rows(rotation, before, pool);
-      rotate_rows(rotation, exact, pool);
-      each.rotated = loss(exact, turned.run(index, before), rows);
-      trial.layers.push_back(each);
+    if (!variants.empty() || !exact.empty()) {
+      Stage stage(graph, graph.layer(index), weights, part.length, isa, pool);
+      stage.advance(variants.data(), std::ssize(variants) / width, rope);
+      stage.advance(exact.data(), std::ssize(exact) / width, rope);
+    }
+    if (original) {
+      Tensor before = original->state()[0]->clone();
+      original->advance(index, weights);
+      if (std::find(layers.begin(), layers.end(), index) != layers.end()) {
+        append(as_is.run(index, before), judged, part.length, variants);
+        turn_rows(before, pool, [&](float* row) { rotation.apply(row); });
+        Tensor behind = turned.run(index, before);
+        turn_rows(behind, pool, [&](float* row) { rotation.undo(row); });
+        append(behind, judged, part.length, variants);
+        trial.layers.push_back({.layer = index});
+      }
+      if (index == layers.back()) {  // from here on only what is judged
+        append(*original->state()[0], judged, part.length, exact);
+        original.reset();
+      }
     }
     progress.update(index + 1);
+  }
+  Tensor states(DType::kF32, {std::ssize(variants) / width, width}),
+      wanted(DType::kF32, {rows, width});
+  std::copy(variants.begin(), variants.end(), states.data<float>());
+  std::copy(exact.begin(), exact.end(), wanted.data<float>());
+  const std::vector<double> klds = HeadComparison(model, isa, pool).divergences(wanted, states);
+  for (size_t i = 0; i < trial.layers.size(); ++i) {
+    trial.layers[i].as_is = klds[2 * i];
+    trial.layers[i].rotated = klds[2 * i + 1];
   }
   return trial;
 }

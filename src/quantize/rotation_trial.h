@@ -1,13 +1,12 @@
 // Whether a model is better quantized in a rotated basis (quantize/rotate.h): a few layers, spread
 // through the model, are quantized in both by the recipe that will run, each from the original's
-// hidden states.
+// hidden states. The loss of a layer is the mean KL divergence of the model's next-token
+// distributions on held-out tokens with that layer alone quantized: errors of the residual stream
+// itself cannot be compared, since a rotation spreads them over channels that count differently.
 //
-//   loss of a layer = mean over held-out tokens of ‖x̂ − x‖² / ‖x‖²
-// with x [D] the residual stream behind the layer, exact, and x̂ behind the quantized one. A
-// rotation changes no norm, so that the two are compared as they are; every token counts by what
-// the norms that read it see of it.
-// Cost: one pass of the original over a part of the data, and 2·kRotationTrialLayers layers
-// quantized on it. Memory: four hidden states of that part.
+// Cost: one pass of the original over a part of the data, 2·kRotationTrialLayers layers quantized
+// on it, and as many passes of its held-out tokens through the layers behind. Memory: four hidden
+// states of that part.
 #pragma once
 
 #include "quantize/quantize.h"
@@ -23,7 +22,7 @@ inline constexpr double kLeastRotationGain = 0.05;
 struct RotationTrial {
   struct Layer {
     int layer = 0;
-    double as_is = 0, rotated = 0;
+    double as_is = 0, rotated = 0;  // nats
   };
   std::vector<Layer> layers;
   int64_t tokens = 0;  // held out

@@ -41,14 +41,14 @@ TEST(RotationTrialTest, outlier_channels_that_rounding_cannot_hold_are_rotated_a
   ASSERT_EQ(trial.layers.size(), 2u);
   EXPECT_EQ(trial.tokens, 2 * 24);
   for (const RotationTrial::Layer& each : trial.layers)
-    EXPECT_LT(each.rotated, 0.5 * each.as_is) << each.layer;
+    EXPECT_LT(each.rotated, 0.2 * each.as_is) << each.layer;
   EXPECT_TRUE(trial.pays());
   EXPECT_THAT(trial.told(),
-              HasSubstr("rotated: quantized in a rotated basis, layers 0, 1 lose 0."));
+              HasSubstr("rotated: layers 0, 1, quantized alone in a rotated basis, cause 0."));
   EXPECT_EQ(to_json(trial).at("rotated"), true);
 }
 
-TEST(RotationTrialTest, a_basis_without_outliers_stays_as_it_is) {
+TEST(RotationTrialTest, without_outliers_neither_basis_loses_out_of_proportion) {
   ScratchDirectory scratch;
   const auto even = scratch.path() / "even";  // rotated once already: nothing is left to spread
   write_rotated(Model::open(with_tokenizer(scratch, "mistral")), even, kSeed + 1);
@@ -56,9 +56,10 @@ TEST(RotationTrialTest, a_basis_without_outliers_stays_as_it_is) {
        {std::pair("rtn", "w8a8"), std::pair("awq", "w4a8"), std::pair("auto", "w4a16")}) {
     const RotationTrial trial =
         try_on(even, {.mode = mode, .scheme = QuantScheme::preset(scheme, 32)}, scratch);
-    // The two differ by which random basis suits the weights' grids better.
-    EXPECT_GT(trial.rotated(), 0.7 * trial.as_is()) << mode;
-    EXPECT_LT(trial.rotated(), 1.4 * trial.as_is()) << mode;
+    // Two random bases, judged on 48 tokens of a model of two layers: far from the outliers'
+    // factor.
+    EXPECT_GT(trial.rotated(), 0.4 * trial.as_is()) << mode;
+    EXPECT_LT(trial.rotated(), 2.5 * trial.as_is()) << mode;
     EXPECT_EQ(trial.pays(), trial.rotated() < 0.95 * trial.as_is());
   }
 }
