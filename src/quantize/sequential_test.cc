@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <memory>
 #include <random>
 #include <set>
@@ -182,6 +183,56 @@ TEST_P(SequentialSchemeTest, no_group_is_worse_than_rounding_on_held_out_tokens)
 
 INSTANTIATE_TEST_SUITE_P(Schemes, SequentialSchemeTest,
                          ::testing::Values("w4a16", "w4a8", "w8a8", "w8a16"));
+
+// Mean over tokens of ‖x̂ − x‖² / ‖x‖² of the residual stream behind every layer, both models having
+// run from the tokens on.
+std::vector<double> stream_errors(const Model& model, const Model& engine,
+                                  const CalibrationData& data, ThreadPool& pool) {
+  const WeightProvider exact_weights = model.weights(), weights = engine.weights();
+  LayerStream exact(model.config(), model.graph(), exact_weights, data, cpu::detected_isa(), pool);
+  LayerStream got(engine.config(), engine.graph(), weights, data, cpu::detected_isa(), pool);
+  std::vector<double> errors;
+  for (int layer = 0; layer < model.graph().layers(); ++layer) {
+    exact.advance(layer, exact_weights);
+    got.advance(layer, weights);
+    const Tensor &x = *exact.state()[0], &y = *got.state()[0];
+    double sum = 0;
+    for (int64_t row = 0; row < x.dim(0); ++row) {
+      double squares = 0, size = 0;
+      for (int64_t i = row * x.dim(1); i < (row + 1) * x.dim(1); ++i) {
+        squares += std::pow(y.data<float>()[i] - x.data<float>()[i], 2.0);
+        size += std::pow(x.data<float>()[i], 2.0);
+      }
+      sum += squares / size;
+    }
+    errors.push_back(sum / static_cast<double>(x.dim(0)));
+  }
+  return errors;
+}
+
+TEST(SequentialTest, on_fresh_tokens_no_layer_of_a_model_with_biases_ends_worse_than_by_rounding) {
+  ScratchDirectory scratch;
+  const Model source = Model::open(with_tokenizer(scratch, "qwen2"));
+  const CalibrationData data = random_tokens(source, 32, 24, 1),
+                        fresh = random_tokens(source, 16, 24, 2);
+  ThreadPool pool(2);
+  for (const std::string scheme : {"w4a16", "w4a8", "w8a8"}) {
+    std::map<std::string, std::vector<double>> errors;
+    for (const std::string mode : {"rtn", "awq", "auto"}) {
+      const Recipe recipe{.mode = mode,
+                          .scheme = QuantScheme::preset(scheme, 32),
+                          .head = "bf16",
+                          .output = scratch.path() / (mode + scheme)};
+      quantize_model(source, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool);
+      errors[mode] = stream_errors(source, Model::open(recipe.output), fresh, pool);
+    }
+    for (size_t layer = 0; layer < errors["rtn"].size(); ++layer) {
+      EXPECT_GT(errors["rtn"][layer], 0) << scheme << layer;
+      EXPECT_LE(errors["awq"][layer], errors["rtn"][layer]) << scheme << layer;
+      EXPECT_LE(errors["auto"][layer], errors["rtn"][layer]) << scheme << layer;
+    }
+  }
+}
 
 TEST(SequentialTest, too_few_tokens_become_warnings_that_name_the_group) {
   ScratchDirectory scratch;
