@@ -340,14 +340,28 @@ class Estimator {
       add(name, bytes - static_cast<double>(result_.peak_bytes - base_bytes_));
     };
     const Node& table = graph_.node(graph_.body().begin);
-    beyond(
-        "the embedding table beyond that",
-        kAllocatorSlack *
-            static_cast<double>(
-                loaded_bytes(table) +
-                stored_bytes(table.n, table.k,
-                             QuantScheme::preset(plan_.recipe.head == "int8" ? "w8a16" : "bf16")) +
-                (plan_.recipe.salient.decided_by_loss() ? 4 * tokens * 2 * width : 0)));
+    // The table's file pages, its copy, and what is written of it once the pages are released. A
+    // rotated one is f32 in its file.
+    const int64_t in_f32 = 4 * table.n * table.k;
+    const int64_t copied = rotates() ? in_f32 : loaded_bytes(table);
+    const int64_t mapped =
+        rotates() ? in_f32
+                  : static_cast<int64_t>(model_.checkpoint()->get(table.weight_name).data.size());
+    const int64_t stored = stored_bytes(
+        table.n, table.k, QuantScheme::preset(plan_.recipe.head == "int8" ? "w8a16" : "bf16"));
+    const int64_t streams = plan_.recipe.salient.decided_by_loss() ? 8 * tokens * width : 0;
+    beyond("the embedding table beyond that",
+           static_cast<double>(copied + std::max(mapped, stored) + streams));
+    beyond("the engine's file as its digest is taken, beyond that",
+           static_cast<double>(result_.engine_bytes + stored));
+    if (plan_.rotate == BuildPlan::Rotate::kByLoss) {
+      // The original's hidden states, those before a layer, a stream's two with its table, an input
+      // of linears (three times as wide in most models); what is judged is an eighth.
+      const int64_t part =
+          std::min(plan_.calibration.samples, kRotationTrialSamples) * plan_.calibration.length;
+      beyond("the trial of a rotated basis beyond that",
+             static_cast<double>(copied + mapped + 7 * 4 * part * width));
+    }
     if (tokens > 0) {
       const int64_t run =
           std::min(tokens, std::max<int64_t>(1, kKvLayoutTokens / plan_.calibration.length) *

@@ -148,7 +148,9 @@ void write_rotated(const Model& model, const std::filesystem::path& out, uint64_
     const Shape shape = {node.n, node.k};
     const auto change = std::make_shared<Change>(change_of(graph, node, weights));
     const auto make = [&checkpoint, &rotation, change](const std::string& name) {
-      return changed(checkpoint.load_f32(name), *change, rotation);
+      Tensor loaded = checkpoint.load_f32(name);
+      checkpoint.release(checkpoint.get(name));
+      return changed(std::move(loaded), *change, rotation);
     };
     contents.weights.push_back(
         lazy(node.name + ".weight", shape, [make, from = node.weight_name] { return make(from); }));
