@@ -53,10 +53,10 @@ class Report(CliTest):
         self.text = self.folder / "text.txt"
         self.text.write_text(TEXT)
 
-    def quantize(self, mode="awq", scheme="w4a8"):
+    def quantize(self, mode="awq", scheme="w4a8", *more):
         self.ok("quantize", self.model, "--calib", self.text, "--calib-samples", 16, "--calib-length", 64,
                 "--group-size", 32, "--mode", mode, "--scheme", scheme, "--max-kld", 100, "--eval-windows", 1,
-                "--report", "out.html", "--report", "out.json", "-o", "engine")
+                "--report", "out.html", "--report", "out.json", "-o", "engine", *more)
         return (self.folder / "out.html").read_text(), json.loads((self.folder / "out.json").read_text())
 
     def test_the_page_holds_every_chart_and_the_json_the_same_figures(self):
@@ -77,6 +77,22 @@ class Report(CliTest):
                 self.assertIn(report["calibration"]["digest"], page)
                 self.assertIn(f"{engine['quality']['kld']:.4f}", page)
                 self.assertIn(report["recommendation"]["choice"], page)
+                self.assertIn("sensitivity study of --scheme mixed only", page)
+
+    def test_a_mixed_engine_shows_what_its_study_measured_of_every_group_and_scheme(self):
+        page, report = self.quantize("auto", "mixed", "--target-bpw", 6, "--sensitivity-tokens", 64)
+        charts = Charts(page).marks
+        expected = {"front", "divergence"} | {f"sensitivity-{kind}" for kind in self.kinds}
+        self.assertLessEqual(expected, set(charts))
+        engine = report["engines"][0]
+        self.assertLessEqual(engine["sensitivity"]["chosen"]["bits_per_weight"], 6)
+        self.assertGreater(len(engine["sensitivity"]["front"]), 1)
+        predicted = sum(group["kld"] for group in engine["groups"])
+        self.assertAlmostEqual(predicted, engine["sensitivity"]["chosen"]["kld"], delta=1e-6 * predicted)
+        for group in engine["groups"]:
+            self.assertEqual(len(group["schemes"]), 5)
+            self.assertIn(group["scheme"], [each["scheme"] for each in group["schemes"]])
+            self.assertGreater(charts["sensitivity-" + group["kind"]], 0)
 
     def test_names_of_files_are_escaped(self):
         evil = self.folder / "<script>alert(1)<"

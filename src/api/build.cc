@@ -7,6 +7,7 @@
 #include "api/cache.h"
 #include "quantize/resume.h"
 #include "quantize/rotate.h"
+#include "quantize/rotation_trial.h"
 
 namespace whit {
 namespace fs = std::filesystem;
@@ -22,16 +23,15 @@ std::string short_name(const fs::path& model_path) {
   return name.empty() ? "model" : name;
 }
 
-// A rotated copy of a model beside the output, for as long as it is quantized.
+constexpr uint64_t kRotationSeed = 0;
+
+// A rotated copy of a model in a directory beside the output, for as long as it is quantized.
 struct RotatedCopy {
   RotatedCopy(const Model& source, const fs::path& output)
-      : path(output.string() + fmt::format(".rotated-{}", ::getpid())),
-        model((write_rotated(source, path, 0), Model::open(path))) {}
-  ~RotatedCopy() {
-    std::error_code error;
-    fs::remove_all(path, error);
-  }
-  fs::path path;
+      : directory(output, EngineDirectory::is_engine),
+        model((write_rotated(source, directory.path() / "model", kRotationSeed),
+               Model::open(directory.path() / "model"))) {}
+  OutputDirectory directory;  // never committed
   Model model;
 };
 
@@ -51,16 +51,33 @@ bool needs_calibration(const Recipe& recipe) {
   return find_algorithm(recipe.mode).needs_calibration || recipe.scheme.static_activations();
 }
 
+void check_rotation(const BuildPlan& plan) {
+  if (plan.rotate == BuildPlan::Rotate::kNo) return;
+  const bool by_loss = plan.rotate == BuildPlan::Rotate::kByLoss;
+  if (needs_calibration(plan.recipe) && !plan.statistics.empty())
+    throw Error(ErrorKind::kUnsupported,
+                "--rotate needs calibration data: statistics are of another basis");
+  if (by_loss && !needs_calibration(plan.recipe))
+    throw Error(ErrorKind::kUnsupported,
+                "--rotate=auto decides by the loss on calibration data, and --mode {} has none",
+                plan.recipe.mode);
+  if (by_loss && !plan.recipe.scheme.weights)
+    throw Error(ErrorKind::kUnsupported,
+                "--rotate=auto compares quantized layers; bf16 weights lose nothing in any basis");
+}
+
 fs::path cached_engine_path(const Model& model, const BuildPlan& plan) {
   if (model.checkpoint() == nullptr)
     throw Error(ErrorKind::kUnsupported, "{} is an engine already; nothing is to be built from it",
                 model.description());
   const Recipe& recipe = plan.recipe;
   const std::string key = fmt::format(
-      "{} | {} | {} | {} | {} | alpha {} | mixed {} | salient {} | rotate {} | propagate {} | {}",
+      "{} | {} | {} | {} | {} | alpha {} | mixed {} | salient {} {} | rotate {} | propagate {} | "
+      "{}",
       WHIT_VERSION, model.checkpoint()->digest(), recipe.mode, to_json(recipe.scheme).dump(),
       recipe.head, recipe.alpha ? fmt::format("{}", *recipe.alpha) : "searched", mixed_key(recipe),
-      recipe.salient, plan.rotate, plan.propagate,
+      recipe.salient.share, recipe.salient.decided_by_loss(), static_cast<int>(plan.rotate),
+      plan.propagate,
       !needs_calibration(recipe) ? "none"
       : plan.statistics.empty()  ? calibration_key(plan.calibration)
                                  : StatisticsFile(plan.statistics).info().data.dump());
@@ -90,6 +107,7 @@ QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, T
   Recipe recipe = plan.recipe;
   if (recipe.output.empty()) recipe.output = cached_engine_path(model, plan);
   check_recipe(recipe, model);
+  check_rotation(plan);
   QuantizeOptions options{.isa = isa, .propagate = plan.propagate, .notice = std::move(notice)};
   if (plan.resumable) options.checkpoints = QuantizeOptions::Checkpoints::kPaced;
   std::optional<CalibrationData> data;
@@ -101,19 +119,31 @@ QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, T
       options.statistics = &statistics.emplace(plan.statistics);
   }
   std::optional<RotatedCopy> rotated;
-  if (plan.rotate) {
-    if (options.statistics != nullptr)
-      throw Error(ErrorKind::kUnsupported,
-                  "--rotate needs calibration data: statistics are of another basis");
-    options.checkpoints = QuantizeOptions::Checkpoints::kNone;  // they would be of a passing copy
-    options.source =
-        fmt::format("{} (xxh3 {}), rotated", model.description(), model.checkpoint()->digest());
+  Json trial;
+  if (plan.rotate != BuildPlan::Rotate::kNo) {
+    options.source = fmt::format("{} (xxh3 {})", model.description(), model.checkpoint()->digest());
     rotated.emplace(model, recipe.output);
+    if (plan.rotate == BuildPlan::Rotate::kByLoss) {
+      const RotationTrial tried =
+          try_rotation(model, rotated->model, kRotationSeed, recipe, *data, isa, pool);
+      if (options.notice) options.notice(tried.told());
+      trial = to_json(tried);
+      options.source += ", " + tried.told();
+      if (!tried.pays()) rotated.reset();
+    } else {
+      options.source += ", rotated";
+    }
+    if (rotated) {
+      options.original = &model;
+      options.passing = rotated->directory.path();
+    }
   }
   const auto quantize = [&] {
-    return quantize_model(rotated ? rotated->model : model, {&recipe, 1}, data ? &*data : nullptr,
-                          options, pool)
-        .at(0);
+    QuantizeSummary summary = quantize_model(rotated ? rotated->model : model, {&recipe, 1},
+                                             data ? &*data : nullptr, options, pool)
+                                  .at(0);
+    summary.rotation = std::move(trial);
+    return summary;
   };
   if (!plan.quality.measure && !plan.quality.limits.any()) return quantize();
   // The engine is made at a place of its own and judged there before it gets its name.

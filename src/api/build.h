@@ -17,7 +17,10 @@ struct BuildPlan {
   bool propagate = false;
   QualityRequest quality;
   bool resumable = false;  // an interrupted build is gone on with by the next of the same plan
-  bool rotate = false;     // quantize the model in a rotated basis (quantize/rotate.h)
+  // Whether the model is quantized in a rotated basis (quantize/rotate.h); kByLoss: where a trial
+  // says so (quantize/rotation_trial.h).
+  enum class Rotate { kNo, kYes, kByLoss };
+  Rotate rotate = Rotate::kNo;
 };
 
 // Where an engine of this model and plan is cached:
@@ -33,6 +36,9 @@ EngineState engine_state(const std::filesystem::path& path, const Recipe& recipe
 // `notice`: QuantizeOptions'.
 QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, ThreadPool& pool,
                       std::function<void(const std::string&)> notice = {});
+
+// Throws kUnsupported where the plan's rotation lacks what it needs: data of the model's own.
+void check_rotation(const BuildPlan& plan);
 
 // Whether a recipe reads calibration data.
 bool needs_calibration(const Recipe& recipe);

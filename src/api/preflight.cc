@@ -9,6 +9,9 @@
 #include "api/calibration_source.h"
 #include "base/progress.h"
 #include "evaluate/streamed.h"
+#include "quantize/kv_layout.h"
+#include "quantize/rotation_trial.h"
+#include "runtime/batch_generator.h"
 
 namespace whit {
 namespace {
@@ -20,9 +23,16 @@ using Clock = std::chrono::steady_clock;
 // awq-gptq; and its passes over the tokens by one: the original and the copy, in pieces, with
 // E[e·x̂ᵀ] beside each Gram matrix. Both are counted from the steps, not measured.
 constexpr double kPairedSearch = 2.0, kPairedPasses = 3.5;
+// A group that is rounded with salient channels as well as without: about half of its time is
+// rounding.
+constexpr double kRoundedTwice = 1.5;
 // Generating text by steps of many rows: by a pass over as many rows at once.
 constexpr double kGenerationByPass = 2.0;
-// Allocators round up and keep. Measured peaks pass this sum by up to 30 % (docs/quantization.md).
+// By how much auto's search has more than the matrices that are counted: another factored Hessian.
+constexpr double kSearchPaired = 1.5;
+// Code as it is first run, stacks, texts and token ids.
+constexpr double kSmallBytes = 24e6;
+// Small allocations are rounded up and kept. Large ones are given back (cli/quantize_command.cc).
 constexpr double kAllocatorSlack = 1.1;
 
 double seconds_since(Clock::time_point start) {
@@ -58,6 +68,7 @@ class Estimator {
   Preflight run() {
     const auto start = Clock::now();
     check_recipe(plan_.recipe, model_);
+    check_rotation(plan_);
     if (needs_calibration(plan_.recipe))
       result_.calibration_tokens = plan_.calibration.samples * plan_.calibration.length;
     sizes();
@@ -72,6 +83,7 @@ class Estimator {
   void sizes() {
     const QuantScheme head = QuantScheme::preset(plan_.recipe.head == "int8" ? "w8a16" : "bf16");
     std::set<std::string> seen;  // a tied table is stored once
+    int64_t salient = 0, table = 0;
     for (const Node& node : graph_.nodes()) {
       if (node.op == Op::kRmsNorm) result_.engine_bytes += 4 * node.n;
       if ((node.op != Op::kLinear && node.op != Op::kEmbedding) ||
@@ -79,19 +91,61 @@ class Estimator {
         continue;
       const bool in_layer = node.op == Op::kLinear && node.layer >= 0;
       result_.engine_bytes += stored_bytes(node.n, node.k, in_layer ? plan_.recipe.scheme : head);
+      if (in_layer) {
+        const int64_t channels =
+            salient_count(plan_.recipe.scheme, plan_.recipe.salient.share, node.k);
+        salient += channels * (2 * node.n + 4);
+        rotated_bytes_ += 4 * node.n * node.k;
+      } else {
+        rotated_bytes_ += (config_.tie_word_embeddings ? 2 : 1) * 4 * node.n * node.k;
+        if (config_.tie_word_embeddings) table = stored_bytes(node.n, node.k, head);
+      }
       if (node.bias) result_.engine_bytes += 4 * node.n;
     }
+    result_.engine_bytes += salient;
+    if (plan_.recipe.salient.decided_by_loss())
+      result_.notes.push_back(
+          fmt::format("at most {} of the engine are salient channels, as many as lower the "
+                      "held-out loss enough",
+                      format_bytes(static_cast<double>(salient))));
+    int64_t passing = 0;  // on the disk beside the engine, for as long as it is made
+    if (rotates()) {
+      result_.engine_bytes += table;
+      passing = rotated_bytes_;
+      result_.notes.push_back(fmt::format(
+          "a rotated copy of the model lies beside the output until the engine is made: {}{}",
+          format_bytes(static_cast<double>(passing)),
+          plan_.rotate == BuildPlan::Rotate::kByLoss && table > 0
+              ? fmt::format("; the engine is {} smaller where rotation is not chosen",
+                            format_bytes(static_cast<double>(table)))
+              : ""));
+    }
+    if (plan_.recipe.salient.decided_by_loss()) passing += result_.engine_bytes;
     std::error_code error;
     fs::path place = fs::absolute(plan_.recipe.output).parent_path();
     while (!fs::exists(place, error) && place.has_relative_path()) place = place.parent_path();
     const fs::space_info space = fs::space(place, error);
     if (!error) result_.disk_free = static_cast<int64_t>(space.available);
-    if (!error && result_.disk_free < result_.engine_bytes)
-      result_.notes.push_back(fmt::format("{} has {} free, less than the {} that are needed",
-                                          place.string(),
-                                          format_bytes(static_cast<double>(result_.disk_free)),
-                                          format_bytes(static_cast<double>(result_.engine_bytes))));
+    if (!error && result_.disk_free < result_.engine_bytes + passing)
+      result_.notes.push_back(
+          fmt::format("{} has {} free, less than the {} that are needed", place.string(),
+                      format_bytes(static_cast<double>(result_.disk_free)),
+                      format_bytes(static_cast<double>(result_.engine_bytes + passing))));
   }
+
+  // Whether calibration text is the model's own.
+  bool model_writes() const {
+    const auto sources = parse_calibration_sources(plan_.calibration.source);
+    return std::any_of(sources.begin(), sources.end(),
+                       [](const auto& part) { return part.source == "self"; });
+  }
+  // Of a weight as a program or a loop over its rows has it: bf16 as it is stored, others in f32.
+  int64_t loaded_bytes(const Node& node) const {
+    const bool bf16 = model_.checkpoint()->get(node.weight_name).type == StorageType::kBF16;
+    return (bf16 ? 2 : 4) * node.n * node.k;
+  }
+
+  bool rotates() const { return plan_.rotate != BuildPlan::Rotate::kNo; }
 
   // Relative cost of deciding a group: products ΔW·Gram, and what is cubic in K.
   double search_cost(const ScalingGroup& group) const {
@@ -109,7 +163,8 @@ class Estimator {
     Matmul matmul(pool_, isa_);
     std::vector<InputStats> stats;
     double pass_s = 0;  // of one token through one layer
-    rows_measured_ = 0;
+    if (result_.calibration_tokens > 0 && plan_.statistics.empty()) model_.tokenizer();
+    base_bytes_ = current_memory_bytes() + static_cast<int64_t>(kSmallBytes);
     if (result_.calibration_tokens > 0 || measures_quality()) {
       CalibrationData data;
       data.length = std::min(plan_.calibration.length, config_.max_position_embeddings);
@@ -123,8 +178,7 @@ class Estimator {
       stream.observe(0, weights, LayerStream::Advance::kNo);  // pages, caches
       const auto start = Clock::now();
       stats = stream.observe(0, weights, LayerStream::Advance::kNo);
-      rows_measured_ = data.samples * data.length;
-      pass_s = seconds_since(start) / static_cast<double>(rows_measured_);
+      pass_s = seconds_since(start) / static_cast<double>(data.samples * data.length);
     }
     const auto add = [this](const char* name, double seconds) {
       result_.time.push_back({name, seconds});
@@ -133,10 +187,7 @@ class Estimator {
     const auto tokens = static_cast<double>(result_.calibration_tokens);
     const auto deep = static_cast<double>(layers);
     if (tokens > 0) {
-      const auto sources = parse_calibration_sources(plan_.calibration.source);
-      const bool writes = std::any_of(sources.begin(), sources.end(),
-                                      [](const auto& part) { return part.source == "self"; });
-      if (plan_.statistics.empty() && writes)
+      if (plan_.statistics.empty() && model_writes())
         add("text that the model writes",
             tokens * pass_s * deep * kGenerationByPass * (1 + head_share()));
       if (plan_.statistics.empty())
@@ -160,8 +211,20 @@ class Estimator {
       round_layer(task, std::move(working), decision);
       double whole = 0;
       for (const ScalingGroup& group : groups) whole += search_cost(group);
-      add("search and rounding", seconds_since(start) * whole / search_cost(groups.front()) * deep *
-                                     (paired_ ? kPairedSearch : 1));
+      const bool twice =
+          plan_.recipe.salient.decided_by_loss() && plan_.recipe.scheme.weights->num_bits == 4;
+      const double layer_s = seconds_since(start) * whole / search_cost(groups.front()) *
+                             (paired_ ? kPairedSearch : 1) * (twice ? kRoundedTwice : 1);
+      add("search and rounding", layer_s * deep);
+      if (plan_.rotate == BuildPlan::Rotate::kByLoss && tokens > 0) {
+        const double part = static_cast<double>(
+            std::min(plan_.calibration.samples, kRotationTrialSamples) * plan_.calibration.length);
+        const auto layers_tried =
+            2 * static_cast<double>(rotation_trial_layers(graph_.layers()).size());
+        add("trying a rotated basis",
+            part * pass_s * (deep + layers_tried * (paired_ ? kPairedPasses : 2)) +
+                layers_tried * layer_s);
+      }
     }
     if (measures_quality()) {
       const double scored = 2.0 * static_cast<double>(quality_tokens());
@@ -169,7 +232,8 @@ class Estimator {
     }
     // Reading and writing: bounded by dequantizing and by the disk, seconds for a gigabyte.
     add("reading and writing",
-        2e-9 * static_cast<double>(model_.stored_bytes() + result_.engine_bytes));
+        2e-9 * static_cast<double>(model_.stored_bytes() + result_.engine_bytes +
+                                   (rotates() ? 2 * rotated_bytes_ : 0)));
   }
 
   bool measures_quality() const { return plan_.quality.measure || plan_.quality.limits.any(); }
@@ -211,44 +275,115 @@ class Estimator {
     };
     const int64_t tokens = plan_.statistics.empty() ? result_.calibration_tokens : 0;
     const int64_t width = config_.hidden_size;
-    add("program, model's tables and one window (measured)",
-        static_cast<double>(peak_memory_bytes()));
-    int64_t widest = 0, statistics = 0, search = 0;
-    const NodeRange layer = graph_.layer(0);
-    for (const ScalingGroup& group : scaling_groups(graph_, layer)) {
+    add("program, model's tables and tokenizer (measured, and what will be touched)",
+        static_cast<double>(base_bytes_));
+    // A layer at its fullest: while one of its groups is searched.
+    const bool reads = result_.calibration_tokens > 0;
+    const std::vector<ScalingGroup> groups = scaling_groups(graph_, graph_.layer(0));
+    int64_t widest = 0, waiting = 4 * layer_weights(), rounded = 0, all_statistics = 0;
+    double weights = 0, statistics = 0, search = 0;
+    for (const ScalingGroup& group : groups) {
       const int64_t k = graph_.value(group.input).width;
       widest = std::max(widest, k);
-      int64_t rows = 0;
-      for (const NodeId id : group.linears) rows += graph_.node(id).n;
-      statistics += 2 * 4 * (k * k + Observer::kSampleRows * k);
+      int64_t rows = 0, codes = 0;
+      for (const NodeId id : group.linears) {
+        rows += graph_.node(id).n;
+        codes += stored_bytes(graph_.node(id).n, k, plan_.recipe.scheme);
+      }
+      // Of both splits: Gram matrix and sampled rows; of one group at a time the cross moment, too.
+      const int64_t own = 2 * 4 * (k * k + Observer::kSampleRows * k);
+      all_statistics += own;
       // Both splits' Gram matrices again, factored and packed; the group's weights as tried; the
       // products of one linear.
-      search =
-          std::max(search, 4 * (6 * k * k + 2 * rows * k + Observer::kSampleRows * (2 * k + rows)));
+      const auto tried = static_cast<double>(
+          reads ? 4 * (6 * k * k + 2 * rows * k + Observer::kSampleRows * (2 * k + rows)) : 0);
+      if (!paired_) {
+        search = std::max(search, kAllocatorSlack * tried);
+      } else if (const double here =
+                     static_cast<double>(own + 2 * 4 * k * width) + kSearchPaired * tried,
+                 kept = static_cast<double>(waiting + rounded);
+                 kAllocatorSlack * (here + kept) > weights + statistics + search) {
+        weights = kAllocatorSlack * kept;
+        statistics = kAllocatorSlack * static_cast<double>(own + 2 * 4 * k * width);
+        search = kAllocatorSlack * kSearchPaired * tried;
+      }
+      waiting -= 4 * rows * k;
+      rounded += codes;
+    }
+    if (!paired_) {  // one copy that is folded, one that is not, and the codes
+      weights = kAllocatorSlack * static_cast<double>(9 * layer_weights());
+      statistics = kAllocatorSlack * static_cast<double>(reads ? all_statistics : 0);
     }
     add(paired_ ? "hidden states of original and copy, and one input of linears"
                 : "hidden states of all samples",
         static_cast<double>(4 * tokens * (paired_ ? 2 * width + widest : width)));
+    if (plan_.recipe.scheme.weights) {
+      add("a layer's weights, as they are and as they become", weights);
+      add("its statistics", statistics);
+    } else {
+      search = 0;
+    }
+    // A layer runs over a window before it is searched. Its buffers are shared by what does not
+    // live at the same time: attention and MLP.
+    const double packed = 4.0 * static_cast<double>(layer_weights());  // in a program of f32
+    const int64_t values = 4 * width + std::max(6 * width, 3 * config_.intermediate_size) + widest;
+    double window = 0;
     if (tokens > 0) {
       const int64_t sequences = std::clamp<int64_t>(
           4096 / plan_.calibration.length, 1, std::max<int64_t>(1, plan_.calibration.samples / 16));
-      const int64_t rows = sequences * plan_.calibration.length - rows_measured_;
-      const int64_t values = 8 * width + 3 * config_.intermediate_size + 2 * widest;
-      add("the rest of a window's activations", static_cast<double>(4 * rows * values));
+      window = packed + static_cast<double>(4 * sequences * plan_.calibration.length * values);
     }
-    if (plan_.recipe.scheme.weights) {
-      add("a layer's weights, as they are and as they become",
-          kAllocatorSlack * static_cast<double>(9 * layer_weights()));
-      if (result_.calibration_tokens > 0) {
-        add("its statistics", kAllocatorSlack * static_cast<double>(statistics));
-        add("the search", kAllocatorSlack * static_cast<double>(search) * (paired_ ? 1.5 : 1));
-      }
+    add(window > search ? "a window of activations in a layer's program" : "the search",
+        std::max(window, search));
+    // What runs before or behind the layers, where it needs more.
+    const auto beyond = [&](const char* name, double bytes) {
+      add(name, bytes - static_cast<double>(result_.peak_bytes - base_bytes_));
+    };
+    const Node& table = graph_.node(graph_.body().begin);
+    // The table's file pages, its copy, and what is written of it once the pages are released. A
+    // rotated one is f32 in its file.
+    const int64_t in_f32 = 4 * table.n * table.k;
+    const int64_t copied = rotates() ? in_f32 : loaded_bytes(table);
+    const int64_t mapped =
+        rotates() ? in_f32
+                  : static_cast<int64_t>(model_.checkpoint()->get(table.weight_name).data.size());
+    const int64_t stored = stored_bytes(
+        table.n, table.k, QuantScheme::preset(plan_.recipe.head == "int8" ? "w8a16" : "bf16"));
+    const int64_t streams = plan_.recipe.salient.decided_by_loss() ? 8 * tokens * width : 0;
+    beyond("the embedding table beyond that",
+           static_cast<double>(copied + std::max(mapped, stored) + streams));
+    beyond("the engine's file as its digest is taken, beyond that",
+           static_cast<double>(result_.engine_bytes + stored));
+    if (plan_.rotate == BuildPlan::Rotate::kByLoss) {
+      // The original's hidden states, those before a layer, a stream's two with its table, an input
+      // of linears (three times as wide in most models); what is judged is an eighth.
+      const int64_t part =
+          std::min(plan_.calibration.samples, kRotationTrialSamples) * plan_.calibration.length;
+      beyond("the trial of a rotated basis beyond that",
+             static_cast<double>(copied + mapped + 7 * 4 * part * width));
+    }
+    if (tokens > 0) {
+      const int64_t run =
+          std::min(tokens, std::max<int64_t>(1, kKvLayoutTokens / plan_.calibration.length) *
+                               plan_.calibration.length);
+      beyond("the choice of the keys' layout beyond that",
+             packed + static_cast<double>(4 * run * (values + 2 * width)));
+    }
+    if (tokens > 0 && model_writes()) {
+      int64_t bytes = 0;  // of the whole model in a program, keys and values in f16, logits
+      for (const Node& node : graph_.nodes())
+        if (node.op == Op::kLinear || node.op == Op::kEmbedding) bytes += loaded_bytes(node);
+      bytes += kBatchSequences * plan_.calibration.length * graph_.layers() * 4 *
+               config_.num_key_value_heads * config_.head_dim;
+      bytes += 4 * kBatchSequences * config_.vocab_size;
+      beyond("the model that writes the text, beyond that",
+             kAllocatorSlack * static_cast<double>(bytes));
     }
     if (measures_quality()) {
       const int64_t evaluation = streamed_bytes(model_, quality_tokens(), plan_.quality.ctx_size);
       add("the evaluation beyond that", static_cast<double>(evaluation) -
                                             static_cast<double>(result_.peak_bytes) +
-                                            static_cast<double>(peak_memory_bytes()));
+                                            static_cast<double>(base_bytes_));
     }
     result_.available_bytes = available_memory();
     if (result_.available_bytes > 0 && result_.peak_bytes > result_.available_bytes)
@@ -279,7 +414,8 @@ class Estimator {
   cpu::Isa isa_;
   ThreadPool& pool_;
   bool paired_;
-  int64_t rows_measured_ = 0;
+  int64_t base_bytes_ = 0;     // resident before anything runs
+  int64_t rotated_bytes_ = 0;  // of a copy of the model in f32
   Preflight result_;
 };
 

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "text_model.h"
 
 namespace whit {
@@ -40,6 +42,63 @@ TEST_F(PreflightTest, the_weights_size_is_what_is_written) {
       tensors += static_cast<int64_t>(tensor.data.size());
     EXPECT_EQ(result.engine_bytes, tensors) << scheme;
   }
+}
+
+int64_t tensor_bytes(const std::filesystem::path& engine) {
+  int64_t bytes = 0;
+  for (const StoredTensor& tensor : EngineDirectory(engine).weights().tensors())
+    if (!tensor.name.starts_with("__pad")) bytes += static_cast<int64_t>(tensor.data.size());
+  return bytes;
+}
+
+TEST_F(PreflightTest, salient_channels_and_a_rotated_table_are_counted) {
+  BuildPlan salient = plan("auto", "w4a16");
+  salient.recipe.salient = {.share = 0.05};
+  const Preflight all = preflight(model_, salient, cpu::detected_isa(), pool_);
+  build(model_, salient, cpu::detected_isa(), pool_);
+  EXPECT_EQ(all.engine_bytes, tensor_bytes(salient.recipe.output));
+
+  salient.recipe.salient.groups = SalientRequest::Groups::kWherePaying;
+  const Preflight some = preflight(model_, salient, cpu::detected_isa(), pool_);
+  build(model_, salient, cpu::detected_isa(), pool_);
+  EXPECT_EQ(some.engine_bytes, all.engine_bytes);
+  EXPECT_GE(some.engine_bytes, tensor_bytes(salient.recipe.output));
+  EXPECT_THAT(some.notes, ::testing::Contains(HasSubstr("at most")));
+
+  BuildPlan rotated = plan("rtn", "w8a8");
+  rotated.rotate = BuildPlan::Rotate::kYes;
+  const Preflight turned = preflight(model_, rotated, cpu::detected_isa(), pool_);
+  build(model_, rotated, cpu::detected_isa(), pool_);
+  EXPECT_EQ(turned.engine_bytes, tensor_bytes(rotated.recipe.output));
+  EXPECT_THAT(turned.notes, ::testing::Contains(HasSubstr("rotated copy of the model")));
+}
+
+TEST_F(PreflightTest, a_rotation_that_is_to_be_tried_is_timed_and_needs_data) {
+  BuildPlan tried = plan("auto", "w4a16");
+  tried.rotate = BuildPlan::Rotate::kByLoss;
+  const Preflight result = preflight(model_, tried, cpu::detected_isa(), pool_);
+  EXPECT_TRUE(std::any_of(result.time.begin(), result.time.end(),
+                          [](const auto& part) { return part.name == "trying a rotated basis"; }));
+  tried.recipe.mode = "rtn";
+  EXPECT_THROW(preflight(model_, tried, cpu::detected_isa(), pool_), Error);
+  EXPECT_THROW(build(model_, tried, cpu::detected_isa(), pool_), Error);
+}
+
+TEST_F(PreflightTest, an_engine_says_whether_it_was_rotated_and_why) {
+  BuildPlan tried = plan("auto", "w4a16");
+  tried.rotate = BuildPlan::Rotate::kByLoss;
+  std::string told;
+  const QuantizeSummary summary = build(model_, tried, cpu::detected_isa(), pool_,
+                                        [&](const std::string& text) { told += text; });
+  EXPECT_THAT(told, HasSubstr("quantized alone in a rotated basis"));
+  EXPECT_THAT(EngineDirectory(summary.output).manifest().source, HasSubstr(told));
+  EXPECT_EQ(summary.rotation.at("why"), told);
+  const bool rotated = summary.rotation.at("rotated").get<bool>();
+  EXPECT_EQ(rotated, summary.rotation.at("kld_rotated").get<double>() <
+                         0.95 * summary.rotation.at("kld_as_is").get<double>());
+  const std::filesystem::path folder = summary.output.parent_path();
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    EXPECT_EQ(entry.path().filename().string().find(".partial-"), std::string::npos);
 }
 
 TEST_F(PreflightTest, every_mode_is_estimated) {

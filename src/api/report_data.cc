@@ -61,6 +61,25 @@ std::vector<double> outlier_ratios(const Json& engines) {
   return ratios;
 }
 
+// What the sensitivity study of mixed precision measured of a group, by its name: "kld" of the
+// scheme that was chosen, "schemes" of all.
+std::map<std::string, Json> studied_groups(const Json& mixed) {
+  std::map<std::string, Json> groups;
+  for (const Json& group : mixed.value("groups", Json::array())) {
+    Json studied = {{"scheme", group.value("chosen", std::string())}, {"schemes", Json::array()}};
+    const double weights = group.value("weights", 0.0);
+    for (const Json& candidate : group.value("candidates", Json::array())) {
+      const auto scheme = candidate.value("scheme", std::string());
+      studied["schemes"].push_back({{"scheme", scheme},
+                                    {"bits", candidate.value("bits", 0.0) / weights},
+                                    {"kld", candidate.value("kld", 0.0)}});
+      if (scheme == studied["scheme"]) studied["kld"] = candidate.value("kld", 0.0);
+    }
+    groups[group.value("name", std::string())] = std::move(studied);
+  }
+  return groups;
+}
+
 }  // namespace
 
 Json report_engine(const std::string& name, const Model& engine, const QuantizeSummary* summary) {
@@ -72,6 +91,12 @@ Json report_engine(const std::string& name, const Model& engine, const QuantizeS
   json["mode"] = manifest.mode;
   json["scheme"] = manifest.scheme.name();
   if (!manifest.quality.empty()) json["quality"] = manifest.quality;
+  const std::map<std::string, Json> studied = studied_groups(manifest.mixed);
+  if (!studied.empty())
+    json["sensitivity"] = {{"target", manifest.mixed.value("target", Json::object())},
+                           {"study", manifest.mixed.value("study", Json::object())},
+                           {"chosen", manifest.mixed.value("chosen", Json::object())},
+                           {"front", manifest.mixed.value("front", Json::array())}};
   std::map<std::string, Json> profiles;
   if (summary != nullptr) {
     json["warnings"] = summary->warnings;
@@ -92,6 +117,9 @@ Json report_engine(const std::string& name, const Model& engine, const QuantizeS
   if (summary != nullptr)  // rounding to nearest reports nothing
     for (const Json& profile : summary->profiles)
       if (!reported.contains(profile.value("name", std::string()))) groups.push_back(profile);
+  for (Json& group : groups)
+    if (const auto found = studied.find(group.value("name", std::string())); found != studied.end())
+      group.update(found->second);
   return json;
 }
 

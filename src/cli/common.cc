@@ -118,6 +118,7 @@ Json summary_json(const QuantizeSummary& summary) {
                {"bits_per_weight", summary.bits_per_weight},
                {"warnings", summary.warnings}};
   if (!summary.mixed.empty()) json["mixed"] = summary.mixed;
+  if (!summary.rotation.is_null()) json["rotation"] = summary.rotation;
   if (!summary.quality.is_null()) json["quality"] = summary.quality;
   if (summary.resumed_layers > 0) json["resumed_layers"] = summary.resumed_layers;
   json["report"] = std::move(reports);

@@ -35,17 +35,18 @@ void LayerOutput::put(uint64_t number) { put(&number, sizeof(number)); }
 
 void LayerOutput::put(const void* data, int64_t bytes) {
   const auto* from = static_cast<const uint8_t*>(data);
-  log_->insert(log_->end(), from, from + bytes);
+  if (log_ != nullptr) log_->insert(log_->end(), from, from + bytes);
+  if (file_ != nullptr) file_->write(data, static_cast<size_t>(bytes));
 }
 
 void LayerOutput::begin(Call call, const Node* node) {
   put(static_cast<uint64_t>(call));
-  if (node != nullptr) put(static_cast<uint64_t>(node - graph_.nodes().data()));
+  if (node != nullptr) put(static_cast<uint64_t>(id_of(*node)));
 }
 
 void LayerOutput::write_linear(const Node& node, const WeightView& weight) {
-  writer_.write_linear(node, weight);
-  if (log_ == nullptr) return;
+  if (writer_ != nullptr) writer_->write_linear(node, weight);
+  if (!logs()) return;
   begin(Call::kLinear, &node);
   put(static_cast<uint64_t>(weight.format));
   put(static_cast<uint64_t>(weight.group_size));
@@ -58,8 +59,9 @@ void LayerOutput::write_linear(const Node& node, const WeightView& weight) {
 
 void LayerOutput::write_salient(const Node& node, std::span<const int32_t> channels,
                                 const WeightView& weight) {
-  writer_.write_salient(node, channels, weight);
-  if (log_ == nullptr) return;
+  if (writer_ != nullptr) writer_->write_salient(node, channels, weight);
+  salient_[id_of(node)] = std::ssize(channels);
+  if (!logs()) return;
   begin(Call::kSalient, &node);
   put(channels.size());
   put(channels.data(), static_cast<int64_t>(channels.size_bytes()));
@@ -67,15 +69,15 @@ void LayerOutput::write_salient(const Node& node, std::span<const int32_t> chann
 }
 
 void LayerOutput::write_static_scale(const Node& node, float scale) {
-  writer_.write_static_scale(node, scale);
-  if (log_ == nullptr) return;
+  if (writer_ != nullptr) writer_->write_static_scale(node, scale);
+  if (!logs()) return;
   begin(Call::kStaticScale, &node);
   put(&scale, sizeof(scale));
 }
 
 void LayerOutput::write_vector(const std::string& name, std::span<const float> values) {
-  writer_.write_vector(name, values);
-  if (log_ == nullptr) return;
+  if (writer_ != nullptr) writer_->write_vector(name, values);
+  if (!logs()) return;
   begin(Call::kVector, nullptr);
   put(name.size());
   put(name.data(), static_cast<int64_t>(name.size()));

@@ -216,8 +216,8 @@ TEST(MixedTest, targets_and_modes_that_make_no_sense_are_refused) {
               HasSubstr("4 … 16"));
   EXPECT_THAT(message({.mode = "awq", .mixed = MixedRequest{.target = {.bits_per_weight = 5}}}),
               HasSubstr("--mode auto"));
-  EXPECT_THAT(message({.mode = "auto", .salient = 0.5}), HasSubstr("0 … 0.1"));
-  EXPECT_THAT(message({.mode = "awq", .salient = 0.01}), HasSubstr("--mode auto"));
+  EXPECT_THAT(message({.mode = "auto", .salient = {.share = 0.5}}), HasSubstr("0 … 0.1"));
+  EXPECT_THAT(message({.mode = "awq", .salient = {.share = 0.01}}), HasSubstr("--mode auto"));
 }
 
 }  // namespace

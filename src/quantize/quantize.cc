@@ -45,8 +45,8 @@ EngineManifest make_manifest(const Recipe& recipe, const Model& source, Json cal
                                : QuantScheme::preset(recipe.head == "int8" ? "w8a16" : "bf16");
     if (mixed != nullptr && mixed->schemes.contains(decision.node))
       scheme = mixed->schemes.at(decision.node);
-    if (const int64_t count = salient_count(scheme, recipe.salient, node.k);
-        decision.quantize && count > 0)
+    if (const int64_t count = salient_count(scheme, recipe.salient.share, node.k);
+        decision.quantize && count > 0 && !recipe.salient.decided_by_loss())
       manifest.salient[module_of(node)] = count;
   }
   if (mixed != nullptr) manifest.mixed = mixed->record;
@@ -61,15 +61,59 @@ void write_plain(Writer& writer, const Node& node, const WeightView& source,
   writer.write_linear(node, round_to_scheme(source, scheme, pool).view());
 }
 
+// Layers of an engine whose header is not known before the last of them: which tensors there are
+// depends on what is decided on the way. They are kept in a file of a directory that goes with it.
+class Spool {
+ public:
+  explicit Spool(const std::filesystem::path& target)
+      : directory_(target, EngineDirectory::is_engine), file_(directory_.path() / kLayers) {}
+  OutputFile& file() { return file_; }
+  void replay(LayerOutput& output) {
+    file_.close();
+    output.replay(MappedFile(directory_.path() / kLayers).bytes());
+  }
+
+ private:
+  static constexpr const char* kLayers = "layers";
+  OutputDirectory directory_;
+  OutputFile file_;
+};
+
 struct Job {
   const Recipe& recipe;
   const Algorithm& algorithm;
-  EngineWriter writer;
-  QuantizeSummary summary;
-  std::vector<Coverage> coverage;
-  SchemePlan schemes = {};  // of linears that have another than the recipe's
+  EngineManifest pending;  // until the writer has it
+  QuantizeSummary summary = {};
+  std::vector<Coverage> coverage = {};
+  SchemePlan schemes = {};                    // of linears that have another than the recipe's
+  std::unique_ptr<EngineWriter> writer = {};  // null while there is a spool
+  std::unique_ptr<Spool> spool = {};
+  // Directories beside the output that were there before this job.
+  std::vector<std::filesystem::path> others = {};
+
+  EngineManifest& manifest() { return writer ? writer->manifest() : pending; }
+  // Makes the engine's directory and writes what comes before the layers.
+  void open_writer(const Model& source, const WeightProvider& weights, ThreadPool& pool) {
+    const Graph& graph = source.graph();
+    writer = std::make_unique<EngineWriter>(recipe.output, graph, std::move(pending));
+    const Node& table = graph.node(graph.body().begin);
+    write_plain(*writer, table, weights.linear(table).view, manifest().linears.at(module_of(table)),
+                pool);
+  }
 };
 using Jobs = std::vector<std::unique_ptr<Job>>;
+
+// What the next process of the run is to remove, should this one be killed.
+void remember_directories(Checkpointer& checkpointer, const Job& job,
+                          const QuantizeOptions& options) {
+  std::vector<std::filesystem::path> ours = partial_directories(job.recipe.output);
+  std::erase_if(ours, [&](const auto& path) {
+    return std::find(job.others.begin(), job.others.end(), path) != job.others.end();
+  });
+  if (!options.checkpoint_name.empty()) ours.push_back(job.recipe.output);
+  if (!options.passing.empty()) ours.push_back(options.passing);
+  checkpointer.remember(ours);
+}
 
 void write_layer(LayerOutput& output, const Graph& graph, NodeRange range,
                  const QuantizedLayer& layer) {
@@ -109,7 +153,8 @@ void quantize_paired(Job& job, const Model& source, const WeightProvider& weight
   PairedStream stream(source.config(), graph, weights, data, options.isa, pool);
   const SequentialOptions sequential{
       .scheme = job.recipe.scheme, .plan = job.schemes, .salient = job.recipe.salient};
-  LayerOutput output(job.writer, graph, checkpointer.log());
+  LayerOutput output(job.writer.get(), graph, checkpointer.log(),
+                     job.spool ? &job.spool->file() : nullptr);
   const RunState state{job.summary.reports, job.coverage, job.summary.profiles, stream.state()};
   job.summary.resumed_layers = checkpointer.restore(output, state);
   for (int index = job.summary.resumed_layers; index < graph.layers(); ++index) {
@@ -121,6 +166,14 @@ void quantize_paired(Job& job, const Model& source, const WeightProvider& weight
     checkpointer.layer_done(index + 1, state);
     progress.update(index + 1);
   }
+  if (!job.spool) return;
+  for (const auto& [id, count] : output.salient())
+    job.manifest().salient[module_of(graph.node(id))] = count;
+  job.open_writer(source, weights, pool);
+  remember_directories(checkpointer, job, options);
+  LayerOutput engine(job.writer.get(), graph, nullptr);
+  job.spool->replay(engine);
+  job.spool.reset();
 }
 
 bool needs_stats(const Job& job) {
@@ -147,7 +200,7 @@ std::vector<std::string> quantize_together(std::span<Job* const> jobs, const Mod
   const RunState state{summary.reports, coverage, summary.profiles,
                        stream ? stream->state() : std::vector<Tensor*>()};
   std::vector<LayerOutput> outputs;
-  for (Job* const job : jobs) outputs.emplace_back(job->writer, graph, checkpointer.log());
+  for (Job* const job : jobs) outputs.emplace_back(job->writer.get(), graph, checkpointer.log());
   summary.resumed_layers = checkpointer.restore(outputs.front(), state);
   for (int index = summary.resumed_layers; index < graph.layers(); ++index) {
     const NodeRange range = graph.layer(index);
@@ -219,12 +272,6 @@ std::vector<QuantizeSummary> run_jobs(
     Checkpointer& checkpointer, ThreadPool& pool) {
   const Graph& graph = source.graph();
   const Node& table = graph.node(graph.body().begin);
-  {
-    const LinearWeight embedding = weights.linear(table);
-    for (const auto& job : jobs)
-      write_plain(job->writer, table, embedding.view,
-                  job->writer.manifest().linears.at(module_of(table)), pool);
-  }
   std::vector<Job*> sharing;  // of one pass over the layers
   for (const auto& job : jobs)
     if (job->algorithm.decide != nullptr) sharing.push_back(job.get());
@@ -242,22 +289,22 @@ std::vector<QuantizeSummary> run_jobs(
     for (NodeId id = head.begin; id < head.end; ++id) {
       const Node& node = graph.node(id);
       if (node.op == Op::kRmsNorm)
-        job->writer.write_vector(node.weight_name, weights.norm(node).f32());
+        job->writer->write_vector(node.weight_name, weights.norm(node).f32());
       if (node.op == Op::kLinear && module_of(node) != module_of(table))
-        write_plain(job->writer, node, weights.linear(node).view,
-                    job->writer.manifest().linears.at(module_of(node)), pool);
+        write_plain(*job->writer, node, weights.linear(node).view,
+                    job->manifest().linears.at(module_of(node)), pool);
     }
-    for (const auto& [name, content] : text_files) job->writer.write_text(name, content);
+    for (const auto& [name, content] : text_files) job->writer->write_text(name, content);
     if (needs_stats(*job))
       job->summary.warnings.insert(job->summary.warnings.end(), warnings.begin(), warnings.end());
     add_warnings(*job);
     for (const GroupReport& report : job->summary.reports)
-      job->writer.manifest().report.push_back(to_json(report));
+      job->manifest().report.push_back(to_json(report));
     check_interrupt();
   }
   std::vector<QuantizeSummary> summaries;
   for (const auto& job : jobs) {
-    job->writer.finish();
+    job->writer->finish();
     const Model engine = Model::open(job->recipe.output);
     job->summary.engine_bytes = engine.stored_bytes();
     job->summary.bits_per_weight = engine.bits_per_weight();
@@ -284,10 +331,10 @@ void check_recipe(const Recipe& recipe, const Model& source) {
                   "next; --mode {} cannot",
                   recipe.mode);
   }
-  if (recipe.salient != 0) {
-    if (!(recipe.salient > 0 && recipe.salient <= 0.1))
+  if (recipe.salient.share != 0) {
+    if (!(recipe.salient.share > 0 && recipe.salient.share <= 0.1))
       throw Error(ErrorKind::kInvalidArgument,
-                  "--salient {} is outside 0 … 0.1 of the input channels", recipe.salient);
+                  "--salient {} is outside 0 … 0.1 of the input channels", recipe.salient.share);
     if (algorithm.decide != nullptr)
       throw Error(ErrorKind::kUnsupported, "--salient needs --mode auto, not {}", recipe.mode);
   }
@@ -363,7 +410,6 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
       source.text_files();  // before any work: a model without a tokenizer makes no engine
   Jobs jobs;
   std::string run;  // empty: nothing is kept
-  const std::vector<std::filesystem::path> others = partial_directories(recipes.front().output);
   for (const Recipe& recipe : recipes) {
     const Algorithm& algorithm = find_algorithm(recipe.mode);
     Json calibration;
@@ -380,9 +426,13 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
     EngineManifest manifest =
         make_manifest(recipe, source, std::move(calibration), mixed ? &*mixed : nullptr);
     if (!options.source.empty()) manifest.source = options.source;
-    jobs.push_back(std::unique_ptr<Job>(new Job{
-        recipe, algorithm, EngineWriter(recipe.output, graph, std::move(manifest)), {}, {}}));
+    jobs.push_back(std::unique_ptr<Job>(new Job{recipe, algorithm, std::move(manifest)}));
     jobs.back()->summary.output = recipe.output;
+    jobs.back()->others = partial_directories(recipe.output);
+    if (recipe.salient.decided_by_loss())
+      jobs.back()->spool = std::make_unique<Spool>(recipe.output);
+    else
+      jobs.back()->open_writer(source, weights, pool);
     if (mixed) {
       jobs.back()->schemes = std::move(mixed->schemes);
       jobs.back()->summary.mixed = std::move(mixed->record);
@@ -392,7 +442,7 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
     const Json layouts =
         to_json(measure_kv_layouts(source.config(), graph, weights, *data, options.isa, pool));
     for (const auto& job : jobs)
-      if (job->algorithm.needs_calibration) job->writer.manifest().kv_cache = layouts;
+      if (job->algorithm.needs_calibration) job->manifest().kv_cache = layouts;
   }
 
   if (run.empty()) {
@@ -403,12 +453,7 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
   const std::filesystem::path name =
       options.checkpoint_name.empty() ? recipes.front().output : options.checkpoint_name;
   Checkpointer checkpointer(name, run, options.checkpoints);
-  std::vector<std::filesystem::path> ours = partial_directories(recipes.front().output);
-  std::erase_if(ours, [&](const auto& path) {
-    return std::find(others.begin(), others.end(), path) != others.end();
-  });
-  if (!options.checkpoint_name.empty()) ours.push_back(recipes.front().output);
-  checkpointer.remember(ours);
+  remember_directories(checkpointer, *jobs.front(), options);
   if (!checkpointer.discarded().empty())
     jobs.front()->summary.warnings.push_back(
         fmt::format("an interrupted run could not be continued, so it was begun anew: {}",

@@ -13,6 +13,7 @@
 #include "engine/model.h"
 #include "quantize/algorithm.h"
 #include "quantize/mixed_precision.h"
+#include "quantize/salient.h"
 
 namespace whit {
 
@@ -24,9 +25,7 @@ struct Recipe {
   // A scheme for each scaling group, within this target, in place of `scheme`, which says what
   // activations are. Mode "auto" only.
   std::optional<MixedRequest> mixed;
-  // Share of the input channels, those of largest mean magnitude, that keep a bf16 weight beside
-  // the rounded one. Mode "auto" only.
-  double salient = 0;
+  SalientRequest salient;  // channels that keep a bf16 weight; mode "auto" only
   std::filesystem::path output;
 };
 
@@ -44,6 +43,11 @@ struct QuantizeOptions {
   std::filesystem::path checkpoint_name;  // the caller removes it: remove_checkpoints()
   // What the engine says it was made from; empty: the source's own description.
   std::string source;
+  // Where a passing copy of `original` is quantized: the run is known by the original's files, and
+  // the next process of it removes `passing`, the copy's directory beside the output, should this
+  // one be killed.
+  const Model* original = nullptr;
+  std::filesystem::path passing;
   // Told what a user should know before a long part begins. May be empty.
   std::function<void(const std::string&)> notice;
 };
@@ -54,6 +58,7 @@ struct QuantizeSummary {
   std::vector<GroupReport> reports;
   std::vector<std::string> warnings;
   Json mixed = Json::object();  // of mixed precision: target, chosen plan, Pareto front, groups
+  Json rotation;                // of --rotate=auto: what was compared; null otherwise
   int64_t engine_bytes = 0;
   double bits_per_weight = 0;
   int resumed_layers = 0;      // that an interrupted run had finished

@@ -207,12 +207,15 @@ class AlgorithmTest : public ::testing::TestWithParam<std::pair<const char*, con
 
 TEST_P(AlgorithmTest, no_group_is_worse_than_rounding_on_held_out_tokens) {
   const auto [mode, scheme] = GetParam();
-  LayerFixture layer("llama_untied", QuantScheme::preset(scheme, 32));
-  const LayerDecision decision = find_algorithm(mode).decide(layer.task, layer.weights);
-  ASSERT_EQ(decision.reports.size(), 4u);
-  for (const GroupReport& report : decision.reports) {
-    EXPECT_GT(report.rtn_error, 0) << report.name;
-    EXPECT_LE(report.error, report.rtn_error * (1 + 1e-6)) << report.name;
+  for (const char* name : {"llama_untied", "qwen2"}) {  // without biases, and with
+    SCOPED_TRACE(name);
+    LayerFixture layer(name, QuantScheme::preset(scheme, 32));
+    const LayerDecision decision = find_algorithm(mode).decide(layer.task, layer.weights);
+    ASSERT_EQ(decision.reports.size(), 4u);
+    for (const GroupReport& report : decision.reports) {
+      EXPECT_GT(report.rtn_error, 0) << report.name;
+      EXPECT_LE(report.error, report.rtn_error * (1 + 1e-6)) << report.name;
+    }
   }
 }
 

@@ -79,15 +79,17 @@ Json to_json(const Recipe& recipe) {
   Json json = {
       {"mode", recipe.mode}, {"scheme", whit::to_json(recipe.scheme)}, {"head", recipe.head}};
   if (recipe.alpha) json["alpha"] = *recipe.alpha;
-  if (recipe.salient > 0) json["salient"] = recipe.salient;
+  if (recipe.salient.share > 0)
+    json["salient"] = {recipe.salient.share, recipe.salient.decided_by_loss()};
   return json;
 }
 
 std::string run_name(const Recipe& recipe, const Model& source, const Json& calibration,
                      const QuantizeOptions& options) {
+  const Model& original = options.original != nullptr ? *options.original : source;
   return digest_of(Json{{"version", WHIT_VERSION},
                         {"model", source.checkpoint()->digest()},
-                        {"files", files_of(*source.checkpoint())},
+                        {"files", files_of(*original.checkpoint())},
                         {"recipe", to_json(recipe)},
                         {"calibration", calibration},
                         {"isa", std::string(cpu::name(options.isa))},

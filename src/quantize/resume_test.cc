@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/progress.h"
+#include "quantize/rotate.h"
 #include "tiny_model.h"
 
 namespace whit {
@@ -97,6 +98,52 @@ TEST_F(ResumeTest, an_interrupted_run_ends_in_the_same_bytes) {
     EXPECT_EQ(content(scratch_.path() / "broken"), content(scratch_.path() / "whole"));
     EXPECT_TRUE(kept().empty());
   }
+}
+
+TEST_F(ResumeTest, channels_kept_where_they_pay_end_in_the_same_bytes_and_leave_nothing_behind) {
+  const auto of_name = [this](const std::string& name) {
+    Recipe each = recipe("auto", "w4a16", name);
+    each.salient = {.share = 0.05, .groups = SalientRequest::Groups::kWherePaying};
+    return each;
+  };
+  run(of_name("whole"));
+  interrupt(of_name("broken"), 1);
+  ASSERT_FALSE(kept().empty());
+  EXPECT_EQ(run(of_name("broken"), 2).resumed_layers, 1);
+  EXPECT_EQ(content(scratch_.path() / "broken"), content(scratch_.path() / "whole"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(scratch_.path()), fs::directory_iterator()), 2)
+      << "two engines and nothing else";
+}
+
+TEST_F(ResumeTest, a_passing_copy_is_known_by_its_original_and_ends_in_the_same_bytes) {
+  const auto quantize = [&](const std::string& copy, const std::string& name) {
+    const fs::path path = scratch_.path() / fmt::format(".{}.partial-{}", name, copy);
+    write_rotated(model_, path, 0);
+    const Model rotated = Model::open(path);
+    const Recipe each = recipe("auto", "w4a16", name);
+    ThreadPool pool(1);
+    const int resumed = quantize_model(rotated, {&each, 1}, &data_,
+                                       {.isa = cpu::detected_isa(),
+                                        .checkpoints = QuantizeOptions::Checkpoints::kEveryLayer,
+                                        .source = "a rotated model",
+                                        .original = &model_,
+                                        .passing = path},
+                                       pool)
+                            .at(0)
+                            .resumed_layers;
+    fs::remove_all(path);
+    return resumed;
+  };
+  EXPECT_EQ(quantize("a", "whole"), 0);
+  {
+    const InterruptAfter interruption(1);
+    EXPECT_THROW(quantize("b", "broken"), Error);
+  }
+  ASSERT_TRUE(fs::exists(scratch_.path() / ".broken.partial-b")) << "as a killed process leaves it";
+  EXPECT_EQ(quantize("c", "broken"), 1);
+  EXPECT_EQ(content(scratch_.path() / "broken"), content(scratch_.path() / "whole"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(scratch_.path()), fs::directory_iterator()), 2)
+      << "two engines and nothing else";
 }
 
 TEST_F(ResumeTest, the_thread_count_does_not_change_a_byte) {

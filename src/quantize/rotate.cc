@@ -90,9 +90,19 @@ Rotation::Rotation(int64_t size, uint64_t seed) : power_(1), odd_(size), signs_(
 }
 
 void Rotation::apply(float* row) const {
+  for (int64_t i = 0; i < power_ * odd_; ++i) row[i] *= signs_[i];
+  mix(row);
+}
+
+void Rotation::undo(float* row) const {
+  mix(row);
+  for (int64_t i = 0; i < power_ * odd_; ++i) row[i] *= signs_[i];
+}
+
+void Rotation::mix(float* row) const {
   const int64_t size = power_ * odd_;
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(power_)));
-  for (int64_t i = 0; i < size; ++i) row[i] *= signs_[i] * scale;
+  for (int64_t i = 0; i < size; ++i) row[i] *= scale;
   // Entry a·odd + b: Hadamard over a, Hartley over b.
   for (int64_t step = odd_; step < size; step *= 2)
     for (int64_t first = 0; first < size; first += 2 * step)
@@ -138,7 +148,9 @@ void write_rotated(const Model& model, const std::filesystem::path& out, uint64_
     const Shape shape = {node.n, node.k};
     const auto change = std::make_shared<Change>(change_of(graph, node, weights));
     const auto make = [&checkpoint, &rotation, change](const std::string& name) {
-      return changed(checkpoint.load_f32(name), *change, rotation);
+      Tensor loaded = checkpoint.load_f32(name);
+      checkpoint.release(checkpoint.get(name));
+      return changed(std::move(loaded), *change, rotation);
     };
     contents.weights.push_back(
         lazy(node.name + ".weight", shape, [make, from = node.weight_name] { return make(from); }));

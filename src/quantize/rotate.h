@@ -21,8 +21,11 @@ class Rotation {
   Rotation(int64_t size, uint64_t seed);
   // row [size] := row · Q
   void apply(float* row) const;
+  // row [size] := row · Qᵀ
+  void undo(float* row) const;
 
  private:
+  void mix(float* row) const;   // H ⊗ C, its own inverse: both are symmetric and orthogonal
   int64_t power_, odd_;         // size = power_ · odd_
   std::vector<float> signs_;    // [size]
   std::vector<float> hartley_;  // [odd_, odd_]

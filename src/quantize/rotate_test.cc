@@ -18,6 +18,12 @@ using testing::with_tokenizer;
 TEST(RotationTest, is_orthogonal_and_spreads_every_channel) {
   for (const int64_t size : {1, 7, 64, 96, 576}) {
     const Rotation rotation(size, 1);
+    std::vector<float> start(size);
+    for (int64_t i = 0; i < size; ++i) start[i] = static_cast<float>(i % 7) - 2.5f;
+    std::vector<float> back = start;
+    rotation.apply(back.data());
+    rotation.undo(back.data());
+    for (int64_t i = 0; i < size; ++i) EXPECT_NEAR(back[i], start[i], 1e-4) << size;
     std::vector<std::vector<float>> rows;
     for (int64_t i = 0; i < size; ++i) {
       std::vector<float> row(size, 0.0f);

@@ -4,10 +4,10 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 #include "base/progress.h"
 #include "quantize/algorithm.h"
+#include "quantize/divergence.h"
 #include "quantize/gptq.h"
 #include "quantize/rounding.h"
 
@@ -16,8 +16,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kRunRows = 2048;  // tokens of one run of a layer: bounds its activations
-constexpr int64_t kHeadRows = 64;   // rows of logits at a time
 constexpr int64_t kSequence = 256;  // tokens, at most, of one held-out sequence
 // Rounding a layer's candidates costs about as much as this many of its forward passes a token.
 constexpr double kRoundingShare = 0.35;
@@ -47,48 +45,6 @@ CalibrationData held_out_part(const CalibrationData& data, int64_t tokens) {
   part.samples = wanted;
   return part;
 }
-
-CalibrationData evenly(const CalibrationData& data, int64_t samples) {
-  CalibrationData part = data;
-  part.samples = std::min(samples, data.samples);
-  part.ids.clear();
-  for (int64_t i = 0; i < part.samples; ++i) {
-    const auto begin = data.ids.begin() + i * data.samples / part.samples * data.length;
-    part.ids.insert(part.ids.end(), begin, begin + data.length);
-  }
-  return part;
-}
-
-// A layer (or the head) with its cache for a few sequences at a time, in place over hidden states.
-class Stage {
- public:
-  Stage(const Graph& graph, NodeRange range, const WeightProvider& weights, int64_t length,
-        cpu::Isa isa, ThreadPool& pool)
-      : length_(length),
-        sequences_(std::max<int64_t>(1, kRunRows / length)),
-        width_(graph.value(graph.range_output(range)).width),
-        program_(graph, range, weights, {.max_tokens = sequences_ * length, .isa = isa}, pool),
-        cache_(graph, range, DType::kF32, sequences_, round_up(length, 16)) {}
-
-  void advance(float* hidden, int64_t rows, const RopeTables& rope) {
-    for (int64_t first = 0; first < rows; first += sequences_ * length_) {
-      const int64_t count = std::min(sequences_, (rows - first) / length_);
-      const std::vector<int64_t> starts(count, 0), lengths(count, length_);
-      const ContiguousBatch batch(starts, lengths, cache_.page_tokens());
-      Program::Input input;
-      input.hidden = hidden + first * width_;
-      input.batch = batch.view();
-      input.rope = &rope;
-      input.cache = &cache_;
-      std::memcpy(hidden + first * width_, program_.run(input), count * length_ * width_ * 4);
-    }
-  }
-
- private:
-  int64_t length_, sequences_, width_;
-  Program program_;
-  KvCache cache_;
-};
 
 // The original's weights but for one group, which is `rounded`.
 WeightProvider with_group(const WeightProvider& original, const Graph& graph,
@@ -143,6 +99,17 @@ double stored_bits(const QuantScheme& scheme, int64_t n, int64_t k) {
   return 8 * static_cast<double>(n * ceil_div(k, 2)) + 16 * static_cast<double>(n * groups) + zeros;
 }
 
+CalibrationData evenly_spread(const CalibrationData& data, int64_t samples) {
+  CalibrationData part = data;
+  part.samples = std::min(samples, data.samples);
+  part.ids.clear();
+  for (int64_t i = 0; i < part.samples; ++i) {
+    const auto begin = data.ids.begin() + i * data.samples / part.samples * data.length;
+    part.ids.insert(part.ids.end(), begin, begin + data.length);
+  }
+  return part;
+}
+
 struct SensitivityStudy::Impl {
   const Model& model;
   const Graph& graph;
@@ -152,11 +119,11 @@ struct SensitivityStudy::Impl {
   ThreadPool& pool;
   CalibrationData judged, observed;
   RopeTables rope;
-  int64_t rows, width, vocab;
+  int64_t rows, width;
   Tensor hidden;  // the original's, before the layer being studied, [rows, D]
   Tensor final;   // … and behind the last layer
   std::vector<std::unique_ptr<Stage>> stages;
-  std::unique_ptr<Program> head;
+  HeadComparison head;
   double layer_seconds = 0, head_seconds = 0;  // of all rows through one
 
   Impl(const Model& source, const CalibrationData& data, int64_t tokens, int64_t samples,
@@ -168,63 +135,24 @@ struct SensitivityStudy::Impl {
         isa(isa_of_kernels),
         pool(threads),
         judged(held_out_part(data, tokens)),
-        observed(evenly(data, samples)),
+        observed(evenly_spread(data, samples)),
         rope(rope_tables(source.config(), std::max(judged.length, observed.length))),
         rows(judged.samples * judged.length),
         width(source.config().hidden_size),
-        vocab(source.config().vocab_size),
         hidden(embed(graph, original, judged, isa, pool)),
-        final(hidden.clone()) {
+        final(hidden.clone()),
+        head(source, isa, pool) {
     for (int layer = 0; layer < graph.layers(); ++layer)
       stages.push_back(
           std::make_unique<Stage>(graph, graph.layer(layer), original, judged.length, isa, pool));
-    head = std::make_unique<Program>(graph, graph.head(), original,
-                                     ProgramOptions{.max_tokens = kHeadRows, .isa = isa}, pool);
     const auto start = Clock::now();
     for (const auto& stage : stages) stage->advance(final.data<float>(), rows, rope);
     layer_seconds = seconds_since(start) / graph.layers();
     const auto before_head = Clock::now();
-    const int64_t count = std::min(rows, kHeadRows);
-    logits(final.data<float>(), count);
+    const int64_t count = std::min(rows, HeadComparison::kRows);
+    head.logits(final.data<float>(), count);
     head_seconds =
         seconds_since(before_head) * static_cast<double>(rows) / static_cast<double>(count);
-  }
-
-  const float* logits(const float* states, int64_t count) {
-    Program::Input input;
-    input.hidden = states;
-    input.batch.t = count;
-    return head->run(input);
-  }
-
-  // Mean divergence from the original of each of the variants, whose final states are stacked.
-  std::vector<double> divergences(const Tensor& states, int64_t variants) {
-    const cpu::SmallOps& ops = cpu::small_ops(isa);
-    std::vector<double> sums(variants, 0.0);
-    std::vector<float> reference(kHeadRows * vocab), lse(kHeadRows);
-    std::vector<double> row_divergence(kHeadRows);
-    for (int64_t first = 0; first < rows; first += kHeadRows) {
-      const int64_t count = std::min(kHeadRows, rows - first);
-      std::memcpy(reference.data(), logits(final.data<float>() + first * width, count),
-                  count * vocab * 4);
-      pool.parallel_for(count, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-          lse[i] = ops.log_sum_exp(reference.data() + i * vocab, vocab);
-      });
-      for (int64_t variant = 0; variant < variants; ++variant) {
-        const float* x = logits(states.data<float>() + (variant * rows + first) * width, count);
-        pool.parallel_for(count, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i)
-            row_divergence[i] =
-                ops.kl_divergence(reference.data() + i * vocab, lse[i], x + i * vocab,
-                                  ops.log_sum_exp(x + i * vocab, vocab), vocab);
-        });
-        sums[variant] =
-            std::accumulate(row_divergence.begin(), row_divergence.begin() + count, sums[variant]);
-      }
-    }
-    for (double& sum : sums) sum = std::max(0.0, sum / static_cast<double>(rows));
-    return sums;
   }
 
   // The group's linears in a candidate's format.
@@ -284,7 +212,7 @@ struct SensitivityStudy::Impl {
     }
     for (int behind = layer + 1; behind < graph.layers(); ++behind)
       stages[behind]->advance(states.data<float>(), variants * rows, rope);
-    const std::vector<double> klds = divergences(states, variants);
+    const std::vector<double> klds = head.divergences(final, states);
     for (size_t g = 0; g < groups.size(); ++g)
       for (size_t c = 0; c < candidates.size(); ++c)
         results[g].candidates[c].kld = klds[g * candidates.size() + c];

@@ -44,6 +44,9 @@ std::vector<QuantScheme> mixed_candidates(bool int8_activations, bool symmetric)
 // Bits that a weight [n, k] takes in an engine directory.
 double stored_bits(const QuantScheme& scheme, int64_t n, int64_t k);
 
+// At most `samples` of the data's sequences, evenly spread over them.
+CalibrationData evenly_spread(const CalibrationData& data, int64_t samples);
+
 class SensitivityStudy {
  public:
   // Takes up to `tokens` of the held-out part of `data` for the divergence and up to `samples` of

@@ -1,8 +1,6 @@
 #include "quantize/sequential.h"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
 
 #include "base/progress.h"
 #include "quantize/compensate.h"
@@ -25,43 +23,6 @@ Tensor scaled_columns(const Tensor& w, const float* s, ThreadPool& pool) {
       for (int64_t i = 0; i < k; ++i) scaled.data<float>()[row * k + i] *= s[i];
   });
   return scaled;
-}
-
-// The `count` channels of largest mean magnitude, ascending.
-std::vector<int32_t> most_salient(const std::vector<float>& mean_abs, int64_t count) {
-  std::vector<int32_t> order(mean_abs.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return mean_abs[a] > mean_abs[b]; });
-  order.resize(count);
-  std::sort(order.begin(), order.end());
-  return order;
-}
-
-// Moves channels of w [N, K] into a bf16 weight; what bf16 cannot hold stays.
-QuantizedLayer::Salient take_salient(Tensor& w, const std::vector<int32_t>& channels) {
-  QuantizedLayer::Salient salient{.channels = channels};
-  if (channels.empty()) return salient;
-  const int64_t n = w.dim(0), k = w.dim(1), count = static_cast<int64_t>(channels.size());
-  salient.weight = {
-      .format = WeightFormat::kBF16, .n = n, .k = count, .data = Tensor(DType::kBF16, {n, count})};
-  auto* kept = salient.weight.data.data<uint16_t>();
-  for (int64_t row = 0; row < n; ++row)
-    for (int64_t i = 0; i < count; ++i) {
-      float& value = w.data<float>()[row * k + channels[i]];
-      kept[row * count + i] = f32_to_bf16(value);
-      value -= bf16_to_f32(kept[row * count + i]);
-    }
-  return salient;
-}
-
-void add_salient(const QuantizedLayer::Salient& salient, Tensor& values) {
-  const int64_t n = values.dim(0), k = values.dim(1);
-  const auto count = static_cast<int64_t>(salient.channels.size());
-  for (int64_t row = 0; row < n; ++row)
-    for (int64_t i = 0; i < count; ++i)
-      values.data<float>()[row * k + salient.channels[i]] +=
-          bf16_to_f32(salient.weight.data.data<uint16_t>()[row * count + i]);
 }
 
 class LayerRounder {
@@ -146,11 +107,11 @@ class LayerRounder {
     std::optional<Candidate> chosen = search_under_compensation(
         task, group, targets, trial, candidates(task, group, trial), report);
     Rounded rounded =
-        round_linears(task, group, targets, trial, chosen ? chosen->factors.data() : nullptr);
+        round_group(task, group, targets, trial, chosen ? chosen->factors.data() : nullptr);
     if (chosen && rounded.error > report.rtn_error) {
       add_note(report, "the best factors lost to plain rounding on held-out tokens: not used");
       chosen.reset();
-      rounded = round_linears(task, group, targets, trial, nullptr);
+      rounded = round_group(task, group, targets, trial, nullptr);
     }
     add_note(report, rounded.note);
     report.fallbacks.insert(report.fallbacks.end(), rounded.fallbacks.begin(),
@@ -188,15 +149,35 @@ class LayerRounder {
     return all;
   }
 
-  Rounded round_linears(const LayerTask& task, const ScalingGroup& group,
-                        const LayerWeights& targets, GroupTrial& trial, const float* s) const {
-    Rounded rounded;
-    GroupReport notes;
+  // With salient channels, where the request has them here.
+  Rounded round_group(const LayerTask& task, const ScalingGroup& group, const LayerWeights& targets,
+                      GroupTrial& trial, const float* s) const {
     const Hessian hessian(folded_gram(trial, s, task.pool()), trial.activation_noise(s),
                           task.matmul);
+    const SalientRequest& request = options_.salient;
+    const int64_t count = salient_count(task.scheme, request.share, trial.k());
+    const std::vector<int32_t> channels = most_salient(trial.mean_abs(), count);
+    if (count == 0 || !request.decided_by_loss())
+      return round_linears(task, group, targets, trial, hessian, s, channels);
+    Rounded without = round_linears(task, group, targets, trial, hessian, s, {});
+    Rounded with = round_linears(task, group, targets, trial, hessian, s, channels);
+    const double least = least_salient_gain(count, trial.k());
+    const bool pays = with.error <= (1 - least) * without.error;
+    Rounded& kept = pays ? with : without;
+    kept.note = fmt::format(
+        "{} salient channels {}: they change the held-out loss by {:+.1f} % (at "
+        "least {:.1f} % less is wanted){}{}",
+        count, pays ? "kept in bf16" : "not kept", 100 * (with.error / without.error - 1),
+        100 * least, kept.note.empty() ? "" : "; ", kept.note);
+    return std::move(kept);
+  }
+
+  Rounded round_linears(const LayerTask& task, const ScalingGroup& group,
+                        const LayerWeights& targets, GroupTrial& trial, const Hessian& hessian,
+                        const float* s, const std::vector<int32_t>& channels) const {
+    Rounded rounded;
+    GroupReport notes;
     if (!hessian.note().empty()) rounded.fallbacks.push_back(hessian.note());
-    const std::vector<int32_t> channels =
-        most_salient(trial.mean_abs(), salient_count(task.scheme, options_.salient, trial.k()));
     for (const NodeId id : group.linears) {
       Tensor w = scaled_columns(targets.linears.at(id), s, task.pool());
       QuantizedLayer::Salient salient = take_salient(w, channels);
@@ -270,11 +251,6 @@ WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph) {
                    id_of](const Node& node) { return layer.folded.norms.at(id_of(node)).clone(); },
           .bias = [&layer, id_of](
                       const Node& node) { return layer.folded.biases.at(id_of(node)).clone(); }};
-}
-
-int64_t salient_count(const QuantScheme& scheme, double share, int64_t k) {
-  if (!(share > 0) || !scheme.weights || scheme.weights->num_bits != 4) return 0;
-  return std::clamp<int64_t>(std::llround(share * static_cast<double>(k)), 1, k);
 }
 
 SequentialLayer quantize_sequentially(PairedStream& stream, const Graph& graph, NodeRange range,

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <memory>
 #include <random>
+#include <set>
 
 #include "base/file.h"
 #include "engine/executor.h"
@@ -182,6 +184,56 @@ TEST_P(SequentialSchemeTest, no_group_is_worse_than_rounding_on_held_out_tokens)
 INSTANTIATE_TEST_SUITE_P(Schemes, SequentialSchemeTest,
                          ::testing::Values("w4a16", "w4a8", "w8a8", "w8a16"));
 
+// Mean over tokens of ‖x̂ − x‖² / ‖x‖² of the residual stream behind every layer, both models having
+// run from the tokens on.
+std::vector<double> stream_errors(const Model& model, const Model& engine,
+                                  const CalibrationData& data, ThreadPool& pool) {
+  const WeightProvider exact_weights = model.weights(), weights = engine.weights();
+  LayerStream exact(model.config(), model.graph(), exact_weights, data, cpu::detected_isa(), pool);
+  LayerStream got(engine.config(), engine.graph(), weights, data, cpu::detected_isa(), pool);
+  std::vector<double> errors;
+  for (int layer = 0; layer < model.graph().layers(); ++layer) {
+    exact.advance(layer, exact_weights);
+    got.advance(layer, weights);
+    const Tensor &x = *exact.state()[0], &y = *got.state()[0];
+    double sum = 0;
+    for (int64_t row = 0; row < x.dim(0); ++row) {
+      double squares = 0, size = 0;
+      for (int64_t i = row * x.dim(1); i < (row + 1) * x.dim(1); ++i) {
+        squares += std::pow(y.data<float>()[i] - x.data<float>()[i], 2.0);
+        size += std::pow(x.data<float>()[i], 2.0);
+      }
+      sum += squares / size;
+    }
+    errors.push_back(sum / static_cast<double>(x.dim(0)));
+  }
+  return errors;
+}
+
+TEST(SequentialTest, on_fresh_tokens_no_layer_of_a_model_with_biases_ends_worse_than_by_rounding) {
+  ScratchDirectory scratch;
+  const Model source = Model::open(with_tokenizer(scratch, "qwen2"));
+  const CalibrationData data = random_tokens(source, 32, 24, 1),
+                        fresh = random_tokens(source, 16, 24, 2);
+  ThreadPool pool(2);
+  for (const std::string scheme : {"w4a16", "w4a8", "w8a8"}) {
+    std::map<std::string, std::vector<double>> errors;
+    for (const std::string mode : {"rtn", "awq", "auto"}) {
+      const Recipe recipe{.mode = mode,
+                          .scheme = QuantScheme::preset(scheme, 32),
+                          .head = "bf16",
+                          .output = scratch.path() / (mode + scheme)};
+      quantize_model(source, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool);
+      errors[mode] = stream_errors(source, Model::open(recipe.output), fresh, pool);
+    }
+    for (size_t layer = 0; layer < errors["rtn"].size(); ++layer) {
+      EXPECT_GT(errors["rtn"][layer], 0) << scheme << layer;
+      EXPECT_LE(errors["awq"][layer], errors["rtn"][layer]) << scheme << layer;
+      EXPECT_LE(errors["auto"][layer], errors["rtn"][layer]) << scheme << layer;
+    }
+  }
+}
+
 TEST(SequentialTest, too_few_tokens_become_warnings_that_name_the_group) {
   ScratchDirectory scratch;
   const Model source = Model::open(with_tokenizer(scratch, "mistral"));
@@ -225,7 +277,7 @@ TEST(SequentialTest, salient_channels_run_as_a_second_product_of_gathered_inputs
     const Recipe recipe{.mode = "auto",
                         .scheme = QuantScheme::preset(scheme, 32),
                         .head = "bf16",
-                        .salient = 0.05,
+                        .salient = {.share = 0.05},
                         .output = scratch.path() / scheme};
     quantize_model(source, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool);
     const Model engine = Model::open(recipe.output);
@@ -255,6 +307,82 @@ TEST(SequentialTest, salient_channels_run_as_a_second_product_of_gathered_inputs
             << scheme << at_once << i;
     }
   }
+}
+
+TEST(SequentialTest, salient_channels_are_kept_only_where_they_pay) {
+  const Model model = Model::open(golden_model("qwen2"));
+  const CalibrationData data = random_tokens(model, 16, 24, 3);
+  ThreadPool pool(2);
+  const Graph& graph = model.graph();
+  const int64_t d = model.config().hidden_size, count = 2;
+  const double share = static_cast<double>(count) / static_cast<double>(d);
+  bool kept[2] = {false, false};
+  for (const bool outlier : {false, true}) {
+    WeightProvider weights = model.weights();
+    weights.norm = [&, plain = weights.norm](const Node& node) {
+      Tensor norm = plain(node);
+      if (outlier) norm.data<float>()[3] *= 300;  // no factor can even that out
+      return norm;
+    };
+    // The first group, whose inputs are the same in all three runs.
+    const auto first_group = [&](const SalientRequest& request) {
+      PairedStream stream(model.config(), graph, weights, data, cpu::detected_isa(), pool);
+      SequentialLayer layer =
+          quantize_sequentially(stream, graph, graph.layer(0), weights,
+                                {.scheme = QuantScheme::preset("w4a16", 32), .salient = request});
+      const NodeId linear = scaling_groups(graph, graph.layer(0)).front().linears.front();
+      return std::pair(layer.reports.front(), layer.layer.salient.contains(linear));
+    };
+    const auto [none, without] = first_group({});
+    const auto [all, with] = first_group({.share = share});
+    const auto [judged, taken] =
+        first_group({.share = share, .groups = SalientRequest::Groups::kWherePaying});
+    EXPECT_FALSE(without);
+    EXPECT_TRUE(with);
+    EXPECT_EQ(taken, all.error <= (1 - least_salient_gain(count, d)) * none.error);
+    EXPECT_EQ(judged.error, taken ? all.error : none.error);
+    EXPECT_THAT(judged.note, HasSubstr(taken ? "2 salient channels kept in bf16"
+                                             : "2 salient channels not kept"));
+    kept[outlier] = taken;
+  }
+  EXPECT_FALSE(kept[0]);
+  EXPECT_TRUE(kept[1]);
+}
+
+TEST(SequentialTest, an_engine_lists_the_channels_that_were_kept_and_no_others) {
+  ScratchDirectory scratch;
+  const Model source = Model::open(with_tokenizer(scratch, "qwen2"));
+  const CalibrationData data = random_tokens(source, 16, 24, 1);
+  ThreadPool pool(2);
+  const Recipe recipe{.mode = "auto",
+                      .scheme = QuantScheme::preset("w4a16", 32),
+                      .salient = {.share = 0.03, .groups = SalientRequest::Groups::kWherePaying},
+                      .output = scratch.path() / "e"};
+  const QuantizeSummary summary =
+      quantize_model(source, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool).at(0);
+  const Model engine = Model::open(recipe.output);
+  const auto& listed = engine.engine()->manifest().salient;
+  size_t kept = 0;
+  for (const GroupReport& report : summary.reports)
+    kept += report.note.find("salient channels kept in bf16") != std::string::npos;
+  std::set<NodeId> groups;  // by the first of their linears
+  for (const Node& node : engine.graph().nodes()) {
+    if (node.op != Op::kLinear || node.layer < 0) continue;
+    const LinearWeight weight = engine.weights().linear(node);
+    EXPECT_EQ(listed.contains(node.name), !weight.salient_channels.empty()) << node.name;
+  }
+  for (int layer = 0; layer < engine.graph().layers(); ++layer)
+    for (const ScalingGroup& group : scaling_groups(engine.graph(), engine.graph().layer(layer)))
+      if (listed.contains(engine.graph().node(group.linears.front()).name))
+        groups.insert(group.linears.front());
+  EXPECT_EQ(groups.size(), kept);
+  EXPECT_GT(logits_of(engine, engine.weights(), true, pool).size(), 0u);
+}
+
+TEST(SequentialTest, least_gain_of_salient_channels_is_what_their_bits_give_elsewhere) {
+  EXPECT_DOUBLE_EQ(least_salient_gain(0, 64), 0);
+  EXPECT_DOUBLE_EQ(least_salient_gain(4, 64), 0.75);  // one bit per weight
+  EXPECT_NEAR(least_salient_gain(10, 2000), 0.105, 0.001);
 }
 
 TEST(SequentialTest, the_same_inputs_make_the_same_engine_with_any_number_of_threads) {

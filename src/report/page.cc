@@ -203,6 +203,53 @@ std::vector<Chart> error_charts(const Json& groups) {
   return charts;
 }
 
+std::vector<Chart> sensitivity_charts(const Json& engine) {
+  const Json& groups = member_of(engine, "groups");
+  const Json& study = member_of(engine, "sensitivity");
+  if (!study.is_object()) return {};
+  std::vector<Chart> charts;
+  for (const std::string& kind : kinds_of(groups)) {
+    std::vector<Series> schemes;
+    for (const Json& group : groups) {
+      if (text_of(group, "kind", "linears") != kind) continue;
+      for (const Json& cost : member_of(group, "schemes")) {
+        const std::string scheme = text_of(cost, "scheme");
+        auto found = std::find_if(schemes.begin(), schemes.end(),
+                                  [&](const Series& each) { return each.name == scheme; });
+        if (found == schemes.end())
+          found = schemes.insert(
+              schemes.end(), Series{.name = scheme, .color = static_cast<int>(schemes.size() % 6)});
+        found->x.push_back(number_of(group, "layer", kNone));
+        found->y.push_back(number_of(cost, "kld", kNone));
+        found->labels.push_back(text_of(group, "name") + ", " + scheme);
+      }
+    }
+    charts.push_back({.id = "sensitivity-" + kind,
+                      .title = "Divergence alone in each scheme, " + kind,
+                      .x_label = "layer",
+                      .y_label = "KL divergence (nats)",
+                      .log_y = true,
+                      .series = std::move(schemes)});
+  }
+  Series front{.name = "predicted front", .mark = Series::Mark::kLine, .color = 2},
+      chosen{.name = "chosen, predicted", .color = 1}, got{.name = "measured", .color = 0};
+  for (const Json& plan : member_of(study, "front")) {
+    front.x.push_back(number_of(plan, "bits_per_weight", kNone));
+    front.y.push_back(number_of(plan, "kld", kNone));
+  }
+  const Json& plan = member_of(study, "chosen");
+  chosen.x = got.x = {number_of(plan, "bits_per_weight", kNone)};
+  chosen.y = {number_of(plan, "kld", kNone)};
+  got.y = {number_of(member_of(engine, "quality"), "kld", kNone)};
+  charts.push_back({.id = "front",
+                    .title = "Predicted divergence against size",
+                    .x_label = "bits per weight of the decoder's linears",
+                    .y_label = "KL divergence (nats)",
+                    .log_y = true,
+                    .series = {std::move(front), std::move(chosen), std::move(got)}});
+  return charts;
+}
+
 std::vector<Chart> tradeoff_charts(const Json& engines) {
   struct Point {
     double bits, kld;

@@ -19,6 +19,9 @@ std::vector<Chart> outlier_charts(const Json& groups);  // by layer, then the wo
 std::vector<Chart> weight_charts(const Json& groups);   // ranges before and after folding
 std::vector<Chart> choice_charts(const Json& groups);   // exponents, clipping, bits
 std::vector<Chart> error_charts(const Json& groups);    // by group; KL divergence where known
+// Where a sensitivity study measured the groups: the divergence of each in every scheme, alone; the
+// predicted front with the plan that was chosen, and what the engine came to.
+std::vector<Chart> sensitivity_charts(const Json& engine);
 // Of all engines: KL divergence against size, and the front.
 std::vector<Chart> tradeoff_charts(const Json& engines);
 

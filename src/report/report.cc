@@ -195,6 +195,7 @@ class Page {
     charts("Weights", weight_charts(groups), 3);
     charts("What was chosen", choice_charts(groups), 3);
     charts("What is lost", error_charts(groups), 3);
+    sensitivity(engine);
     Rows rows;
     for (const Json& group : groups)
       if (const std::string note = text_of(group, "note"); !note.empty())
@@ -202,6 +203,40 @@ class Page {
     if (rows.empty()) return;
     heading(3, "Notes");
     table({"group", "note"}, rows);
+  }
+
+  void sensitivity(const Json& engine) {
+    const Json& study = member_of(engine, "sensitivity");
+    if (!study.is_object()) {
+      paragraph("soft",
+                "What each group contributes to the divergence is measured by the sensitivity "
+                "study of --scheme mixed only. Shown above in its place is the share of its own "
+                "output that each group loses on held-out tokens; how far that reaches the "
+                "model's answers it does not say.");
+      return;
+    }
+    charts("Sensitivity and mixed precision", sensitivity_charts(engine), 3);
+    paragraph("soft",
+              fmt::format("Each group alone in each scheme by compensated rounding, the rest of "
+                          "the model as it is, on {} held-out tokens. Predictions add these up; "
+                          "they leave out what searched factors and correcting one group's error "
+                          "in the next give, so the engine should be better.",
+                          number(member_of(study, "study"), "tokens", "{:.0f}")));
+    std::vector<std::string> header = {"group", "chosen"};
+    Rows rows;
+    for (const Json& group : member_of(engine, "groups")) {
+      const Json& schemes = member_of(group, "schemes");
+      if (!schemes.is_array() || schemes.empty()) continue;
+      rows.push_back({text_of(group, "name"), text_of(group, "scheme")});
+      for (const Json& cost : schemes) {
+        if (rows.size() == 1) header.push_back("KLD " + text_of(cost, "scheme"));
+        rows.back().push_back(number(cost, "kld", "{:.2e}"));
+      }
+    }
+    if (rows.empty()) return;
+    out_ += "<details><summary>Divergence of every group in every scheme</summary>";
+    table(header, rows);
+    out_ += "</details>\n";
   }
 
   void facts(const std::string& title, const Json& object) {

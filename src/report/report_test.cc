@@ -74,6 +74,31 @@ TEST(ReportTest, draws_every_chart_of_what_it_is_given) {
       << "it needs nothing from elsewhere";
 }
 
+TEST(ReportTest, a_sensitivity_study_is_shown_by_group_scheme_and_front) {
+  Json report = whole_report();
+  EXPECT_THAT(report_html(report), HasSubstr("sensitivity study of --scheme mixed only"));
+  Json& engine = report["engines"][0];
+  engine["sensitivity"] = {
+      {"study", {{"tokens", 512}}},
+      {"chosen", {{"bits_per_weight", 4.6}, {"kld", 0.07}}},
+      {"front",
+       {{{"bits_per_weight", 4.2}, {"kld", 0.2}}, {{"bits_per_weight", 8.0}, {"kld", 0.01}}}}};
+  for (Json& group : engine["groups"]) {
+    group["scheme"] = "w4a16 g64";
+    group["schemes"] = {{{"scheme", "w4a16 g64"}, {"bits", 4.4}, {"kld", 0.0123}},
+                        {{"scheme", "w8a16"}, {"bits", 8.1}, {"kld", 0.000456}}};
+  }
+  const std::string html = report_html(report);
+  for (const char* chart : {"sensitivity-q_proj", "front"})
+    EXPECT_EQ(count(html, fmt::format("data-chart=\"{}\"", chart)), 1) << chart;
+  for (const char* words : {"on 512 held-out tokens", "KLD w8a16", "1.23e-02", "4.56e-04"})
+    EXPECT_THAT(html, HasSubstr(words));
+  EXPECT_THAT(html, Not(HasSubstr("sensitivity study of --scheme mixed only")));
+  engine["sensitivity"] = {{"front", 3}, {"chosen", {1}}};
+  engine["groups"][0]["schemes"] = "none";
+  EXPECT_THAT(report_html(report), HasSubstr("</html>")) << "whatever a file holds";
+}
+
 TEST(ReportTest, strings_of_files_cannot_write_html) {
   const std::string evil = "</title><script>alert(1)</script><img src=x onerror='a\"b'>";
   Json report = whole_report();
