@@ -73,7 +73,7 @@ std::map<std::string, Json> studied_groups(const Json& mixed) {
       studied["schemes"].push_back({{"scheme", scheme},
                                     {"bits", candidate.value("bits", 0.0) / weights},
                                     {"kld", candidate.value("kld", 0.0)}});
-      if (scheme == studied["scheme"]) studied["kld"] = candidate.value("kld", 0.0);
+      if (studied["scheme"] == Json(scheme)) studied["kld"] = candidate.value("kld", 0.0);
     }
     groups[group.value("name", std::string())] = std::move(studied);
   }

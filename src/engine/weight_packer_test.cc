@@ -34,7 +34,7 @@ TEST_P(WeightPackerTest, packs_what_pack_linear_packs_and_tells_when_each_is_don
   for (size_t i = 0; i < weights.size(); ++i) {
     const WeightView view = weights[i].view();
     EXPECT_EQ(packer.add(cpu::linear_kernel(view.format, cpu::Activation::kInt8, isa), {view, view},
-                         [&done, i] { ++done[i]; }),
+                         "", [&done, i] { ++done[i]; }),
               static_cast<int>(i));
   }
   const std::vector<cpu::PackedWeight> packed = std::move(packer).pack(pool);
@@ -57,7 +57,7 @@ TEST(WeightPackerTest, refuses_what_no_kernel_packs_before_any_memory_is_taken) 
   WeightPacker packer;
   EXPECT_THROW(packer.add(cpu::linear_kernel(WeightFormat::kInt8Channel, cpu::Activation::kInt8,
                                              cpu::Isa::kPortable),
-                          {a.view(), b.view()}),
+                          {a.view(), b.view()}, ""),
                Error);
 }
 
