@@ -138,8 +138,12 @@ void pack_panel_two_level(const RowSource* rows, int64_t k, int64_t group_size, 
     steps[r] = two_level_row(*part, row, of_row.data());
     for (int64_t g = 0; g < groups; ++g) {
       const uint8_t zero = zero_point(rows[r], g);
-      const int32_t codes = sum_of_codes(data, g * group_size, std::min(k, (g + 1) * group_size));
-      const int64_t columns = (g + 1 < groups ? (g + 1) * group_size : 8 * lines) - g * group_size;
+      // The last group has what fills up its line: an odd row's last nibble, whatever it is, and
+      // codes of 0.
+      const bool last = g + 1 == groups;
+      const int64_t begin = g * group_size, end = last ? round_up(k, 2) : begin + group_size;
+      const int32_t codes = sum_of_codes(data, begin, end);
+      const int64_t columns = last ? 8 * lines - begin : group_size;
       sums[r] += of_row[g] * (codes - zero * static_cast<int32_t>(columns));
       multiples[g * kPanelRows + r] = of_row[g];
       shares[g * kPanelRows + r] = static_cast<uint8_t>(of_row[g] * zero);
