@@ -45,8 +45,9 @@ TEST_F(PreflightTest, the_weights_size_is_what_is_written) {
 }
 
 int64_t tensor_bytes(const std::filesystem::path& engine) {
+  const EngineDirectory directory(engine);
   int64_t bytes = 0;
-  for (const StoredTensor& tensor : EngineDirectory(engine).weights().tensors())
+  for (const StoredTensor& tensor : directory.weights().tensors())
     if (!tensor.name.starts_with("__pad")) bytes += static_cast<int64_t>(tensor.data.size());
   return bytes;
 }
