@@ -10,11 +10,13 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <functional>
 #include <random>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -27,7 +29,7 @@
 namespace whit::cuda {
 namespace {
 
-constexpr size_t kCopiesBytes = size_t{400} << 20;
+constexpr size_t kCopiesBytes = size_t{420} << 20;  // seven times the L2 of an H200
 
 __global__ void fill(uint32_t* p, size_t words, uint32_t seed, uint32_t keep, uint32_t set) {
   const size_t step = size_t{gridDim.x} * blockDim.x;
@@ -69,31 +71,45 @@ void* allocate(size_t bytes) {
   return p;
 }
 
-// Median µs of a call, from graphs of `calls` calls; the launch's latency is kept out by a replay
-// in front of the timed one.
+// Median µs of a call of a graph of `calls` calls, repeated until it is a millisecond long. After a
+// pause and 15 ms of replays: so that neither what ran before nor a clock that sleeps counts, and
+// power limits count little. An untimed replay before each timed one keeps launches out.
 double median_us(cudaStream_t stream, int calls, const std::function<void(int)>& call) {
-  cudaGraph_t graph;
-  cudaGraphExec_t replay;
   call(0);  // what is made at first use
   check(cudaStreamSynchronize(stream), "first call");
   check(cudaGetLastError(), "first call");
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  for (int i = 0; i < calls; ++i) call(i);
-  check(cudaStreamEndCapture(stream, &graph), "capture");
-  check(cudaGraphInstantiate(&replay, graph, 0), "graph");
   cudaEvent_t begin, end;
   check(cudaEventCreate(&begin), "event");
   check(cudaEventCreate(&end), "event");
+  auto elapsed_ms = [&] {
+    check(cudaEventRecord(end, stream), "event");
+    check(cudaEventSynchronize(end), "calls");
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, begin, end), "event");
+    return ms;
+  };
+  check(cudaEventRecord(begin, stream), "event");
+  for (int i = 0; i < calls; ++i) call(i);
+  const float once = elapsed_ms();
+  const int rounds = std::clamp(static_cast<int>(1 / once) + 1, 1, std::max(1, 400 / calls));
+  cudaGraph_t graph;
+  cudaGraphExec_t replay;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+  for (int i = 0; i < rounds * calls; ++i) call(i % calls);
+  check(cudaStreamEndCapture(stream, &graph), "capture");
+  check(cudaGraphInstantiate(&replay, graph, 0), "graph");
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  const auto start = std::chrono::steady_clock::now();
+  while (std::chrono::steady_clock::now() - start < std::chrono::milliseconds(15)) {
+    check(cudaGraphLaunch(replay, stream), "replay");
+    check(cudaStreamSynchronize(stream), "replay");
+  }
   std::vector<double> times;
-  for (int repeat = -3; repeat < 21; ++repeat) {
+  for (int repeat = 0; repeat < 25; ++repeat) {
     check(cudaGraphLaunch(replay, stream), "replay");
     check(cudaEventRecord(begin, stream), "event");
     check(cudaGraphLaunch(replay, stream), "replay");
-    check(cudaEventRecord(end, stream), "event");
-    check(cudaEventSynchronize(end), "replay");
-    float ms = 0;
-    check(cudaEventElapsedTime(&ms, begin, end), "event");
-    if (repeat >= 0) times.push_back(ms * 1e3 / calls);
+    times.push_back(elapsed_ms() * 1e3 / (rounds * calls));
   }
   check(cudaGraphExecDestroy(replay), "graph");
   check(cudaGraphDestroy(graph), "graph");
@@ -133,7 +149,8 @@ class Bench {
   }
 
   double bare_read_us(size_t bytes) {
-    const size_t copies = std::max<size_t>(1, kCopiesBytes * 4 / bytes);
+    const size_t copies =
+        std::max<size_t>(1, (bytes > kCopiesBytes ? 4 : 1) * kCopiesBytes / bytes);
     const int calls = static_cast<int>(std::min<size_t>(copies, 64));
     double best = 1e30;
     for (const int per_sm : {2, 4})
@@ -211,9 +228,9 @@ class Bench {
   double time(const Format& f, const Shape& s, int64_t m) {
     const size_t bytes = static_cast<size_t>(packed_bytes(f.format, s.n, s.k, 128));
     const size_t pitch = (bytes + 255) / 256 * 256;
-    const int copies = make_copies(f, s, 0, kCopiesBytes * 4);
+    const int copies = make_copies(f, s, 0, kCopiesBytes);
     LinearArgs args = make_args(f, s, m);
-    return median_us(stream_, std::max(4, std::min(copies, 24)), [&](int i) {
+    return median_us(stream_, std::max(2, std::min(copies, 64)), [&](int i) {
       args.weight.data = arena_ + (i % copies) * pitch;
       if (skinny_)
         run_skinny(args, {.sms = sms_, .capability = 90}, stream_);
@@ -294,13 +311,15 @@ std::vector<std::string> split(const std::string& list) {
 int run(int argc, char** argv) {
   std::string shapes = "6144x4096,4096x4096,28672x4096,4096x14336", ms = "1,16,64,128,256,1024",
               formats = "w4a8,w4a8-sym,w4a16,w8a8,fp8,bf16";
-  bool chain = false, skinny = false;
+  bool chain = false, skinny = false, peaks = true;
   for (int i = 1; i < argc; ++i) {
     const std::string flag = argv[i];
     if (flag == "--chain")
       chain = true;
     else if (flag == "--skinny")
       skinny = true;
+    else if (flag == "--no-peaks")
+      peaks = false;
     else if (i + 1 < argc && flag == "--shapes")
       shapes = argv[++i];
     else if (i + 1 < argc && flag == "--m")
@@ -313,7 +332,7 @@ int run(int argc, char** argv) {
                   "[--chain | --skinny]");
   }
   Bench bench(skinny);
-  bench.peaks();
+  if (peaks) bench.peaks();
   if (!chain)
     std::printf(
         "format      N x K          M       us   weights of read BW   bare us      of it   "

@@ -5,14 +5,18 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/linear_dense.h"
+#include "kernels/cuda/linear_layout.h"
 #include "kernels/cuda/linear_skinny.h"
 #include "kernels/cuda/sm90/linear_wide.h"
 
 namespace whit::cuda {
 namespace {
 
-// Up to here the weight's bytes bound the product and the streaming kernel is the faster one.
-constexpr int64_t kSkinnyRows = 32;
+// Where both kernels could: the streaming one up to 8 rows, and up to 16 where K is summed in
+// chunks, which cost the other a cluster's exchange.
+bool streams(const LinearArgs& args) {
+  return args.m <= 8 || (args.m <= 16 && k_chunks(args.weight.n, args.weight.k) > 1);
+}
 
 void require(bool condition, const LinearArgs& args, const char* rule) {
   if (!condition)
@@ -65,7 +69,7 @@ void LinearRunner::run(const LinearArgs& args, CUstream_st* stream) {
   if (args.weight.format == LinearFormat::kBf16 || args.weight.format == LinearFormat::kFp8) {
     if (!state_->dense) state_->dense.emplace();
     state_->dense->run(args, stream);
-  } else if (args.m > kSkinnyRows && wide_supports(args.weight, state_->device)) {
+  } else if (!streams(args) && wide_supports(args.weight, state_->device)) {
     run_wide(args, state_->device, stream);
   } else {
     run_skinny(args, state_->device, stream);

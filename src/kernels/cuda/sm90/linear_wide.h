@@ -1,13 +1,17 @@
-// int8 activations × 4- or 8-bit weights for many rows on Hopper's warpgroup tensor cores.
+// int8 or bf16 activations × 4- or 8-bit weights for many rows on Hopper's warpgroup tensor cores.
 //
-// A block is a producer and two consumer warpgroups of 64 weight rows × 64 or 128 tokens. Weights
-// are the A operand, unpacked in registers; tokens come through a 128-byte-swizzled tensor map. The
-// consumers take turns: while one scales its sums the other multiplies.
-// Bounds: the int8 peak (4096 MAC a clock and SM); beside it the issue of the group scales, an I2F
-// and an FMA an output and 128 of K; and the L2's bandwidth, of which 128 × 128 tiles at the peak
-// would ask 49 bytes a clock and SM.
-// K is summed in k_chunks: by one block in turn, or each by a block of a cluster where the tiles
-// are too few for the SMs. Both add the chunks' sums in the same order.
+// A block is two consumer warpgroups of 64 weight rows × 32 to 256 tokens, and a producer whose
+// warps copy: one the tokens, through a 128-byte-swizzled tensor map, one the weights of each
+// consumer. Weights are the A operand, unpacked in registers. A consumer always has products in
+// flight while it scales the ones before; two blocks of a cluster share the copying of wide tiles'
+// tokens.
+// Bounds: the tensor cores' rate (4096 MAC of int8 a clock and SM), and what stands beside it.
+// While products run, the ALU pipe goes at half its rate (LOP3 and IMAD, measured: 131 instead of
+// 68 clocks for 32 instructions of four warps), and group scales take an I2F and an FMA an output
+// and 128 of K, unpacking with zero points 3.5 instructions for four weights: with 128 tokens that,
+// not the tensor cores, decides. K is summed in k_chunks: by one block in turn, or by the blocks of
+// a cluster, one or two chunks each, where the tiles are too few for the SMs. All add the chunks'
+// sums in the same order.
 #pragma once
 
 #include "kernels/cuda/linear.h"
@@ -15,7 +19,7 @@
 
 namespace whit::cuda {
 
-// Whether there is a kernel: kW4A8 in groups of 128, kW8A8.
+// Whether there is a kernel: kW4A8 and kW4A16 in groups of 128, kW8A8.
 bool wide_supports(const LinearWeight& weight, const DeviceInfo& device);
 
 // Same contract as LinearRunner::run.

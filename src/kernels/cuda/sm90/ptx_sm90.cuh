@@ -24,10 +24,18 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{ .reg .pred p;\n"
-      "again: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n"
+      "again: mbarrier.try_wait.parity.shared.b64 p, [%0], %1, %2;\n"
       "@!p bra again; }" ::"r"(barrier),
-      "r"(parity)
+      "r"(parity), "n"(10'000'000)  // ns that it may sleep instead of asking again
       : "memory");
+}
+
+// Whether this is the one thread of its warp that is chosen; all of them call it.
+__device__ __forceinline__ bool elect_one() {
+  uint32_t elected;
+  asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }"
+               : "=r"(elected));
+  return elected != 0;
 }
 
 // Global to shared memory, completing on the barrier. Sizes and addresses are multiples of 16.
@@ -72,6 +80,26 @@ __device__ __forceinline__ uint4 load_cluster(uint32_t address, int rank) {
   return v;
 }
 
+// The same box to that address of every block of the cluster that the mask names, completing on
+// each one's barrier at that address.
+__device__ __forceinline__ void tensor_copy_2d_to_all(uint32_t to, const CUtensorMap* map,
+                                                      int column, int row, uint32_t barrier,
+                                                      uint16_t mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(mask)
+      : "memory");
+}
+// At the barrier at this block's shared address, in the block of that rank of the cluster.
+__device__ __forceinline__ void barrier_arrive_remote(uint32_t barrier, int rank) {
+  asm volatile(
+      "{ .reg .u32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote]; }" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
 // Operand B, rows of 128 bytes of K in shared memory swizzled by 128 bytes, 1024-byte aligned:
 // eight rows are 1024 bytes apart from the next eight.
 __device__ __forceinline__ uint64_t swizzled_operand(uint32_t address) {
@@ -90,37 +118,60 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-#define WHIT_INOUT4(d, i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
-#define WHIT_INOUT16(d, i) \
-  WHIT_INOUT4(d, i), WHIT_INOUT4(d, i + 4), WHIT_INOUT4(d, i + 8), WHIT_INOUT4(d, i + 12)
+// d (+)= a · bᵀ of a warpgroup, 64 rows × twice as many columns as d has registers: 32 of K of
+// int8, or 16 of bf16. d is the warpgroup's own again after wgmma_wait.
+#define WHIT_D16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define WHIT_D32 \
+  WHIT_D16       \
+  ", "           \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WHIT_D64                                                                     \
+  WHIT_D32                                                                           \
+  ", "                                                                               \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define WHIT_D128                                                                        \
+  WHIT_D64                                                                               \
+  ", "                                                                                   \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "     \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "     \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, "     \
+  "%110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, " \
+  "%124, %125, %126, %127"
+#define WHIT_INOUT4(c, d, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
+#define WHIT_INOUT16(c, d, i)                                               \
+  WHIT_INOUT4(c, d, i), WHIT_INOUT4(c, d, i + 4), WHIT_INOUT4(c, d, i + 8), \
+      WHIT_INOUT4(c, d, i + 12)
+#define WHIT_INOUT32(c, d, i) WHIT_INOUT16(c, d, i), WHIT_INOUT16(c, d, i + 16)
+#define WHIT_INOUT64(c, d, i) WHIT_INOUT32(c, d, i), WHIT_INOUT32(c, d, i + 32)
+#define WHIT_INOUT128(c, d, i) WHIT_INOUT64(c, d, i), WHIT_INOUT64(c, d, i + 64)
+// count: registers of d; a0 … a3, b, p: the numbers of the operands that follow them.
+#define WHIT_WGMMA(function, type, constraint, count, instruction, last, a0, a1, a2, a3, n, p) \
+  __device__ __forceinline__ void function(type(&d)[count], const uint32_t(&a)[4], uint64_t b, \
+                                           int accumulate) {                                   \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #p                                         \
+                 ", 0;\n"                                                                      \
+                 "wgmma.mma_async.sync.aligned." instruction " {" WHIT_D##count                \
+                 "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #n ", p" last "; }"          \
+                 : WHIT_INOUT##count(constraint, d, 0)                                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));       \
+  }
+WHIT_WGMMA(wgmma, int, "+r", 16, "m64n32k32.s32.s8.s8", "", 16, 17, 18, 19, 20, 21)
+WHIT_WGMMA(wgmma, int, "+r", 32, "m64n64k32.s32.s8.s8", "", 32, 33, 34, 35, 36, 37)
+WHIT_WGMMA(wgmma, int, "+r", 64, "m64n128k32.s32.s8.s8", "", 64, 65, 66, 67, 68, 69)
+WHIT_WGMMA(wgmma, int, "+r", 128, "m64n256k32.s32.s8.s8", "", 128, 129, 130, 131, 132, 133)
+WHIT_WGMMA(wgmma, float, "+f", 16, "m64n32k16.f32.bf16.bf16", ", 1, 1, 0", 16, 17, 18, 19, 20, 21)
+WHIT_WGMMA(wgmma, float, "+f", 32, "m64n64k16.f32.bf16.bf16", ", 1, 1, 0", 32, 33, 34, 35, 36, 37)
 
-// d (+)= a · bᵀ of a warpgroup: 64 rows × twice as many columns as d has registers, 32 of K, int8.
-__device__ __forceinline__ void wgmma_s8(int (&d)[32], const uint32_t (&a)[4], uint64_t b,
-                                         int accumulate) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, {%32, %33, %34, %35}, %36, p; }"
-      : WHIT_INOUT16(d, 0), WHIT_INOUT16(d, 16)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-}
-__device__ __forceinline__ void wgmma_s8(int (&d)[64], const uint32_t (&a)[4], uint64_t b,
-                                         int accumulate) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, {%64, %65, %66, %67}, %68, p; }"
-      : WHIT_INOUT16(d, 0), WHIT_INOUT16(d, 16), WHIT_INOUT16(d, 32), WHIT_INOUT16(d, 48)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-}
-
+#undef WHIT_WGMMA
 #undef WHIT_INOUT4
 #undef WHIT_INOUT16
+#undef WHIT_INOUT32
+#undef WHIT_INOUT64
+#undef WHIT_INOUT128
+#undef WHIT_D16
+#undef WHIT_D32
+#undef WHIT_D64
+#undef WHIT_D128
 
 }  // namespace whit::cuda

@@ -1,0 +1,531 @@
+// The kernel of linear_wide.h, a template of format and token tile. Each format's instances are a
+// source of their own (linear_wide_*.cu), which nvcc compiles side by side.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_epilogue.cuh"
+#include "kernels/cuda/linear_layout.h"
+#include "kernels/cuda/linear_unpack.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/sm90/ptx_sm90.cuh"
+
+namespace whit::cuda {
+
+constexpr int kWideStepK = 128;    // of K a pipeline stage: one scale group
+constexpr int kWideConsumers = 2;  // warpgroups, of 64 rows each
+constexpr int kWideMostParts = 4;  // of k_chunks
+constexpr int kWideThreads = 128 * (kWideConsumers + 1);
+// Floats between the rows of staged sums: 4 more than a tile's 64 rows, so that the writes of a
+// warp (8 rows × 4 columns, 2 apart) fall into 32 banks.
+constexpr int kWidePitch = kTileRows + 4;
+
+struct WideParams {
+  const uint8_t* weight;
+  TileLayout layout;
+  Epilogue epilogue;
+  int m, n;
+  int steps;        // along K
+  int chunks;       // of K
+  int parts;        // blocks of a cluster that share K: a divisor of chunks
+  int sharers;      // blocks of a cluster that share tokens: 1 or 2, each half of the copying
+  int token_tiles;  // fastest, so that neighbours share weights
+  int tiles;        // of a cluster
+  bool vectors;     // whether rows of y and of the residual can be moved in 16-byte vectors
+};
+
+// kPiece: tokens whose sums are staged at once; all where K has chunks.
+template <LinearFormat format, int kTokens, int kPiece>
+struct WideShape {
+  static constexpr bool kInt4 = format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16;
+  static constexpr bool kInteger = format != LinearFormat::kW4A16;
+  // Whether sums are integers to the end: one set of them, and no groups.
+  static constexpr bool kExact = format == LinearFormat::kW8A8;
+  using Product = std::conditional_t<kInteger, int, float>;
+  // Swizzled rows of 128 bytes of inputs that a step of K takes.
+  static constexpr int kRuns = kInteger ? 1 : 2;
+  static constexpr int kMmas = 4 * kRuns;  // along K of a step
+  // Groups of products are halves of a tile's tokens, one multiplied while the other is scaled.
+  static constexpr int kHalves = !kExact && kTokens == 128 ? 2 : 1;
+  // Sets of A operands: with two, the next step's are unpacked while this one's are multiplied; one
+  // is what the registers of 128 tokens × 8 operands leave room for.
+  static constexpr int kSets = kHalves == 2 && !kInteger ? 1 : 2;
+  static constexpr int kUnitTokens = kTokens / kHalves;
+  static constexpr int kValues = kUnitTokens / 2;  // of a thread in a unit
+  // Bytes of a warpgroup's weights in a stage: a tile of 4 bits and its scales, two of 8 bits.
+  static constexpr int kWeightBytes = kInt4 ? 4 * kUnitBytes + kTileRows * 4 : 8 * kUnitBytes;
+  static constexpr int kRunBytes = kTokens * 128;
+  static constexpr int kInputBytes = kRuns * kRunBytes;
+  static constexpr int kStageBytes =
+      (kInputBytes + kWideConsumers * kWeightBytes + 1023) / 1024 * 1024;
+  // Chunks of K whose sums a block of a cluster can stage.
+  static constexpr int kAreas = !kExact && kTokens <= 64 ? 2 : 1;
+  static constexpr int kAreaFloats = kPiece * kWidePitch;
+  static constexpr int kSumBytes = kAreas * kAreaFloats * 4;  // of one warpgroup
+  // As many stages as fit in 227 KB beside the sums, 1 KB of barriers and 1 KB of alignment.
+  static constexpr int kStages =
+      std::min(8, (232448 - 2048 - kWideConsumers * kSumBytes) / kStageBytes);
+  static constexpr int kSharedBytes = 2048 + kStages * kStageBytes + kWideConsumers * kSumBytes;
+};
+
+// A thread's packed words of a warp's 16 rows × 128 of K, and what of them is an A operand.
+template <LinearFormat format>
+struct WideWords {
+  uint2 codes[format == LinearFormat::kW8A8 ? 2 : 1][2][2];  // [tile of 8 bits][row half][pair]
+  uint2 scales;                                              // of 4 bits: rows r and r + 8
+
+  __device__ __forceinline__ void load(const uint8_t* weights, int warp, int lane) {
+#pragma unroll
+    for (int tile = 0; tile < static_cast<int>(sizeof(codes) / sizeof(codes[0])); ++tile)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair)
+          codes[tile][half][pair] = *reinterpret_cast<const uint2*>(
+              weights + (tile * 4 + warp) * kUnitBytes + lane * 8 + half * 512 + pair * 256);
+    if constexpr (format != LinearFormat::kW8A8)
+      scales = *reinterpret_cast<const uint2*>(weights + 4 * kUnitBytes + warp * 64 + lane / 4 * 8);
+  }
+};
+
+// What the words of a step are as A operands.
+template <LinearFormat format>
+struct WideFragments {
+  static constexpr int kMmas = format == LinearFormat::kW4A16 ? 8 : 4;
+  uint32_t a[kMmas][4];
+
+  template <bool kZeroPoints>
+  __device__ __forceinline__ void unpack(const WideWords<format>& words) {
+#pragma unroll
+    for (int mma = 0; mma < kMmas; ++mma)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair) {
+          const uint2 both = words.codes[format == LinearFormat::kW8A8 ? mma / 2 : 0][half][pair];
+          const uint32_t word = mma % 2 == 0 ? both.x : both.y;
+          const uint32_t scale_word = half == 0 ? words.scales.x : words.scales.y;
+          uint32_t& to = a[mma][2 * pair + half];
+          if constexpr (format == LinearFormat::kW4A8)
+            to = int8_of_nibbles<kZeroPoints>(word, mma / 2, zero_bytes_of(scale_word));
+          else if constexpr (format == LinearFormat::kW4A16)
+            to = bf16_of_nibbles(word, mma / 2, minus_zero_of(scale_word));
+          else
+            to = word;
+        }
+  }
+};
+
+template <LinearFormat format, int kTokens, int kPiece, bool kZeroPoints>
+__global__ void __launch_bounds__(kWideThreads, 1)
+    wide(const __grid_constant__ WideParams p, const __grid_constant__ CUtensorMap inputs) {
+  using S = WideShape<format, kTokens, kPiece>;
+  constexpr bool kExact = S::kExact;
+  extern __shared__ uint8_t unaligned[];
+  // The swizzle is of address bits: stages begin at multiples of 1024.
+  uint8_t* const stages = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
+  float* const all_sums = reinterpret_cast<float*>(stages + S::kStages * S::kStageBytes);
+  const uint32_t barriers = shared_address(all_sums) + kWideConsumers * S::kSumBytes;
+  auto full = [&](int stage) { return barriers + stage * 16; };
+  auto empty = [&](int stage) { return barriers + stage * 16 + 8; };
+
+  constexpr int kStepBytes = S::kWeightBytes;  // of a row block: tiles follow one another
+  const int group = threadIdx.x / 128;
+  const int cluster = p.parts * p.sharers;
+  const int rank = cluster == 1 ? 0 : blockIdx.x % cluster;
+  const int part = p.parts == 1 ? 0 : rank, sharer = p.sharers == 1 ? 0 : rank;
+  const int first_tile = blockIdx.x / cluster, tile_step = gridDim.x / cluster;
+  const int own_chunks = p.chunks / p.parts;
+  const int step_begin = part * own_chunks * p.steps / p.chunks;
+  const int step_end = (part + 1) * own_chunks * p.steps / p.chunks;
+  // Of 64 rows: this block's first in a tile.
+  auto row_block = [&](int tile) {
+    return (tile / p.token_tiles * p.sharers + sharer) * kWideConsumers;
+  };
+
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < S::kStages; ++stage) {
+      barrier_init(full(stage), kWideConsumers + 1);  // whoever copies
+      barrier_init(empty(stage), kWideConsumers * p.sharers);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::
+                     : "memory");
+  }
+  if (p.sharers > 1)
+    cluster_sync();
+  else
+    __syncthreads();
+  let_next_kernel_launch();
+
+  if (group == kWideConsumers) {
+    give_registers<40>();
+    // A warp for each warpgroup's weights and one for the tokens, one thread of each: by elect, or
+    // ptxas wraps every copy in a loop over the lanes that might differ.
+    const int copier = __shfl_sync(0xffffffff, threadIdx.x / 32 % 4, 0);
+    if (copier < kWideConsumers && elect_one()) {
+      const int64_t block_bytes = p.layout.block_bytes();
+      const uint32_t first = shared_address(stages) + S::kInputBytes + copier * S::kWeightBytes;
+      int stage = 0, phase = 1;
+      // Weights do not depend on the kernel before: the first stages' are asked for at once.
+      for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
+        // Past the last row block: the last again, whose result is not stored.
+        const uint8_t* from = p.weight +
+                              min(row_block(tile) + copier, p.layout.row_blocks - 1) * block_bytes +
+                              int64_t{step_begin} * kStepBytes;
+        for (int step = step_begin; step < step_end; ++step, from += kStepBytes) {
+          barrier_wait(empty(stage), phase);
+          const uint32_t to = first + stage * S::kStageBytes;
+          barrier_expect(full(stage), S::kWeightBytes);
+          if (S::kInt4 || p.layout.tiles - 2 * step > 1) {
+            bulk_copy(to, from, S::kWeightBytes, full(stage));
+          } else {
+            // An odd last tile of 64 takes the second half's place too: finite bytes, whose inputs
+            // are zero.
+            bulk_copy(to, from, S::kWeightBytes / 2, full(stage));
+            bulk_copy(to + S::kWeightBytes / 2, from, S::kWeightBytes / 2, full(stage));
+          }
+          if (++stage == S::kStages) stage = 0, phase ^= 1;
+        }
+      }
+    } else if (copier == kWideConsumers && elect_one()) {
+      wait_for_previous_kernel();
+      int stage = 0, phase = 1;
+      for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
+        const int token = tile % p.token_tiles * kTokens + sharer * (kTokens / 2);
+        for (int step = step_begin; step < step_end; ++step) {
+          barrier_wait(empty(stage), phase);
+          const uint32_t to =
+              shared_address(stages) + stage * S::kStageBytes + sharer * (S::kRunBytes / 2);
+          barrier_expect(full(stage), S::kInputBytes);
+#pragma unroll
+          for (int run = 0; run < S::kRuns; ++run) {
+            const int column = (step * S::kRuns + run) * (kWideStepK / S::kRuns);
+            if (p.sharers == 1)
+              tensor_copy_2d(to + run * S::kRunBytes, &inputs, column, token, full(stage));
+            else
+              tensor_copy_2d_to_all(to + run * S::kRunBytes, &inputs, column, token, full(stage),
+                                    3);
+          }
+          if (++stage == S::kStages) stage = 0, phase ^= 1;
+        }
+      }
+    }
+  } else {
+    take_registers<232>();
+    const int thread = threadIdx.x % 128, warp = thread / 32, lane = threadIdx.x % 32;
+    const int r = lane / 4, t = lane % 4;
+    float* const sums = all_sums + group * (S::kSumBytes / 4);
+    // This thread's first sum among the staged: column 2t of rows 16·warp + r.
+    float* const own = sums + 2 * t * kWidePitch + warp * 16 + r;
+    auto staged = [&](int value) -> float& {
+      return own[(value / 4 * 8 + value % 2) * kWidePitch + value % 4 / 2 * 8];
+    };
+    wait_for_previous_kernel();
+
+    typename S::Product products[kExact ? 1 : 2][S::kValues];
+    float sum[S::kHalves][kExact ? 1 : S::kValues];
+    WideFragments<format> fragments[S::kSets];
+    float scales[2][2];  // [parity of the step][rows r and r + 8]
+    WideWords<format> words;
+    int next = 0, phase = 0;  // the stage that is loaded next, and its barrier's phase
+    // Waits for it and loads its weights; returns it.
+    auto load = [&] {
+      barrier_wait(full(next), phase);
+      words.load(stages + next * S::kStageBytes + S::kInputBytes + group * S::kWeightBytes, warp,
+                 lane);
+      const int loaded = next;
+      if (++next == S::kStages) next = 0, phase ^= 1;
+      return loaded;
+    };
+    auto release = [&](int stage) {
+      if (thread == 0) barrier_arrive(empty(stage));
+      if (thread == 64 && p.sharers > 1) barrier_arrive_remote(empty(stage), sharer ^ 1);
+    };
+    auto scale_products = [&](auto& sums_of_half, const auto& products_of_half,
+                              const float(&scale)[2]) {
+#pragma unroll
+      for (int i = 0; i < S::kValues; ++i) {
+        const float product = products_of_half[i];
+        sums_of_half[i] = __fmaf_rn(scale[i % 4 / 2], product, sums_of_half[i]);
+      }
+    };
+    auto unpack_scales = [&](float(&to)[2]) {
+      if constexpr (!kExact) {
+        constexpr float kUnit = format == LinearFormat::kW4A8 ? kInt4Unit<kZeroPoints> : 1.0f;
+        to[0] = scale_of(words.scales.x) * kUnit;
+        to[1] = scale_of(words.scales.y) * kUnit;
+      }
+    };
+    // sum = weights · tokens over steps begin … end − 1. One unit of products is always being
+    // multiplied: while it is, the one before is scaled and the weights after are unpacked.
+    auto multiply = [&](int begin, int end) {
+      int stage = load(), before = stage, after = stage;
+      fragments[0].template unpack<kZeroPoints>(words);
+      unpack_scales(scales[0]);
+      if constexpr (!kExact) {
+        // What the first unit finds to be scaled: nothing.
+        scales[1][0] = scales[1][1] = 0;
+#pragma unroll
+        for (int i = 0; i < S::kValues; ++i) {
+          products[1][i] = 0;
+#pragma unroll
+          for (int h = 0; h < S::kHalves; ++h) sum[h][i] = 0;
+        }
+      }
+      auto step_of = [&](auto parity, int step) {
+        constexpr int kParity = decltype(parity)::value;
+        WideFragments<format>& now = fragments[S::kSets == 2 ? kParity : 0];
+        WideFragments<format>& following = fragments[S::kSets == 2 ? 1 - kParity : 0];
+#pragma unroll
+        for (int half = 0; half < S::kHalves; ++half) {
+          const uint64_t b = swizzled_operand(shared_address(stages) + stage * S::kStageBytes) +
+                             half * (S::kUnitTokens * 128 / 16);
+          auto& unit = products[kExact ? 0 : S::kHalves == 2 ? half : kParity];
+          wgmma_fence();
+#pragma unroll
+          for (int i = 0; i < S::kMmas; ++i)
+            wgmma(unit, now.a[i], b + i / 4 * (S::kRunBytes / 16) + i % 4 * 2,
+                  i > 0 || (kExact && step > begin));
+          wgmma_commit();
+          wgmma_wait<1>();
+          if (half == 0) {
+            if (step > begin) release(before);
+            if (step + 1 < end) after = load();
+          }
+          if constexpr (!kExact) {
+            if (half == 0)
+              scale_products(sum[S::kHalves - 1], products[S::kHalves == 2 ? 1 : 1 - kParity],
+                             scales[1 - kParity]);
+            else
+              scale_products(sum[0], products[0], scales[kParity]);
+          }
+          if (half == 0 && step + 1 < end) {
+            if constexpr (S::kSets == 2) following.template unpack<kZeroPoints>(words);
+            unpack_scales(scales[1 - kParity]);
+          }
+        }
+        if constexpr (S::kSets == 1) {
+          if (step + 1 < end) {
+            wgmma_wait<0>();
+            following.template unpack<kZeroPoints>(words);
+          }
+        }
+        before = stage;
+        stage = after;
+      };
+      // Written so that every path has the same products pending, or ptxas waits for them itself.
+      auto finish = [&](auto parity) {
+        [[maybe_unused]] constexpr int kParity = decltype(parity)::value;
+        wgmma_wait<0>();
+        release(before);
+        if constexpr (!kExact)
+          scale_products(sum[S::kHalves - 1], products[S::kHalves == 2 ? 1 : kParity],
+                         scales[kParity]);
+      };
+      int step = begin;
+      for (; step + 2 <= end; step += 2) {
+        step_of(std::integral_constant<int, 0>{}, step);
+        step_of(std::integral_constant<int, 1>{}, step + 1);
+      }
+      if (step < end) {
+        step_of(std::integral_constant<int, 0>{}, step);
+        finish(std::integral_constant<int, 0>{});
+      } else {
+        finish(std::integral_constant<int, 1>{});
+      }
+    };
+
+    for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
+      if (kExact || kPiece < kTokens || own_chunks == 1) {
+        multiply(step_begin, step_end);
+      } else {
+        for (int i = 0; i < own_chunks; ++i) {
+          const int chunk = part * own_chunks + i;
+          multiply(chunk * p.steps / p.chunks, (chunk + 1) * p.steps / p.chunks);
+          if (i == 0) named_barrier(1 + group, 128);  // the tile before has been stored
+          // Where others add them, each chunk's sums are staged for themselves.
+          const int area = p.parts > 1 ? i * S::kAreaFloats : 0;
+          if constexpr (!kExact) {
+#pragma unroll
+            for (int h = 0; h < S::kHalves; ++h)
+#pragma unroll
+              for (int v = 0; v < S::kValues; ++v) {
+                float& to = (&staged(h * S::kValues + v))[area];
+                to = i == 0 || area > 0 ? sum[h][v] : __fadd_rn(to, sum[h][v]);
+              }
+          }
+        }
+      }
+
+      // What this thread stores: 8 rows of every 16th token; the blocks of a cluster that share K
+      // share the tokens.
+      const int block = row_block(tile) + group;
+      const int row = block * kTileRows + thread % 8 * 8;
+      float row_scales[8];
+      if constexpr (kExact) {
+        const int from = min(block, p.layout.row_blocks - 1) * kTileRows + thread % 8 * 8;
+#pragma unroll
+        for (int e = 0; e < 8; ++e)
+          row_scales[e] =
+              reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[from + e];
+      }
+#pragma unroll
+      for (int piece = 0; piece < kTokens / kPiece; ++piece) {
+        const int own_tokens = kPiece / p.parts;
+        const int first_token = tile % p.token_tiles * kTokens + piece * kPiece + part * own_tokens;
+        if (kExact || kPiece < kTokens || own_chunks == 1) {
+          named_barrier(1 + group, 128);  // what was staged before has been stored
+#pragma unroll
+          for (int i = 0; i < kPiece / 2; ++i) {
+            if constexpr (kExact)
+              staged(i) = __int_as_float(products[0][piece * (kPiece / 2) + i]);
+            else
+              staged(i) = sum[(piece * (kPiece / 2) + i) / S::kValues]
+                             [(piece * (kPiece / 2) + i) % S::kValues];
+          }
+        }
+        if (p.parts > 1) cluster_sync();
+        named_barrier(1 + group, 128);
+        if (block >= p.layout.row_blocks) continue;
+        auto scale_of_token = [&](int column) {
+          return S::kInteger ? p.epilogue.x_scale[min(first_token + column, p.m - 1)] : 1.0f;
+        };
+        float next_scale = scale_of_token(thread / 8);
+        // Not unrolled: what runs once a tile should not be fetched from afar.
+#pragma unroll 1
+        for (int column = thread / 8; column < own_tokens; column += 16) {
+          const int token = first_token + column;
+          if (token >= p.m) break;
+          const float x_scale = next_scale;
+          next_scale = scale_of_token(column + 16);
+          const float* from = sums + (part * own_tokens + column) * kWidePitch + thread % 8 * 8;
+          uint32_t bits[8];
+          auto take = [&](int c, const uint4& low, const uint4& high) {
+            const uint32_t more[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+            for (int e = 0; e < 8; ++e) {
+              if (c == 0)
+                bits[e] = more[e];
+              else if constexpr (kExact)
+                bits[e] += more[e];
+              else
+                bits[e] =
+                    __float_as_uint(__fadd_rn(__uint_as_float(bits[e]), __uint_as_float(more[e])));
+            }
+          };
+          if (p.parts == 1) {
+            take(0, *reinterpret_cast<const uint4*>(from),
+                 *reinterpret_cast<const uint4*>(from + 4));
+          } else {
+            const int addends = kExact ? p.parts : p.chunks, each = addends / p.parts;
+            uint4 halves[kWideMostParts][2];
+#pragma unroll
+            for (int c = 0; c < kWideMostParts; ++c)
+#pragma unroll
+              for (int h = 0; h < 2; ++h)
+                if (c < addends)
+                  halves[c][h] = load_cluster(
+                      shared_address(from + c % each * S::kAreaFloats + 4 * h), c / each);
+#pragma unroll
+            for (int c = 0; c < kWideMostParts; ++c)
+              if (c < addends) take(c, halves[c][0], halves[c][1]);
+          }
+          float values[8];
+#pragma unroll
+          for (int e = 0; e < 8; ++e) {
+            values[e] = __uint_as_float(bits[e]);
+            if constexpr (kExact)
+              values[e] = __fmul_rn(__int2float_rn(static_cast<int>(bits[e])), row_scales[e]);
+            if constexpr (S::kInteger) values[e] = __fmul_rn(values[e], x_scale);
+          }
+          p.epilogue.store_8(values, token, row, p.n, p.vectors);
+        }
+      }
+    }
+  }
+  // The producer too, and nobody leaves while others of the cluster read its sums or write to its
+  // stages and barriers.
+  __syncwarp();
+  if (p.parts > 1 && group == kWideConsumers) cluster_sync();
+  if (cluster > 1) cluster_sync();
+}
+
+inline CUtensorMap wide_input_map(const LinearArgs& args, int rows) {
+  using Encode = decltype(&cuTensorMapEncodeTiled);
+  static const Encode encode = [] {
+    void* symbol = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, 12000,
+                                           cudaEnableDefault, &found),
+          "cuTensorMapEncodeTiled");
+    if (found != cudaDriverEntryPointSuccess)
+      throw Error(ErrorKind::kUnsupported, "CUDA: the driver is too old for tensor maps (12.0)");
+    return reinterpret_cast<Encode>(symbol);
+  }();
+  const bool bf16 = input_of(args.weight.format) == LinearInput::kBf16;
+  const unsigned element = bf16 ? 2 : 1;
+  CUtensorMap map;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(args.weight.k),
+                               static_cast<cuuint64_t>(args.m)};
+  const cuuint64_t stride[1] = {static_cast<cuuint64_t>(args.x_stride) * element};
+  const cuuint32_t box[2] = {128 / element, static_cast<cuuint32_t>(rows)}, ones[2] = {1, 1};
+  if (encode(&map, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 2,
+             const_cast<void*>(args.x), sizes, stride, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
+    throw Error(ErrorKind::kResource, "CUDA: no tensor map of [{}, {}], stride {}", args.m,
+                args.weight.k, args.x_stride);
+  return map;
+}
+
+template <LinearFormat format, int kTokens, int kPiece, bool kZeroPoints>
+void launch_wide(const LinearArgs& args, const WideParams& p, int sms, cudaStream_t stream) {
+  using S = WideShape<format, kTokens, kPiece>;
+  auto* kernel = wide<format, kTokens, kPiece, kZeroPoints>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes),
+        "shared memory of the wide linear");
+  const int cluster = p.parts * p.sharers;
+  cudaLaunchConfig_t config = {};
+  config.gridDim =
+      dim3(p.parts == 1 ? std::min(p.tiles, sms / cluster) * cluster : p.tiles * cluster);
+  config.blockDim = dim3(kWideThreads);
+  config.dynamicSmemBytes = S::kSharedBytes;
+  config.stream = stream;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  check(cudaLaunchKernelEx(&config, kernel, p, wide_input_map(args, kTokens / p.sharers)),
+        "wide linear");
+}
+
+template <LinearFormat format, int kTokens, bool kZeroPoints>
+void launch_wide(const LinearArgs& args, const WideParams& p, int sms, cudaStream_t stream) {
+  if (kTokens <= 64 || p.parts > 1 || (p.chunks > 1 && format != LinearFormat::kW8A8)) {
+    if constexpr (kTokens <= 128)
+      launch_wide<format, kTokens, kTokens, kZeroPoints>(args, p, sms, stream);
+  } else {
+    if constexpr (kTokens > 64) launch_wide<format, kTokens, 32, kZeroPoints>(args, p, sms, stream);
+  }
+}
+
+// How many blocks run at once in clusters of that size: not every group of SMs is filled by them.
+int blocks_in_clusters(int size, int sms);
+
+// tokens is a tile that the format has: 32, 64 or 128, w8a8 also 256.
+void wide_w4a8(const LinearArgs& args, const WideParams& p, int tokens, int sms,
+               cudaStream_t stream);
+void wide_w4a16(const LinearArgs& args, const WideParams& p, int tokens, int sms,
+                cudaStream_t stream);
+void wide_w8a8(const LinearArgs& args, const WideParams& p, int tokens, int sms,
+               cudaStream_t stream);
+
+}  // namespace whit::cuda
