@@ -40,11 +40,13 @@ __global__ void fill(uint32_t* p, size_t words, uint32_t seed, uint32_t keep, ui
   }
 }
 // The scale words of every tile.
-__global__ void fill_scales(uint8_t* weight, TileLayout layout, uint32_t zero, uint32_t keep) {
+__global__ void fill_scales(uint8_t* weight, TileLayout layout, bool multiples, uint32_t zero,
+                            uint32_t keep) {
   const int64_t tile = blockIdx.x;
   auto* words = reinterpret_cast<uint32_t*>(weight + tile * layout.tile_bytes + 4 * kUnitBytes);
   const uint32_t x = (static_cast<uint32_t>(tile) * 64 + threadIdx.x) * 2654435761u >> 8;
-  words[threadIdx.x] = 0x2000u + (x & 0x3ff) + ((zero + (x >> 12 & keep)) << 16);
+  words[threadIdx.x] =
+      (multiples ? 1 + (x & 7) : 0x2000u + (x & 0x3ff)) + ((zero + (x >> 12 & keep)) << 16);
 }
 
 // Reads bytes with 16-byte loads, eight in flight a thread.
@@ -122,11 +124,14 @@ struct Format {
   LinearFormat format;
   bool zero_points;
 };
-constexpr Format kFormats[] = {
-    {"w4a8", LinearFormat::kW4A8, true},    {"w4a8-sym", LinearFormat::kW4A8, false},
-    {"w4a16", LinearFormat::kW4A16, true},  {"w8a8", LinearFormat::kW8A8, false},
-    {"w8a16", LinearFormat::kW8A16, false}, {"fp8", LinearFormat::kFp8, false},
-    {"bf16", LinearFormat::kBf16, false}};
+constexpr Format kFormats[] = {{"w4a8", LinearFormat::kW4A8, true},
+                               {"w4a8-sym", LinearFormat::kW4A8, false},
+                               {"w4a8-2l", LinearFormat::kW4A8TwoLevel, true},
+                               {"w4a16", LinearFormat::kW4A16, true},
+                               {"w8a8", LinearFormat::kW8A8, false},
+                               {"w8a16", LinearFormat::kW8A16, false},
+                               {"fp8", LinearFormat::kFp8, false},
+                               {"bf16", LinearFormat::kBf16, false}};
 
 struct Shape {
   int64_t n, k;
@@ -174,13 +179,15 @@ class Bench {
     const size_t bytes = static_cast<size_t>(packed_bytes(f.format, s.n, s.k, 128));
     const size_t pitch = (bytes + 255) / 256 * 256;
     const int copies = static_cast<int>(std::clamp<size_t>(most_bytes / pitch, 1, 64));
-    const bool int4 = f.format == LinearFormat::kW4A8 || f.format == LinearFormat::kW4A16;
+    const bool two_level = f.format == LinearFormat::kW4A8TwoLevel;
+    const bool int4 =
+        f.format == LinearFormat::kW4A8 || f.format == LinearFormat::kW4A16 || two_level;
     for (int i = 0; i < copies; ++i) {
       uint8_t* copy = arena_ + offset + i * pitch;
       if (int4) {
         const TileLayout layout = tile_layout(4, s.n, s.k, 128);
         fill_scales<<<layout.row_blocks * layout.tiles, 64, 0, stream_>>>(
-            copy, layout,
+            copy, layout, two_level,
             f.format == LinearFormat::kW4A16 ? 0x4300u
             : f.zero_points                  ? 0u
                                              : 8u,

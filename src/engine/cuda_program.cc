@@ -13,7 +13,11 @@ cuda::LinearFormat format_of(const LinearWeight& weight) {
   const bool int8 = weight.activation == cpu::Activation::kInt8;
   switch (weight.view.format) {
     case WeightFormat::kInt4Group:
-      return int8 ? cuda::LinearFormat::kW4A8 : cuda::LinearFormat::kW4A16;
+      if (!int8) return cuda::LinearFormat::kW4A16;
+      // In other groups two-level scales are read as what they are stored as, scales.
+      return weight.view.two_level && weight.view.group_size == 128
+                 ? cuda::LinearFormat::kW4A8TwoLevel
+                 : cuda::LinearFormat::kW4A8;
     case WeightFormat::kInt8Channel:
       return int8 ? cuda::LinearFormat::kW8A8 : cuda::LinearFormat::kW8A16;
     default:

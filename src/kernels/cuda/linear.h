@@ -10,6 +10,9 @@
 //            over the groups of a chunk in ascending order, chunks of K (`k_chunks`, from N and K
 //            alone) added in ascending order; y = acc · x_scale
 //   kW8A8    the integer over all of K is exact; y = (integer · weight scale) · x_scale
+//   kW4A8TwoLevel    weights of two-level scales (quant/weight.h) are integers of 8 bits times
+//   their
+//            row's step: as kW8A8
 //   kW4A16, kW8A16   products and sums of a group in the tensor cores, f32; then as kW4A8
 //   kBf16, kFp8      cuBLASLt, f32 sums in an order that may depend on M
 #pragma once
@@ -27,7 +30,7 @@ struct CUstream_st;
 
 namespace whit::cuda {
 
-enum class LinearFormat : uint8_t { kBf16, kW4A16, kW4A8, kW8A16, kW8A8, kFp8 };
+enum class LinearFormat : uint8_t { kBf16, kW4A16, kW4A8, kW8A16, kW8A8, kFp8, kW4A8TwoLevel };
 
 // What x holds: bf16, int8 with one scale a row, or e4m3 with one scale a row.
 enum class LinearInput : uint8_t { kBf16, kInt8, kE4m3 };
@@ -39,7 +42,7 @@ LinearInput input_of(LinearFormat format);
 struct LinearWeight {
   LinearFormat format = LinearFormat::kBf16;
   int64_t n = 0, k = 0;
-  int64_t group_size = 0;      // kW4A16 and kW4A8: 32, 64 or 128
+  int64_t group_size = 0;      // 4 bits: 32, 64 or 128, two-level 128
   bool zero_points = false;    // 4 bits: whether some zero point differs from 8
   const void* data = nullptr;  // on the device, 256-byte aligned
 };
@@ -50,6 +53,7 @@ int64_t packed_bytes(LinearFormat format, int64_t n, int64_t k, int64_t group_si
 // Packs the parts, in order along N, into out, packed_bytes of it, with all threads of the pool;
 // returns the weight with data null. Parts are of one K and one of
 //   kW4A16, kW4A8   kInt4Group of one group size
+//   kW4A8TwoLevel   kInt4Group whose scales are two-level ones
 //   kW8A16, kW8A8   kInt8Channel
 //   kBf16, kFp8     kF32, kF16 or kBF16; rounded to nearest, for kFp8 with one scale a row (largest
 //                   magnitude → 448)

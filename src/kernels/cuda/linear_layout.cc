@@ -15,6 +15,7 @@ int bits_of(LinearFormat format) {
   switch (format) {
     case LinearFormat::kW4A16:
     case LinearFormat::kW4A8:
+    case LinearFormat::kW4A8TwoLevel:
       return 4;
     case LinearFormat::kW8A16:
     case LinearFormat::kW8A8:
@@ -24,6 +25,11 @@ int bits_of(LinearFormat format) {
       break;
   }
   return 16;
+}
+
+// Whether a row has a scale of its own, after all tiles.
+bool has_row_scales(LinearFormat format) {
+  return format == LinearFormat::kW4A8TwoLevel || bits_of(format) == 8;
 }
 
 bool tiled(LinearFormat format) {
@@ -90,9 +96,19 @@ void read_int4(const Source& source, int64_t tile, int groups, Int4Row& out) {
 
 void pack_int4_block(LinearFormat format, std::span<const WeightView> parts,
                      const TileLayout& layout, int64_t block, std::byte* out) {
+  const bool two_level = format == LinearFormat::kW4A8TwoLevel;
   std::array<Source, kTileRows> sources;
-  for (int row = 0; row < kTileRows; ++row)
+  // Two-level: of each row and group.
+  std::vector<uint8_t> multiples(two_level ? kTileRows * static_cast<size_t>(layout.tiles) : 0);
+  for (int row = 0; row < kTileRows; ++row) {
     sources[row] = source_of(parts, block * kTileRows + row);
+    if (!two_level) continue;
+    float step = 0;
+    if (sources[row].part != nullptr)
+      step = two_level_row(*sources[row].part, sources[row].row,
+                           multiples.data() + static_cast<int64_t>(row) * layout.tiles);
+    std::memcpy(out + layout.scales_offset() + (block * kTileRows + row) * 4, &step, 4);
+  }
   Int4Row weights;
   for (int64_t tile = 0; tile < layout.tiles; ++tile) {
     auto* words =
@@ -105,7 +121,7 @@ void pack_int4_block(LinearFormat format, std::span<const WeightView> parts,
         for (int upper = 0; upper < 2; ++upper)
           for (int jj = 0; jj < 2; ++jj) {
             uint32_t word = 0;
-            if (format == LinearFormat::kW4A8) {
+            if (format != LinearFormat::kW4A16) {
               for (int i = 0; i < 2; ++i)
                 for (int b = 0; b < 4; ++b)
                   word |= uint32_t{weights.codes[64 * i + 32 * jj + 8 * t + 4 * upper + b]}
@@ -121,9 +137,9 @@ void pack_int4_block(LinearFormat format, std::span<const WeightView> parts,
       for (int g = 0; g < layout.groups; ++g) {
         // bf16 has seven bits below the leading one: 128 + zero is 0x4300 + zero.
         const uint32_t zero =
-            format == LinearFormat::kW4A8 ? weights.zeros[g] : 0x4300u + weights.zeros[g];
-        scale_words[(unit * layout.groups + g) * 16 + (r % 8) * 2 + r / 8] =
-            weights.scales[g] | zero << 16;
+            format != LinearFormat::kW4A16 ? weights.zeros[g] : 0x4300u + weights.zeros[g];
+        const uint32_t scale = two_level ? multiples[row * layout.tiles + tile] : weights.scales[g];
+        scale_words[(unit * layout.groups + g) * 16 + (r % 8) * 2 + r / 8] = scale | zero << 16;
       }
     }
   }
@@ -199,13 +215,15 @@ bool has_zero_points(std::span<const WeightView> parts) {
 }  // namespace
 
 std::string_view name(LinearFormat format) {
-  constexpr std::array<std::string_view, 6> kNames = {"bf16",  "w4a16", "w4a8",
-                                                      "w8a16", "w8a8",  "fp8"};
+  constexpr std::array<std::string_view, 7> kNames = {
+      "bf16", "w4a16", "w4a8", "w8a16", "w8a8", "fp8", "w4a8 of two-level scales"};
   return kNames[static_cast<size_t>(format)];
 }
 
 LinearInput input_of(LinearFormat format) {
-  if (format == LinearFormat::kW4A8 || format == LinearFormat::kW8A8) return LinearInput::kInt8;
+  if (format == LinearFormat::kW4A8 || format == LinearFormat::kW4A8TwoLevel ||
+      format == LinearFormat::kW8A8)
+    return LinearInput::kInt8;
   return format == LinearFormat::kFp8 ? LinearInput::kE4m3 : LinearInput::kBf16;
 }
 
@@ -219,8 +237,12 @@ int64_t packed_bytes(LinearFormat format, int64_t n, int64_t k, int64_t group_si
     throw Error(ErrorKind::kUnsupported,
                 "CUDA linear {}: groups of {}; kernels exist for 32, 64 and 128", name(format),
                 group_size);
+  if (format == LinearFormat::kW4A8TwoLevel && group_size != 128)
+    throw Error(ErrorKind::kUnsupported, "CUDA linear {}: groups of {}; kernels exist for 128",
+                name(format), group_size);
   const TileLayout layout = tile_layout(bits, n, k, group_size);
-  return layout.scales_offset() + (bits == 8 ? int64_t{layout.row_blocks} * kTileRows * 4 : 0);
+  return layout.scales_offset() +
+         (has_row_scales(format) ? int64_t{layout.row_blocks} * kTileRows * 4 : 0);
 }
 
 LinearWeight pack_linear(LinearFormat format, std::span<const WeightView> parts, std::byte* out,

@@ -10,13 +10,14 @@
 // A lane's words hold eight weights consecutive in K out of every 32, so that activations are read
 // as they lie in memory, and a warpgroup's A fragment (wgmma, PTX ISA 9.7.15, m64k32 of 8 bits,
 // m64k16 of 16 bits) is made of 8-byte reads, 256 contiguous bytes a warp.
-//   kW4A8    kTileK 128: byte b, nibble i of a word: k = 64·i + 32·jj + 8·t + 4·upper + b
-//   kW4A16   kTileK 128: half-word b, nibble i:      k = 32·i + 16·jj + 4·t + 2·upper + b
+//   kW4A8, kW4A8TwoLevel   kTileK 128: byte b, nibble i of a word: k = 64·i + 32·jj + 8·t + 4·upper
+//   + b kW4A16   kTileK 128: half-word b, nibble i:      k = 32·i + 16·jj + 4·t + 2·upper + b
 //   kW8A8, kW8A16   kTileK 64: byte b:               k = 32·jj + 8·t + 4·upper + b
 // 4 bits: the scale word of (row, group) is the f16 scale in the low half and in the high half the
 // zero point (kW4A8) or the bf16 number 128 + zero point (kW4A16); words of a tile are
 // [unit][group][row % 8][row / 8], one group for group_size 128, else four of 32 (a group of 64 is
-// stored twice: one kernel serves both).  8 bits: f32 scales [rows] after all tiles.
+// stored twice: one kernel serves both). Two-level: the multiple in the low half, the zero point in
+// the high one, and f32 steps [rows] after all tiles.  8 bits: f32 scales [rows] after all tiles.
 // kBf16: rows as they are. kFp8: rows of e4m3, then f32 scales [N].
 #pragma once
 

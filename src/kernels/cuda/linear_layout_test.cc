@@ -30,7 +30,7 @@ Packed pack(LinearFormat format, std::span<const WeightView> parts) {
 // The value that a kernel reads for (row, k), by the formulas of linear_layout.h.
 float value_at(const Packed& packed, int64_t row, int64_t k) {
   const LinearFormat format = packed.weight.format;
-  const bool int4 = format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16;
+  const bool int4 = format != LinearFormat::kW8A8;
   const TileLayout layout =
       tile_layout(int4 ? 4 : 8, packed.weight.n, packed.weight.k, packed.weight.group_size);
   const std::byte* tile =
@@ -51,7 +51,7 @@ float value_at(const Packed& packed, int64_t row, int64_t k) {
     return static_cast<float>(code) * scale;
   }
   uint32_t code;
-  if (format == LinearFormat::kW4A8) {
+  if (format != LinearFormat::kW4A16) {
     const int i = inside / 64, jj = inside % 64 / 32;
     code = word(tile, unit * 256 + unit_word(r, inside % 32 / 8, inside % 8 / 4, jj)) >>
            (8 * (inside % 4) + 4 * i);
@@ -62,9 +62,14 @@ float value_at(const Packed& packed, int64_t row, int64_t k) {
   }
   const int group = inside / (128 / layout.groups);
   const uint32_t scale = word(tile, 1024 + (unit * layout.groups + group) * 16 + r % 8 * 2 + r / 8);
-  const uint32_t zero = (scale >> 16) - (format == LinearFormat::kW4A8 ? 0 : 0x4300);
-  return static_cast<float>(static_cast<int>(code & 15) - static_cast<int>(zero)) *
-         f16_to_f32(static_cast<uint16_t>(scale));
+  const uint32_t zero = (scale >> 16) - (format != LinearFormat::kW4A16 ? 0 : 0x4300);
+  float step = 1;
+  if (format == LinearFormat::kW4A8TwoLevel)
+    std::memcpy(&step, packed.bytes.data() + layout.scales_offset() + row * 4, 4);
+  const float of_group = format == LinearFormat::kW4A8TwoLevel
+                             ? static_cast<float>(scale & 0xffff) * step
+                             : f16_to_f32(static_cast<uint16_t>(scale));
+  return static_cast<float>(static_cast<int>(code & 15) - static_cast<int>(zero)) * of_group;
 }
 
 void expect_same_values(LinearFormat format, std::span<const WeightView> parts) {
@@ -96,6 +101,14 @@ TEST(CudaLinearLayout, keeps_every_weight_of_stacked_parts) {
         expect_same_values(LinearFormat::kW4A8, parts);
         expect_same_values(LinearFormat::kW4A16, parts);
       }
+  for (const bool zero_points : {false, true}) {
+    auto first = random_weight(WeightFormat::kInt4Group, 70, 320, 128, zero_points, 1);
+    auto second = random_weight(WeightFormat::kInt4Group, 9, 320, 128, zero_points, 2);
+    make_two_level(first, 5);
+    make_two_level(second, 6);
+    const WeightView two[] = {first.view(), second.view()};
+    expect_same_values(LinearFormat::kW4A8TwoLevel, two);
+  }
   const auto a = random_weight(WeightFormat::kInt8Channel, 70, 200, 0, false, 3);
   const auto b = random_weight(WeightFormat::kInt8Channel, 9, 200, 0, false, 4);
   const WeightView parts[] = {a.view(), b.view()};

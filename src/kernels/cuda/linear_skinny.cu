@@ -5,7 +5,7 @@ namespace whit::cuda {
 
 void run_skinny(const LinearArgs& args, const DeviceInfo& device, CUstream_st* stream) {
   const LinearWeight& weight = args.weight;
-  const bool int4 = weight.format == LinearFormat::kW4A8 || weight.format == LinearFormat::kW4A16;
+  const bool int4 = weight.format != LinearFormat::kW8A8 && weight.format != LinearFormat::kW8A16;
   SkinnyParams p{};
   p.weight = static_cast<const uint8_t*>(weight.data);
   p.layout = tile_layout(int4 ? 4 : 8, weight.n, weight.k, weight.group_size);
@@ -24,6 +24,8 @@ void run_skinny(const LinearArgs& args, const DeviceInfo& device, CUstream_st* s
   p.slots = (units + rounds - 1) / rounds;
   if (weight.format == LinearFormat::kW4A8)
     skinny_w4a8(p, weight.zero_points, stream);
+  else if (weight.format == LinearFormat::kW4A8TwoLevel)
+    skinny_w4a8_two_level(p, stream);
   else if (weight.format == LinearFormat::kW4A16)
     skinny_w4a16(p, stream);
   else

@@ -32,10 +32,13 @@ constexpr int kSkinnyWarps = 16;
 
 template <LinearFormat format>
 struct SkinnyTraits {
-  static constexpr bool kInt4 = format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16;
-  static constexpr bool kInteger = format == LinearFormat::kW4A8 || format == LinearFormat::kW8A8;
+  static constexpr bool kTwoLevel = format == LinearFormat::kW4A8TwoLevel;
+  static constexpr bool kInt4 =
+      format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16 || kTwoLevel;
+  static constexpr bool kInteger =
+      format == LinearFormat::kW4A8 || format == LinearFormat::kW8A8 || kTwoLevel;
   // Whether sums are integers to the end.
-  static constexpr bool kExact = format == LinearFormat::kW8A8;
+  static constexpr bool kExact = format == LinearFormat::kW8A8 || kTwoLevel;
   static constexpr int kTileK = kInt4 ? 128 : 64;
   static constexpr int kInputBytes = kInteger ? 1 : 2;
   // A lane's inputs of one tile and token: 8 of every 32 of K, in runs.
@@ -166,6 +169,21 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
       for (int nt = 0; nt < kTokenTiles; ++nt)
         mma_s8(integers[nt], a, x.words[nt][2 * jj], x.words[nt][2 * jj + 1]);
     }
+  } else if constexpr (format == LinearFormat::kW4A8TwoLevel) {
+    const uint32_t word_low = tile.scales[0].x, word_high = tile.scales[0].y;
+    const uint32_t multiples[2] = {multiple_of(word_low), multiple_of(word_high)};
+    const uint32_t offsets[2] = {two_level_offset_of(word_low), two_level_offset_of(word_high)};
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      const int i = step / 2, jj = step % 2;
+      const uint32_t a[4] = {int8_of_two_level(low[jj], i, multiples[0], offsets[0]),
+                             int8_of_two_level(high[jj], i, multiples[1], offsets[1]),
+                             int8_of_two_level(low[2 + jj], i, multiples[0], offsets[0]),
+                             int8_of_two_level(high[2 + jj], i, multiples[1], offsets[1])};
+#pragma unroll
+      for (int nt = 0; nt < kTokenTiles; ++nt)
+        mma_s8(integers[nt], a, x.words[nt][2 * step], x.words[nt][2 * step + 1]);
+    }
   } else if constexpr (format == LinearFormat::kW8A16) {
 #pragma unroll
     for (int jj = 0; jj < 2; ++jj)
@@ -289,7 +307,7 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     if (row >= p.n || at >= p.m) return;
     float sum = __uint_as_float(bits);
     if constexpr (T::kExact) sum = __int2float_rn(static_cast<int>(bits));
-    if constexpr (!T::kInt4)
+    if constexpr (!T::kInt4 || T::kTwoLevel)
       sum =
           __fmul_rn(sum, reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row]);
     p.epilogue.store(sum, at, row);
@@ -378,6 +396,7 @@ void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
 }
 
 void skinny_w4a8(const SkinnyParams& p, bool zero_points, cudaStream_t stream);
+void skinny_w4a8_two_level(const SkinnyParams& p, cudaStream_t stream);
 void skinny_w4a16(const SkinnyParams& p, cudaStream_t stream);
 void skinny_w8(const SkinnyParams& p, LinearFormat format, cudaStream_t stream);
 

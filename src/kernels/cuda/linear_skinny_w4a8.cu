@@ -13,4 +13,8 @@ void skinny_w4a8(const SkinnyParams& p, bool zero_points, cudaStream_t stream) {
     launch_skinny<kFormat, false, 1>(p, stream);
 }
 
+void skinny_w4a8_two_level(const SkinnyParams& p, cudaStream_t stream) {
+  launch_skinny<LinearFormat::kW4A8TwoLevel, true, 1>(p, stream);
+}
+
 }  // namespace whit::cuda

@@ -55,7 +55,9 @@ class Product {
   static constexpr int64_t kRows = 256;
 
   explicit Product(const Case& c) : case_(c), random_(static_cast<uint32_t>(c.n * 31 + c.k)) {
-    const bool int4 = c.format == LinearFormat::kW4A8 || c.format == LinearFormat::kW4A16;
+    const bool two_level = c.format == LinearFormat::kW4A8TwoLevel;
+    const bool int4 =
+        c.format == LinearFormat::kW4A8 || c.format == LinearFormat::kW4A16 || two_level;
     const bool floating = c.format == LinearFormat::kBf16 || c.format == LinearFormat::kFp8;
     values_.resize(static_cast<size_t>(c.n * c.k));
     std::vector<std::byte> packed(
@@ -68,11 +70,11 @@ class Product {
       weight_ = pack_linear(c.format, {&view, 1}, packed.data(), pool);
       read_back(packed);
     } else {
-      const auto first = random_weight(int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel,
-                                       c.n / 2, c.k, c.group_size, c.zero_points, 1);
-      const auto second =
-          random_weight(int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel, c.n - c.n / 2,
-                        c.k, c.group_size, c.zero_points, 2);
+      auto first = random_weight(int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel,
+                                 c.n / 2, c.k, c.group_size, c.zero_points, 1);
+      auto second = random_weight(int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel,
+                                  c.n - c.n / 2, c.k, c.group_size, c.zero_points, 2);
+      if (two_level) make_two_level(first, 3), make_two_level(second, 4);
       const WeightView parts[] = {first.view(), second.view()};
       weight_ = pack_linear(c.format, parts, packed.data(), pool);
       dequantize_rows(parts[0], 0, parts[0].n, values_.data());
@@ -269,6 +271,15 @@ TEST(CudaLinear, w4a8_is_right_and_the_same_bits_for_every_M) {
   for (const bool zero_points : {false, true})
     for (const int64_t group_size : {128, 64, 32}) {
       expect_conformance({LinearFormat::kW4A8, 200, 1104, group_size, zero_points}, true);
+      if (::testing::Test::IsSkipped() || ::testing::Test::HasFatalFailure()) return;
+    }
+}
+
+TEST(CudaLinear, w4a8_of_two_level_scales_is_right_and_the_same_bits_for_every_M) {
+  for (const bool zero_points : {false, true})
+    for (const int64_t n : {200, 17000}) {
+      expect_conformance({LinearFormat::kW4A8TwoLevel, n, n == 200 ? 1104 : 272, 128, zero_points},
+                         true);
       if (::testing::Test::IsSkipped() || ::testing::Test::HasFatalFailure()) return;
     }
 }

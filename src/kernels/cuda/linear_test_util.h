@@ -33,4 +33,25 @@ inline QuantizedTensor random_weight(WeightFormat format, int64_t n, int64_t k, 
   return weight;
 }
 
+// Its scales made two-level ones: a step a row, multiples that its zero points allow.
+inline void make_two_level(QuantizedTensor& weight, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> uniform(0.0005f, 0.002f);
+  const WeightView view = weight.view();
+  auto* scales = weight.scales.data<uint16_t>();
+  for (int64_t row = 0; row < view.n; ++row) {
+    const float step = two_level_step_near(uniform(random));
+    for (int64_t g = 0; g < view.groups(); ++g) {
+      const int zero =
+          view.zeros == nullptr
+              ? 8
+              : (view.zeros[row * view.zero_row_bytes() + g / 2] >> (4 * (g % 2))) & 15;
+      const int most = most_multiple(static_cast<float>(zero));
+      scales[row * view.groups() + g] =
+          f32_to_f16(step * static_cast<float>(1 + static_cast<int>(random() % 15) % most));
+    }
+  }
+  weight.two_level = true;
+}
+
 }  // namespace whit::cuda

@@ -43,6 +43,18 @@ __device__ __forceinline__ uint32_t int8_of_nibbles(uint32_t word, int i, uint32
 template <bool kZeroPoints>
 constexpr float kInt4Unit = kZeroPoints ? 1.0f : 0.0625f;
 
+// Two-level scales: the multiple of a scale word, and what makes code · multiple that of
+// code − zero, plus 128, in every byte at once; then (code − zero) · multiple as int8: four
+// products by one multiplication, none of which is above 255.
+__device__ __forceinline__ uint32_t multiple_of(uint32_t word) { return word & 0xffff; }
+__device__ __forceinline__ uint32_t two_level_offset_of(uint32_t word) {
+  return (128 - (word >> 16) * multiple_of(word)) * 0x01010101u;
+}
+__device__ __forceinline__ uint32_t int8_of_two_level(uint32_t word, int i, uint32_t multiple,
+                                                      uint32_t offset) {
+  return (((i == 0 ? word : word >> 4) & 0x0f0f0f0fu) * multiple + offset) ^ 0x80808080u;
+}
+
 // Nibble i of each half-word less the zero point, as two bf16 numbers, exact. minus_zero holds
 // −(128 + zero point) twice.
 __device__ __forceinline__ uint32_t bf16_of_nibbles(uint32_t word, int i, uint32_t minus_zero) {

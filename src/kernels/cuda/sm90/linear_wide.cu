@@ -4,14 +4,14 @@
 namespace whit::cuda {
 
 bool wide_supports(const LinearWeight& weight, const DeviceInfo& device) {
-  const bool int4 = weight.format == LinearFormat::kW4A8 || weight.format == LinearFormat::kW4A16;
-  return device.capability == 90 &&
-         (weight.format == LinearFormat::kW8A8 || (int4 && weight.group_size == 128));
+  return device.capability == 90 && weight.format != LinearFormat::kW8A16 &&
+         (weight.format == LinearFormat::kW8A8 || weight.group_size == 128);
 }
 
 void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* stream) {
   const LinearWeight& weight = args.weight;
   const bool int4 = weight.format != LinearFormat::kW8A8;
+  const bool exact = !int4 || weight.format == LinearFormat::kW4A8TwoLevel;
   WideParams p{};
   p.weight = static_cast<const uint8_t*>(weight.data);
   p.layout = tile_layout(int4 ? 4 : 8, weight.n, weight.k, weight.group_size);
@@ -29,7 +29,7 @@ void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* str
   for (const int candidate : {32, 64, 128, 256})
     for (const int parts : {1, 2, 4}) {
       // 256 tokens: exact sums, of one block; two chunks a block: room for up to 64.
-      if (candidate == 256 && (int4 || parts > 1)) continue;
+      if (candidate == 256 && (!exact || parts > 1)) continue;
       if (p.chunks % parts != 0 || (parts > 1 && parts < p.chunks && candidate > 64)) continue;
       const int sharers = candidate > 64 && parts == 1 && row_tiles > 1 ? 2 : 1;
       const int token_tiles = (p.m + candidate - 1) / candidate;
@@ -37,7 +37,7 @@ void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* str
       const int blocks = row_groups * sharers * token_tiles * parts;
       const int room = blocks_in_clusters(parts * sharers, device.sms);
       const int waves = (blocks + room - 1) / room;
-      const double step = int4 ? 300 + 8 * candidate : 200 + 6 * candidate;
+      const double step = exact ? 200 + 6 * candidate : 300 + 8 * candidate;
       const double cost = waves * (p.steps / parts * step + 3000) + (parts > 1 ? 3000 : 0);
       if (tokens == 0 || cost < best) {
         best = cost;
@@ -50,6 +50,8 @@ void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* str
     }
   if (weight.format == LinearFormat::kW4A8)
     wide_w4a8(args, p, tokens, device.sms, stream);
+  else if (weight.format == LinearFormat::kW4A8TwoLevel)
+    wide_w4a8_two_level(args, p, tokens, device.sms, stream);
   else if (weight.format == LinearFormat::kW4A16)
     wide_w4a16(args, p, tokens, device.sms, stream);
   else

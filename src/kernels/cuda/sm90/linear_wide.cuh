@@ -42,10 +42,11 @@ struct WideParams {
 // kPiece: tokens whose sums are staged at once; all where K has chunks.
 template <LinearFormat format, int kTokens, int kPiece>
 struct WideShape {
-  static constexpr bool kInt4 = format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16;
+  static constexpr bool kInt4 = format != LinearFormat::kW8A8;
   static constexpr bool kInteger = format != LinearFormat::kW4A16;
   // Whether sums are integers to the end: one set of them, and no groups.
-  static constexpr bool kExact = format == LinearFormat::kW8A8;
+  static constexpr bool kExact =
+      format == LinearFormat::kW8A8 || format == LinearFormat::kW4A8TwoLevel;
   using Product = std::conditional_t<kInteger, int, float>;
   // Swizzled rows of 128 bytes of inputs that a step of K takes.
   static constexpr int kRuns = kInteger ? 1 : 2;
@@ -113,6 +114,9 @@ struct WideFragments {
           uint32_t& to = a[mma][2 * pair + half];
           if constexpr (format == LinearFormat::kW4A8)
             to = int8_of_nibbles<kZeroPoints>(word, mma / 2, zero_bytes_of(scale_word));
+          else if constexpr (format == LinearFormat::kW4A8TwoLevel)
+            to = int8_of_two_level(word, mma / 2, multiple_of(scale_word),
+                                   two_level_offset_of(scale_word));
           else if constexpr (format == LinearFormat::kW4A16)
             to = bf16_of_nibbles(word, mma / 2, minus_zero_of(scale_word));
           else
@@ -509,7 +513,8 @@ void launch_wide(const LinearArgs& args, const WideParams& p, int sms, cudaStrea
 
 template <LinearFormat format, int kTokens, bool kZeroPoints>
 void launch_wide(const LinearArgs& args, const WideParams& p, int sms, cudaStream_t stream) {
-  if (kTokens <= 64 || p.parts > 1 || (p.chunks > 1 && format != LinearFormat::kW8A8)) {
+  if (kTokens <= 64 || p.parts > 1 ||
+      (p.chunks > 1 && !WideShape<format, kTokens, kTokens>::kExact)) {
     if constexpr (kTokens <= 128)
       launch_wide<format, kTokens, kTokens, kZeroPoints>(args, p, sms, stream);
   } else {
@@ -520,9 +525,11 @@ void launch_wide(const LinearArgs& args, const WideParams& p, int sms, cudaStrea
 // How many blocks run at once in clusters of that size: not every group of SMs is filled by them.
 int blocks_in_clusters(int size, int sms);
 
-// tokens is a tile that the format has: 32, 64 or 128, w8a8 also 256.
+// tokens is a tile that the format has: 32, 64 or 128, where sums are exact also 256.
 void wide_w4a8(const LinearArgs& args, const WideParams& p, int tokens, int sms,
                cudaStream_t stream);
+void wide_w4a8_two_level(const LinearArgs& args, const WideParams& p, int tokens, int sms,
+                         cudaStream_t stream);
 void wide_w4a16(const LinearArgs& args, const WideParams& p, int tokens, int sms,
                 cudaStream_t stream);
 void wide_w8a8(const LinearArgs& args, const WideParams& p, int tokens, int sms,

@@ -19,7 +19,7 @@
 
 namespace whit::cuda {
 
-// Whether there is a kernel: kW4A8 and kW4A16 in groups of 128, kW8A8.
+// Whether there is a kernel: 4 bits in groups of 128, kW8A8.
 bool wide_supports(const LinearWeight& weight, const DeviceInfo& device);
 
 // Same contract as LinearRunner::run.
