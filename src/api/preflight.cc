@@ -219,10 +219,10 @@ class Estimator {
       if (plan_.rotate == BuildPlan::Rotate::kByLoss && tokens > 0) {
         const double part = static_cast<double>(
             std::min(plan_.calibration.samples, kRotationTrialSamples) * plan_.calibration.length);
-        const auto layers_tried =
-            2 * static_cast<double>(rotation_trial_layers(graph_.layers()).size());
+        const auto layers_tried = 2.0 * rotation_trial_layers(graph_.layers());
+        // Of what is held out, an eighth, three states go through the layers behind.
         add("trying a rotated basis",
-            part * pass_s * (deep + layers_tried * (paired_ ? kPairedPasses : 2)) +
+            part * pass_s * (3 * deep / 8 + layers_tried * (paired_ ? kPairedPasses : 2)) +
                 layers_tried * layer_s);
       }
     }
@@ -355,12 +355,12 @@ class Estimator {
     beyond("the engine's file as its digest is taken, beyond that",
            static_cast<double>(result_.engine_bytes + stored));
     if (plan_.rotate == BuildPlan::Rotate::kByLoss) {
-      // The original's hidden states, those before a layer, a stream's two with its table, an input
-      // of linears (three times as wide in most models); what is judged is an eighth.
+      // Two hidden states, and an input of linears (three times as wide in most models); what is
+      // judged is an eighth, of three.
       const int64_t part =
           std::min(plan_.calibration.samples, kRotationTrialSamples) * plan_.calibration.length;
       beyond("the trial of a rotated basis beyond that",
-             static_cast<double>(copied + mapped + 7 * 4 * part * width));
+             static_cast<double>(copied + mapped + 6 * 4 * part * width));
     }
     if (tokens > 0) {
       const int64_t run =
