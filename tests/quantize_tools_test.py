@@ -116,6 +116,52 @@ class Resuming(QuantizeTools):
                 (self.folder / "engine").rmdir()
 
 
+class MixedPrecision(QuantizeTools):
+    def mixed(self, name, *options):
+        return self.whit("quantize", self.model, "--mode", "auto", "--scheme", "mixed", "--calib", self.text, *self.sizes(16),
+                         "--group-size", 32, "--sensitivity-tokens", 64, *options, "-o", name)
+
+    def test_states_the_study_in_advance_and_prints_the_front(self):
+        result = self.mixed("engine", "--target-bpw", 6)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr.decode(), "sensitivity study: every group of linears in 5 schemes on 64 held-out tokens, "
+                                                 r"about \d+:\d\d")
+        rows = [line.split("|")[1:-1] for line in result.stdout.decode().splitlines() if line.startswith("|")][2:]
+        bits, klds = [float(row[0]) for row in rows], [float(row[1]) for row in rows]
+        self.assertEqual([row[4].strip() for row in rows], [""] * (len(rows) - 1) + ["chosen"])
+        self.assertEqual(bits[:-1], sorted(bits[:-1]))
+        self.assertEqual(klds[:-1], sorted(klds[:-1], reverse=True))
+        self.assertLessEqual(bits[-1], 6)
+        schemes = json.loads((self.folder / "engine/engine.json").read_text())["linears"]
+        self.assertGreater(len({scheme for name, scheme in schemes.items() if "layers" in name}), 1)
+
+    def test_a_dry_run_counts_the_study(self):
+        result = self.mixed("engine", "--target-bpw", 6, "--dry-run", "--json")
+        about = json.loads(result.stdout)
+        for parts in ("memory", "time"):
+            self.assertTrue(any("sensitivity study" in part["name"] for part in about[parts]), about)
+
+    def test_the_thread_count_changes_no_byte(self):
+        for threads in (1, 2):
+            self.assertEqual(self.mixed(f"on{threads}", "--target-bpw", 6, "-t", threads).returncode, 0)
+        one, two = (self.content(self.folder / f"on{threads}") for threads in (1, 2))
+        self.assertEqual(one["weights.safetensors"], two["weights.safetensors"])
+
+    def test_a_speed_is_reached_or_refused_with_what_can_be_reached(self):
+        result = self.mixed("engine", "--target-decode-tps", 1)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn(b"decode t/s", result.stdout)
+        refused = self.mixed("fast", "--target-decode-tps", 1e12)
+        self.assertEqual(refused.returncode, USAGE)
+        self.assertIn(b"tokens per second", refused.stderr)
+        self.assertFalse((self.folder / "fast").exists())
+
+    def test_an_increase_of_perplexity_bounds_the_plan(self):
+        result = self.mixed("engine", "--max-ppl-increase", "60%", "--eval-windows", 1)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn(b"chosen", result.stdout)
+
+
 class QualityLimits(QuantizeTools):
     def test_an_engine_beyond_a_limit_is_not_written(self):
         before = self.files()

@@ -9,8 +9,10 @@
 #include "api/calibration_source.h"
 #include "base/progress.h"
 #include "evaluate/streamed.h"
+#include "quantize/divergence.h"
 #include "quantize/kv_layout.h"
 #include "quantize/rotation_trial.h"
+#include "quantize/sensitivity.h"
 #include "runtime/batch_generator.h"
 
 namespace whit {
@@ -26,6 +28,8 @@ constexpr double kPairedSearch = 2.0, kPairedPasses = 3.5;
 // A group that is rounded with salient channels as well as without: about half of its time is
 // rounding.
 constexpr double kRoundedTwice = 1.5;
+// The study's statistics and rounding, by a pass that takes statistics.
+constexpr double kStudyPasses = 2.35;
 // Generating text by steps of many rows: by a pass over as many rows at once.
 constexpr double kGenerationByPass = 2.0;
 // By how much auto's search has more than the matrices that are counted: another factored Hessian.
@@ -216,13 +220,23 @@ class Estimator {
       const double layer_s = seconds_since(start) * whole / search_cost(groups.front()) *
                              (paired_ ? kPairedSearch : 1) * (twice ? kRoundedTwice : 1);
       add("search and rounding", layer_s * deep);
+      if (plan_.recipe.mixed && tokens > 0) {
+        const MixedRequest& mixed = *plan_.recipe.mixed;
+        // Every variant of a layer runs through the layers behind it and the head; the statistics
+        // that candidates are rounded with, and their rounding.
+        add("sensitivity study",
+            static_cast<double>(mixed.tokens * study_variants()) * pass_s * forward_share() * deep *
+                    ((deep + 1) / 2 + head_share() * deep) +
+                static_cast<double>(study_samples() * plan_.calibration.length) * pass_s * deep *
+                    kStudyPasses);
+      }
       if (plan_.rotate == BuildPlan::Rotate::kByLoss && tokens > 0) {
         const double part = static_cast<double>(
             std::min(plan_.calibration.samples, kRotationTrialSamples) * plan_.calibration.length);
-        const auto layers_tried =
-            2 * static_cast<double>(rotation_trial_layers(graph_.layers()).size());
+        const auto layers_tried = 2.0 * rotation_trial_layers(graph_.layers());
+        // Of what is held out, an eighth, three states go through the layers behind.
         add("trying a rotated basis",
-            part * pass_s * (deep + layers_tried * (paired_ ? kPairedPasses : 2)) +
+            part * pass_s * (3 * deep / 8 + layers_tried * (paired_ ? kPairedPasses : 2)) +
                 layers_tried * layer_s);
       }
     }
@@ -236,6 +250,13 @@ class Estimator {
                                    (rotates() ? 2 * rotated_bytes_ : 0)));
   }
 
+  int64_t study_variants() const {
+    return static_cast<int64_t>(scaling_groups(graph_, graph_.layer(0)).size() *
+                                mixed_candidates(true, false).size());
+  }
+  int64_t study_samples() const {
+    return std::min(plan_.recipe.mixed->samples, plan_.calibration.samples);
+  }
   bool measures_quality() const { return plan_.quality.measure || plan_.quality.limits.any(); }
   int64_t quality_tokens() const {
     return plan_.quality.ctx_size *
@@ -253,18 +274,32 @@ class Estimator {
     return static_cast<double>(config_.vocab_size * config_.hidden_size) /
            static_cast<double>(layer_weights() * graph_.layers());
   }
+  // Multiplications by token of the Gram matrices of a layer's inputs, half of each by symmetry.
+  double gram_products() const {
+    double products = 0;
+    for (const ScalingGroup& group : scaling_groups(graph_, graph_.layer(0))) {
+      const auto k = static_cast<double>(graph_.value(group.input).width);
+      products += 0.625 * k * k;
+    }
+    return products;
+  }
+  // A pass without statistics, by one that takes those of every token.
+  double forward_share() const {
+    const auto weights = static_cast<double>(layer_weights());
+    return weights / (weights + gram_products());
+  }
   // A pass whose Gram matrices take every n-th token, by one that takes all.
   double gram_share() const {
-    double all = static_cast<double>(layer_weights()), taken = all;
+    const auto weights = static_cast<double>(layer_weights());
+    double taken = weights;
     for (const ScalingGroup& group : scaling_groups(graph_, graph_.layer(0))) {
       const int64_t k = graph_.value(group.input).width;
       const int64_t every =
           std::max<int64_t>(1, result_.calibration_tokens / (Observer::kGramTokensPerChannel * k));
       const double gram = 0.625 * static_cast<double>(k) * static_cast<double>(k);
-      all += gram;
       taken += gram / static_cast<double>(every);
     }
-    return taken / all;
+    return taken / (weights + gram_products());
   }
 
   void memory() {
@@ -354,13 +389,27 @@ class Estimator {
            static_cast<double>(copied + std::max(mapped, stored) + streams));
     beyond("the engine's file as its digest is taken, beyond that",
            static_cast<double>(result_.engine_bytes + stored));
+    if (plan_.recipe.mixed) {
+      // The whole model in f32, a program each layer; the variants' states and logits; and what a
+      // layer's candidates are rounded from.
+      const int64_t layers = graph_.layers(), rows = plan_.recipe.mixed->tokens;
+      const auto programs = static_cast<double>(layers) *
+                            (packed + static_cast<double>(4 * Stage::kRunRows * values));
+      const int64_t head = 4 * config_.vocab_size * (width + 2 * HeadComparison::kRows),
+                    states = 4 * width *
+                             (rows * (study_variants() + 2) +
+                              study_samples() * plan_.calibration.length),
+                    rounding = 12 * layer_weights() + all_statistics + 4 * 6 * widest * widest;
+      beyond("the sensitivity study beyond that",
+             kAllocatorSlack * (programs + static_cast<double>(head + states + rounding)) + window);
+    }
     if (plan_.rotate == BuildPlan::Rotate::kByLoss) {
-      // The original's hidden states, those before a layer, a stream's two with its table, an input
-      // of linears (three times as wide in most models); what is judged is an eighth.
+      // Two hidden states, and an input of linears (three times as wide in most models); what is
+      // judged is an eighth, of three.
       const int64_t part =
           std::min(plan_.calibration.samples, kRotationTrialSamples) * plan_.calibration.length;
       beyond("the trial of a rotated basis beyond that",
-             static_cast<double>(copied + mapped + 7 * 4 * part * width));
+             static_cast<double>(copied + mapped + 6 * 4 * part * width));
     }
     if (tokens > 0) {
       const int64_t run =

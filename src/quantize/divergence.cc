@@ -5,12 +5,6 @@
 #include <numeric>
 
 namespace whit {
-namespace {
-
-constexpr int64_t kRunRows = 2048;  // tokens of one run of a layer: bounds its activations
-
-}  // namespace
-
 Stage::Stage(const Graph& graph, NodeRange range, const WeightProvider& weights, int64_t length,
              cpu::Isa isa, ThreadPool& pool)
     : length_(length),

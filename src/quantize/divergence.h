@@ -11,6 +11,9 @@ namespace whit {
 // A layer over sequences of one length from their beginning, a few at a time.
 class Stage {
  public:
+  // Tokens of one run: bounds its activations, of which there are as many as stages.
+  static constexpr int64_t kRunRows = 512;
+
   Stage(const Graph& graph, NodeRange range, const WeightProvider& weights, int64_t length,
         cpu::Isa isa, ThreadPool& pool);
   // hidden [rows, D], whole sequences, in place.

@@ -209,7 +209,10 @@ TEST_P(AlgorithmTest, no_group_is_worse_than_rounding_on_held_out_tokens) {
   const auto [mode, scheme] = GetParam();
   for (const char* name : {"llama_untied", "qwen2"}) {  // without biases, and with
     SCOPED_TRACE(name);
-    LayerFixture layer(name, QuantScheme::preset(scheme, 32));
+    const std::string_view text = scheme;
+    const bool two_level = text.ends_with(" two-level");
+    LayerFixture layer(name,
+                       QuantScheme::preset(text.substr(0, text.find(' ')), 32, false, two_level));
     const LayerDecision decision = find_algorithm(mode).decide(layer.task, layer.weights);
     ASSERT_EQ(decision.reports.size(), 4u);
     for (const GroupReport& report : decision.reports) {
@@ -222,12 +225,61 @@ TEST_P(AlgorithmTest, no_group_is_worse_than_rounding_on_held_out_tokens) {
 INSTANTIATE_TEST_SUITE_P(
     Modes, AlgorithmTest,
     ::testing::Values(std::pair("awq", "w4a16"), std::pair("awq", "w4a8"),
-                      std::pair("awq", "w8a16"), std::pair("smoothquant", "w8a8"),
-                      std::pair("rtn", "w4a16"), std::pair("gptq", "w4a16"),
-                      std::pair("gptq", "w8a8"), std::pair("awq-gptq", "w4a16"),
-                      std::pair("awq-gptq", "w4a8"), std::pair("awq-gptq", "w8a16"),
-                      std::pair("smoothquant-gptq", "w8a8"),
+                      std::pair("awq", "w4a8 two-level"), std::pair("awq", "w8a16"),
+                      std::pair("smoothquant", "w8a8"), std::pair("rtn", "w4a16"),
+                      std::pair("gptq", "w4a16"), std::pair("gptq", "w8a8"),
+                      std::pair("awq-gptq", "w4a16"), std::pair("awq-gptq", "w4a8"),
+                      std::pair("awq-gptq", "w8a16"), std::pair("smoothquant-gptq", "w8a8"),
                       std::pair("smoothquant-gptq", "w4a8")));
+
+// Of the weights that AWQ left folded, which were then rounded.
+TEST(AwqTest, of_two_level_scales_no_other_multiple_of_a_row_s_step_costs_less) {
+  LayerFixture layer("llama_untied", QuantScheme::preset("w4a8", 32, false, true));
+  LayerDecision decision = find_algorithm("awq").decide(layer.task, layer.weights);
+  int rounded = 0;
+  for (const ScalingGroup& group : scaling_groups(layer.model.graph(), layer.task.range)) {
+    const auto applied = decision.applied.find(group.input);
+    const GroupTrial trial(layer.task, group, layer.weights,
+                           applied == decision.applied.end() ? nullptr : applied->second.data());
+    const int64_t k = trial.k();
+    for (const NodeId id : group.linears) {
+      const auto found = decision.rounded.find(id);
+      if (found == decision.rounded.end()) continue;
+      ++rounded;
+      const QuantizedTensor& weight = found->second;
+      const int64_t groups = ceil_div(k, weight.group_size);
+      for (int64_t row = 0; row < weight.n; ++row) {
+        std::vector<uint8_t> multiples(groups);
+        const float step = two_level_row(weight.view(), row, multiples.data());
+        const float* w = layer.weights.linears.at(id).data<float>() + row * k;
+        for (int64_t g = 0; g < groups; ++g) {
+          const int64_t first = g * 32, count = std::min<int64_t>(32, k - first);
+          const ValueRange range = value_range(w + first, count);
+          const Int4Params whole = int4_params(range.low, range.high, false);
+          const auto error = [&](int multiple) {
+            const Int4Params params{static_cast<float>(multiple) * step, whole.zero};
+            std::vector<double> d;
+            for (int64_t i = 0; i < count; ++i)
+              d.push_back(int4_round_trip(w[first + i], params, 1 / params.scale) - w[first + i]);
+            double sum = 0;
+            for (int64_t i = 0; i < count; ++i)
+              for (int64_t j = 0; j < count; ++j)
+                sum += d[i] * d[j] * trial.gram().data<float>()[(first + i) * k + first + j];
+            return sum;
+          };
+          // The search's step may be a part of the one that is found in the scales; a range larger
+          // than the group's may then be no multiple of it.
+          const int most =
+              std::min(most_multiple(whole.zero), static_cast<int>(whole.scale / step));
+          for (int other = (most + 1) / 2 + 1; other <= most; ++other)
+            EXPECT_LE(error(multiples[g]), error(other) * (1 + 1e-4))
+                << row << " " << g << " " << other;
+        }
+      }
+    }
+  }
+  EXPECT_GT(rounded, 0);
+}
 
 TEST(SmoothQuantTest, recovers_channels_that_plain_int8_loses) {
   // Four input channels of the norm are 100 times too large and their columns as much too small:

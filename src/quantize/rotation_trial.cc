@@ -1,8 +1,6 @@
 #include "quantize/rotation_trial.h"
 
 #include <algorithm>
-#include <cstring>
-#include <numeric>
 
 #include "base/progress.h"
 #include "quantize/divergence.h"
@@ -12,53 +10,61 @@
 namespace whit {
 namespace {
 
-void copy(const Tensor& from, Tensor& to) {
-  std::memcpy(to.data<float>(), from.data<float>(), from.size() * sizeof(float));
-}
-
-// Quantizes one layer from the original's hidden states; what comes out.
-class LayerTrial {
+// The first `layers` layers of a model, quantized by a recipe one after another.
+class Chain {
  public:
-  LayerTrial(const Model& model, const Recipe& recipe, const CalibrationData& data, cpu::Isa isa,
-             ThreadPool& pool)
+  struct Behind {
+    Tensor exact, quantized;  // hidden states behind them, [samples · length, D]
+  };
+
+  Chain(const Model& model, const Recipe& recipe, const CalibrationData& data, int layers,
+        cpu::Isa isa, ThreadPool& pool)
       : model_(model),
         graph_(model.graph()),
         weights_(model.weights()),
         recipe_(recipe),
         data_(data),
+        layers_(layers),
         isa_(isa),
         pool_(pool) {}
 
-  Tensor run(int layer, const Tensor& before) const {
-    return find_algorithm(recipe_.mode).decide == nullptr ? paired(layer, before)
-                                                          : alone(layer, before);
+  Behind run(Progress& progress, int done) const {
+    return find_algorithm(recipe_.mode).decide == nullptr ? paired(progress, done)
+                                                          : apart(progress, done);
   }
 
  private:
-  Tensor paired(int layer, const Tensor& before) const {
+  Behind paired(Progress& progress, int done) const {
     PairedStream stream(model_.config(), graph_, weights_, data_, isa_, pool_);
-    for (Tensor* state : stream.state()) copy(before, *state);
-    quantize_sequentially(stream, graph_, graph_.layer(layer), weights_,
-                          {.scheme = recipe_.scheme, .salient = recipe_.salient});
-    return stream.state()[1]->clone();
+    for (int layer = 0; layer < layers_; ++layer) {
+      quantize_sequentially(stream, graph_, graph_.layer(layer), weights_,
+                            {.scheme = recipe_.scheme, .salient = recipe_.salient});
+      progress.update(done + layer + 1);
+    }
+    return {std::move(*stream.state()[0]), std::move(*stream.state()[1])};
   }
 
-  Tensor alone(int layer, const Tensor& before) const {
-    LayerStream stream(model_.config(), graph_, weights_, data_, isa_, pool_);
-    copy(before, *stream.state()[0]);
-    const std::vector<InputStats> stats =
-        stream.observe(layer, weights_, LayerStream::Advance::kNo);
-    const LayerTask task{.graph = graph_,
-                         .range = graph_.layer(layer),
-                         .stats = stats,
-                         .scheme = recipe_.scheme,
-                         .fixed_alpha = recipe_.alpha,
-                         .matmul = stream.matmul()};
-    LayerWeights working = LayerWeights::load(graph_, task.range, weights_);
-    LayerDecision decision = find_algorithm(recipe_.mode).decide(task, working);
-    const QuantizedLayer rounded = round_layer(task, std::move(working), decision);
-    stream.advance(layer, provider_of(rounded, graph_));
-    return stream.state()[0]->clone();
+  // Statistics are of the original's inputs.
+  Behind apart(Progress& progress, int done) const {
+    LayerStream exact(model_.config(), graph_, weights_, data_, isa_, pool_),
+        quantized(model_.config(), graph_, weights_, data_, isa_, pool_);
+    for (int layer = 0; layer < layers_; ++layer) {
+      check_interrupt();
+      const std::vector<InputStats> stats =
+          exact.observe(layer, weights_, LayerStream::Advance::kYes);
+      const LayerTask task{.graph = graph_,
+                           .range = graph_.layer(layer),
+                           .stats = stats,
+                           .scheme = recipe_.scheme,
+                           .fixed_alpha = recipe_.alpha,
+                           .matmul = exact.matmul()};
+      LayerWeights working = LayerWeights::load(graph_, task.range, weights_);
+      LayerDecision decision = find_algorithm(recipe_.mode).decide(task, working);
+      const QuantizedLayer rounded = round_layer(task, std::move(working), decision);
+      quantized.advance(layer, provider_of(rounded, graph_));
+      progress.update(done + layer + 1);
+    }
+    return {std::move(*exact.state()[0]), std::move(*quantized.state()[0])};
   }
 
   const Model& model_;
@@ -66,6 +72,7 @@ class LayerTrial {
   const WeightProvider weights_;
   const Recipe& recipe_;
   const CalibrationData& data_;
+  int layers_;
   cpu::Isa isa_;
   ThreadPool& pool_;
 };
@@ -91,59 +98,26 @@ void append(const Tensor& hidden, const std::vector<int64_t>& sequences, int64_t
   }
 }
 
-template <typename Turn>
-void turn_rows(Tensor& hidden, ThreadPool& pool, const Turn& turn) {
-  const int64_t width = hidden.dim(1);
-  pool.parallel_for(hidden.dim(0), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) turn(hidden.data<float>() + row * width);
-  });
-}
-
 }  // namespace
 
-double RotationTrial::as_is() const {
-  double sum = 0;
-  for (const Layer& each : layers) sum += each.as_is;
-  return sum / static_cast<double>(layers.size());
-}
-
-double RotationTrial::rotated() const {
-  double sum = 0;
-  for (const Layer& each : layers) sum += each.rotated;
-  return sum / static_cast<double>(layers.size());
-}
-
 std::string RotationTrial::told() const {
-  std::string names;
-  for (const Layer& each : layers)
-    names += fmt::format("{}{}", names.empty() ? "" : ", ", each.layer);
   return fmt::format(
-      "{}: layers {}, quantized alone in a rotated basis, cause {:.3f} times the KL divergence "
-      "that "
-      "they cause in their own on {} held-out tokens (at most {} is asked)",
-      pays() ? "rotated" : "not rotated", names, rotated() / as_is(), tokens,
-      1 - kLeastRotationGain);
+      "{}: the first {} layers, quantized in a rotated basis, cause {:.3f} times the KL divergence "
+      "that they cause in their own on {} held-out tokens (at most {} is asked)",
+      pays() ? "rotated" : "not rotated", layers, rotated / as_is, tokens, 1 - kLeastRotationGain);
 }
 
 Json to_json(const RotationTrial& trial) {
-  Json layers = Json::array();
-  for (const RotationTrial::Layer& each : trial.layers)
-    layers.push_back({{"layer", each.layer}, {"as_is", each.as_is}, {"rotated", each.rotated}});
   return {{"rotated", trial.pays()},
-          {"kld_as_is", trial.as_is()},
-          {"kld_rotated", trial.rotated()},
+          {"kld_as_is", trial.as_is},
+          {"kld_rotated", trial.rotated},
           {"least_gain", kLeastRotationGain},
           {"held_out_tokens", trial.tokens},
-          {"layers", layers},
+          {"layers", trial.layers},
           {"why", trial.told()}};
 }
 
-std::vector<int> rotation_trial_layers(int layers) {
-  const int count = std::min(layers, kRotationTrialLayers);
-  std::vector<int> chosen;
-  for (int i = 0; i < count; ++i) chosen.push_back((2 * i + 1) * layers / (2 * count));
-  return chosen;
-}
+int rotation_trial_layers(int layers) { return std::min(layers, kRotationTrialLayers); }
 
 RotationTrial try_rotation(const Model& model, const Model& rotated, uint64_t seed,
                            const Recipe& recipe, const CalibrationData& data, cpu::Isa isa,
@@ -154,55 +128,37 @@ RotationTrial try_rotation(const Model& model, const Model& rotated, uint64_t se
   const CalibrationData part = evenly_spread(data, kRotationTrialSamples);
   const std::vector<int64_t> judged = judged_sequences(part);
   const Graph& graph = model.graph();
-  const std::vector<int> layers = rotation_trial_layers(graph.layers());
-  const LayerTrial as_is(model, recipe, part, isa, pool), turned(rotated, recipe, part, isa, pool);
-  const Rotation rotation(model.config().hidden_size, seed);
+  const int tried = rotation_trial_layers(graph.layers());
+  const int64_t rows = std::ssize(judged) * part.length, width = model.config().hidden_size;
+  Progress progress("trying a rotated basis, layer", 2 * tried + graph.layers() - tried);
+
+  std::vector<float> variants, exact;  // the judged rows: as it is, then rotated; the original's
+  {
+    const Chain::Behind behind = Chain(model, recipe, part, tried, isa, pool).run(progress, 0);
+    append(behind.exact, judged, part.length, exact);
+    append(behind.quantized, judged, part.length, variants);
+  }
+  append(Chain(rotated, recipe, part, tried, isa, pool).run(progress, tried).quantized, judged,
+         part.length, variants);
+  const Rotation rotation(width, seed);
+  pool.parallel_for(rows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = rows + begin; row < rows + end; ++row)
+      rotation.undo(variants.data() + row * width);
+  });
   const WeightProvider weights = model.weights();
   const RopeTables rope = rope_tables(model.config(), part.length);
-  const int64_t rows = std::ssize(judged) * part.length, width = model.config().hidden_size;
-
-  RotationTrial trial;
-  trial.tokens = rows;
-  // Held-out rows behind the current layer: of every variant so far, and of the original.
-  std::vector<float> variants, exact;
-  std::optional<LayerStream> original;
-  original.emplace(model.config(), graph, weights, part, isa, pool);
-  Progress progress("trying a rotated basis, layer", graph.layers());
-  for (int index = 0; index < graph.layers(); ++index) {
+  for (int layer = tried; layer < graph.layers(); ++layer) {
     check_interrupt();
-    if (!variants.empty() || !exact.empty()) {
-      Stage stage(graph, graph.layer(index), weights, part.length, isa, pool);
-      stage.advance(variants.data(), std::ssize(variants) / width, rope);
-      stage.advance(exact.data(), std::ssize(exact) / width, rope);
-    }
-    if (original) {
-      Tensor before = original->state()[0]->clone();
-      original->advance(index, weights);
-      if (std::find(layers.begin(), layers.end(), index) != layers.end()) {
-        append(as_is.run(index, before), judged, part.length, variants);
-        turn_rows(before, pool, [&](float* row) { rotation.apply(row); });
-        Tensor behind = turned.run(index, before);
-        turn_rows(behind, pool, [&](float* row) { rotation.undo(row); });
-        append(behind, judged, part.length, variants);
-        trial.layers.push_back({.layer = index});
-      }
-      if (index == layers.back()) {  // from here on only what is judged
-        append(*original->state()[0], judged, part.length, exact);
-        original.reset();
-      }
-    }
-    progress.update(index + 1);
+    Stage stage(graph, graph.layer(layer), weights, part.length, isa, pool);
+    stage.advance(variants.data(), 2 * rows, rope);
+    stage.advance(exact.data(), rows, rope);
+    progress.update(tried + layer + 1);
   }
-  Tensor states(DType::kF32, {std::ssize(variants) / width, width}),
-      wanted(DType::kF32, {rows, width});
+  Tensor states(DType::kF32, {2 * rows, width}), wanted(DType::kF32, {rows, width});
   std::copy(variants.begin(), variants.end(), states.data<float>());
   std::copy(exact.begin(), exact.end(), wanted.data<float>());
   const std::vector<double> klds = HeadComparison(model, isa, pool).divergences(wanted, states);
-  for (size_t i = 0; i < trial.layers.size(); ++i) {
-    trial.layers[i].as_is = klds[2 * i];
-    trial.layers[i].rotated = klds[2 * i + 1];
-  }
-  return trial;
+  return {.layers = tried, .as_is = klds[0], .rotated = klds[1], .tokens = rows};
 }
 
 }  // namespace whit

@@ -4,13 +4,13 @@
 #include <gtest/gtest.h>
 
 #include "outlier_model.h"
+#include "quantize/divergence.h"
 #include "quantize/rotate.h"
 #include "tiny_model.h"
 
 namespace whit {
 namespace {
 
-using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::random_tokens;
 using testing::ScratchDirectory;
@@ -32,19 +32,40 @@ RotationTrial try_on(const std::filesystem::path& path, const Recipe& recipe,
   return trial;
 }
 
+// Of the engine's layers under the model's head, on the held-out sequences.
+double held_out_divergence(const Model& model, const Model& engine, const CalibrationData& data,
+                           ThreadPool& pool) {
+  CalibrationData judged = data;
+  judged.ids.clear();
+  judged.samples = 0;
+  for (const CalibrationWindow& window : calibration_windows(data))
+    if (window.split == Split::kHeldOut) {
+      judged.ids.insert(judged.ids.end(), data.ids.begin() + window.first * data.length,
+                        data.ids.begin() + (window.first + window.count) * data.length);
+      judged.samples += window.count;
+    }
+  Tensor states[2];
+  for (const Model* each : {&model, &engine}) {
+    const WeightProvider embedding = model.weights(), weights = each->weights();
+    LayerStream stream(model.config(), model.graph(), embedding, judged, cpu::detected_isa(), pool);
+    for (int layer = 0; layer < model.graph().layers(); ++layer) stream.advance(layer, weights);
+    states[each == &engine] = std::move(*stream.state()[0]);
+  }
+  return HeadComparison(model, cpu::detected_isa(), pool).divergences(states[0], states[1]).front();
+}
+
 TEST(RotationTrialTest, outlier_channels_that_rounding_cannot_hold_are_rotated_away) {
   ScratchDirectory scratch;
   const auto outliers = scratch.path() / "outliers";
   testing::write_outlier_variant(with_tokenizer(scratch, "mistral"), outliers, 100, 2);
   const RotationTrial trial =
       try_on(outliers, {.mode = "rtn", .scheme = QuantScheme::preset("w8a8")}, scratch);
-  ASSERT_EQ(trial.layers.size(), 2u);
+  EXPECT_EQ(trial.layers, 2);
   EXPECT_EQ(trial.tokens, 2 * 24);
-  for (const RotationTrial::Layer& each : trial.layers)
-    EXPECT_LT(each.rotated, 0.2 * each.as_is) << each.layer;
+  EXPECT_LT(trial.rotated, 0.2 * trial.as_is);
   EXPECT_TRUE(trial.pays());
   EXPECT_THAT(trial.told(),
-              HasSubstr("rotated: layers 0, 1, quantized alone in a rotated basis, cause 0."));
+              HasSubstr("rotated: the first 2 layers, quantized in a rotated basis, cause 0."));
   EXPECT_EQ(to_json(trial).at("rotated"), true);
 }
 
@@ -58,9 +79,9 @@ TEST(RotationTrialTest, without_outliers_neither_basis_loses_out_of_proportion) 
         try_on(even, {.mode = mode, .scheme = QuantScheme::preset(scheme, 32)}, scratch);
     // Two random bases, judged on 48 tokens of a model of two layers: far from the outliers'
     // factor.
-    EXPECT_GT(trial.rotated(), 0.4 * trial.as_is()) << mode;
-    EXPECT_LT(trial.rotated(), 2.5 * trial.as_is()) << mode;
-    EXPECT_EQ(trial.pays(), trial.rotated() < 0.95 * trial.as_is());
+    EXPECT_GT(trial.rotated, 0.4 * trial.as_is) << mode;
+    EXPECT_LT(trial.rotated, 2.5 * trial.as_is) << mode;
+    EXPECT_EQ(trial.pays(), trial.rotated < 0.95 * trial.as_is);
   }
 }
 
@@ -71,10 +92,29 @@ TEST(RotationTrialTest, the_thread_count_changes_no_figure) {
   EXPECT_EQ(to_json(try_on(path, recipe, scratch, 1)), to_json(try_on(path, recipe, scratch, 3)));
 }
 
-TEST(RotationTrialTest, layers_are_spread_through_the_model) {
-  EXPECT_THAT(rotation_trial_layers(1), ElementsAre(0));
-  EXPECT_THAT(rotation_trial_layers(2), ElementsAre(0, 1));
-  EXPECT_THAT(rotation_trial_layers(30), ElementsAre(5, 15, 25));
+// With every layer tried, what is judged is the engine itself but for its head.
+TEST(RotationTrialTest, the_loss_is_that_of_the_layers_quantized_one_after_another) {
+  ScratchDirectory scratch;
+  const auto path = with_tokenizer(scratch, "qwen2");
+  const Model model = Model::open(path);
+  const CalibrationData data = random_tokens(model, 16, 24, 3);
+  ThreadPool pool(2);
+  for (const char* mode : {"awq", "auto"}) {
+    Recipe recipe{.mode = mode,
+                  .scheme = QuantScheme::preset("w4a16", 32),
+                  .head = "bf16",
+                  .output = scratch.path() / mode};
+    const RotationTrial trial = try_on(path, recipe, scratch);
+    quantize_model(model, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool);
+    const Model engine = Model::open(recipe.output);
+    EXPECT_NEAR(trial.as_is, held_out_divergence(model, engine, data, pool), 1e-3 * trial.as_is)
+        << mode;
+  }
+}
+
+TEST(RotationTrialTest, of_deep_models_the_first_layers_are_tried) {
+  EXPECT_EQ(rotation_trial_layers(1), 1);
+  EXPECT_EQ(rotation_trial_layers(30), 8);
 }
 
 TEST(RotationTrialTest, weights_in_bf16_have_nothing_to_compare) {
