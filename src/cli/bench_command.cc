@@ -7,6 +7,7 @@
 #include "cli/command.h"
 #include "cli/common.h"
 #include "cli/tuned.h"
+#include "engine/cuda_linears.h"
 #include "evaluate/bench.h"
 
 namespace whit::cli {
@@ -16,7 +17,8 @@ struct BenchOptionsOfUser {
   std::string model;
   BenchOptions bench;
   std::string kv_cache_dtype = "auto";
-  bool json = false, tune = false;
+  bool json = false, tune = false, kernels = false;
+  std::vector<int64_t> rows = {1, 16, 64, 128, 256, 1024};
   MachineOptions machine;
 };
 
@@ -52,6 +54,59 @@ int run_tune(const BenchOptionsOfUser& user) {
                      &trial == &tuning.choice() ? "chosen" : ""});
   print_table({"isa", "threads", "pp256 t/s", "tg64 t/s", "256 + 256 s", ""}, table);
   fmt::print("\nstored in {}: runs without --isa and --threads use it\n", path);
+  return 0;
+}
+
+int run_kernels(const BenchOptionsOfUser& user) {
+  if (user.machine.backend != "cuda")
+    throw Error(ErrorKind::kInvalidArgument,
+                "--kernels measures the linears of the CUDA backend: give --backend cuda "
+                "(the CPU's are measured by bench_kernels of a build)");
+  const CudaLinearTimings timings = time_cuda_linears(Model::open(user.model), user.rows);
+  if (user.json) {
+    Json list = Json::array();
+    for (const CudaLinearTiming& row : timings.rows)
+      list.push_back({{"linears", row.linears},
+                      {"format", row.format},
+                      {"group_size", row.group_size},
+                      {"zero_points", row.zero_points},
+                      {"n", row.n},
+                      {"k", row.k},
+                      {"m", row.m},
+                      {"us", row.us},
+                      {"weight_bytes_per_s", row.weight_bytes_per_s},
+                      {"bare_read_us", row.bare_read_us},
+                      {"operations_per_s", row.operations_per_s},
+                      {"percent_of_bandwidth", row.percent_of_bandwidth},
+                      {"percent_of_bare_read", row.percent_of_bare_read},
+                      {"percent_of_peak", row.percent_of_peak}});
+    print_json({{"device", timings.device},
+                {"sms", timings.sms},
+                {"read_bytes_per_s", timings.read_bytes_per_s},
+                {"int8_operations_per_s", timings.int8_operations_per_s},
+                {"bf16_operations_per_s", timings.bf16_operations_per_s},
+                {"rows", list}});
+    return 0;
+  }
+  std::vector<std::vector<std::string>> table;
+  for (const CudaLinearTiming& row : timings.rows)
+    table.push_back(
+        {row.linears, row.format, fmt::format("{} x {}", row.n, row.k), fmt::format("{}", row.m),
+         fmt::format("{:.1f}", row.us), fmt::format("{:.2f}", row.weight_bytes_per_s / 1e12),
+         percent(row.percent_of_bandwidth), fmt::format("{:.1f}", row.bare_read_us),
+         percent(row.percent_of_bare_read), fmt::format("{:.0f}", row.operations_per_s / 1e12),
+         percent(row.percent_of_peak)});
+  print_table({"linears", "format", "N x K", "M", "us", "TB/s", "%BW", "bare us", "%bare", "TOP/s",
+               "%peak"},
+              table);
+  fmt::print(
+      "\n{}, {} SMs; weights from device memory; %BW: of {:.2f} TB/s read; bare: a kernel that "
+      "only "
+      "reads as many bytes; %peak: of {:.0f} TOP/s (8 bits) or {:.0f} TFLOP/s (bf16), the best "
+      "dense "
+      "product of 8192 cubed; all in this run\n",
+      timings.device, timings.sms, timings.read_bytes_per_s / 1e12,
+      timings.int8_operations_per_s / 1e12, timings.bf16_operations_per_s / 1e12);
   return 0;
 }
 
@@ -164,6 +219,14 @@ Action add_bench(CLI::App& app) {
   app.add_flag("--tune", user->tune,
                "Measure which instruction set and how many threads run this engine fastest here, "
                "and store the choice");
+  app.add_flag("--kernels", user->kernels,
+               "With --backend cuda: time the model's linears one by one, beside the device's read "
+               "bandwidth and dense peaks");
+  app.add_option("--rows", user->rows, "Rows of activations of --kernels, comma-separated")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::Range(int64_t{1}, int64_t{8192}))
+      ->capture_default_str();
   add_kv_cache_dtype(app, user->kv_cache_dtype);
   user->machine.add_to(app);
   user->machine.add_backend(app);
@@ -173,12 +236,14 @@ pp512: tokens per second of a prompt of 512 tokens. tg128: of 128 decoding steps
 
 Example:
   whit bench smol-w4a8 -p 512 -n 128 -b 1,4,8 -t 2
-  whit bench smol-w4a8 --tune)");
+  whit bench smol-w4a8 --tune
+  whit bench smol-w4a8 --backend cuda --kernels --rows 1,16,1024)");
   return [user, serve, bench_serve] {
     if (serve->parsed()) return bench_serve();
     if (user->model.empty())
       throw Error(ErrorKind::kInvalidArgument, "MODEL is required; 'whit bench --help' explains");
     if (user->tune) return run_tune(*user);
+    if (user->kernels) return run_kernels(*user);
     std::erase(user->bench.prompts, 0);
     std::erase(user->bench.generations, 0);
     return run_bench(*user);

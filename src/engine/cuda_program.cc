@@ -9,7 +9,9 @@ constexpr int64_t kRowAlignment = 16;  // values: what linears ask of the rows t
 
 int64_t aligned(int64_t width) { return round_up(width, kRowAlignment); }
 
-cuda::LinearFormat format_of(const LinearWeight& weight) {
+}  // namespace
+
+cuda::LinearFormat cuda_format_of(const LinearWeight& weight) {
   const bool int8 = weight.activation == cpu::Activation::kInt8;
   switch (weight.view.format) {
     case WeightFormat::kInt4Group:
@@ -24,6 +26,8 @@ cuda::LinearFormat format_of(const LinearWeight& weight) {
       return cuda::LinearFormat::kBf16;
   }
 }
+
+namespace {
 
 cuda::TableFormat table_format(WeightFormat format) {
   switch (format) {
@@ -224,7 +228,7 @@ void CudaProgram::lower_linear(LinearStack& stack, const WeightProvider& provide
                                ThreadPool& pool) {
   const Node& node = graph_.node(stack.nodes.front());
   const LinearWeight& front = stack.parts.front();
-  const cuda::LinearFormat format = format_of(front);
+  const cuda::LinearFormat format = cuda_format_of(front);
   const ValueId value = node.inputs[0];
 
   std::vector<WeightView> views;

@@ -11,6 +11,9 @@
 
 namespace whit {
 
+// How a linear runs on the GPU.
+cuda::LinearFormat cuda_format_of(const LinearWeight& weight);
+
 // Rows of all values that live at one time, shared by the programs of a model.
 struct CudaRows {
   CudaRows(cuda::Device& device, const Graph& graph, int64_t max_tokens);

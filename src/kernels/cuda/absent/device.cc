@@ -2,6 +2,7 @@
 #include "kernels/cuda/device.h"
 
 #include "base/error.h"
+#include "kernels/cuda/benchmark.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/small_ops.h"
 
@@ -23,5 +24,16 @@ struct LinearRunner::State {};
 LinearRunner::LinearRunner() { built_without_cuda(); }
 LinearRunner::~LinearRunner() = default;
 void LinearRunner::run(const LinearArgs&, CUstream_st*) { built_without_cuda(); }
+
+class LinearBenchmark::Impl {};
+LinearBenchmark::LinearBenchmark() { built_without_cuda(); }
+LinearBenchmark::~LinearBenchmark() = default;
+BenchmarkLimits LinearBenchmark::limits(bool) { built_without_cuda(); }
+BenchmarkResult LinearBenchmark::run(const BenchmarkWeight&, int64_t, bool) {
+  built_without_cuda();
+}
+double LinearBenchmark::run_chain(std::span<const BenchmarkWeight>, int64_t) {
+  built_without_cuda();
+}
 
 }  // namespace whit::cuda
