@@ -6,6 +6,8 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cpu/avx2/pack_lines.h"
+
 namespace whit::cpu {
 namespace {
 
@@ -18,6 +20,14 @@ struct RowSource {
   const WeightView* part = nullptr;  // null past the last row
   int64_t row = 0;                   // of the part
   const uint8_t* data = nullptr;
+};
+
+// The rows of a panel, and whether AVX2 may pack them.
+struct PanelSource {
+  RowSource rows[kPanelRows];
+  const uint8_t* data[kPanelRows];
+  bool avx2;
+  const RowSource& operator[](int64_t r) const { return rows[r]; }
 };
 
 RowSource find_row(std::span<const WeightView> parts, int64_t row) {
@@ -49,19 +59,19 @@ inline __m128i shuffle_nibbles(__m128i words) {
 }
 
 // Four words of a row from byte `at` on, zero from byte `end` on.
-inline __m128i load_words(const RowSource& row, int64_t at, int64_t end) {
-  if (row.part == nullptr || at >= end) return _mm_setzero_si128();
-  if (at + 16 <= end) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row.data + at));
+inline __m128i load_words(const uint8_t* row, int64_t at, int64_t end) {
+  if (row == nullptr || at >= end) return _mm_setzero_si128();
+  if (at + 16 <= end) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at));
   alignas(16) uint8_t bytes[16] = {};
-  std::memcpy(bytes, row.data + at, end - at);
+  std::memcpy(bytes, row + at, end - at);
   return _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
 }
 
 // Lines [0, lines) at `to` from bytes [offset, offset + …) of each row of a panel; `row_end` is
 // where rows end. Squares of four rows × four words are transposed in registers.
 template <bool kNibbles>
-void pack_lines(const RowSource* rows, int64_t offset, int64_t row_end, int64_t lines,
-                std::byte* to) {
+void pack_lines_sse2(const uint8_t* const* rows, int64_t offset, int64_t row_end, int64_t lines,
+                     std::byte* to) {
   for (int64_t chunk = 0; chunk < lines; chunk += kChunkLines) {
     const int64_t chunk_end = std::min(lines, chunk + kChunkLines);
     for (int64_t r = 0; r < kPanelRows; r += 4)
@@ -85,7 +95,14 @@ void pack_lines(const RowSource* rows, int64_t offset, int64_t row_end, int64_t 
   }
 }
 
-void pack_panel_int4(const RowSource* rows, int64_t k, int64_t group_size, std::byte* to) {
+template <bool kNibbles>
+void pack_lines(const PanelSource& rows, int64_t offset, int64_t row_end, int64_t lines,
+                std::byte* to) {
+  const auto pack = rows.avx2 ? avx2::pack_lines<kNibbles> : pack_lines_sse2<kNibbles>;
+  pack(rows.data, offset, row_end, lines, to);
+}
+
+void pack_panel_int4(const PanelSource& rows, int64_t k, int64_t group_size, std::byte* to) {
   const int64_t groups = ceil_div(k, group_size);
   auto* zeros = reinterpret_cast<uint8_t*>(to);
   std::memset(zeros, 0, zeros_bytes(groups));
@@ -123,7 +140,7 @@ int32_t sum_of_codes(const uint8_t* row, int64_t begin, int64_t end) {
   return sum;
 }
 
-void pack_panel_two_level(const RowSource* rows, int64_t k, int64_t group_size, std::byte* to) {
+void pack_panel_two_level(const PanelSource& rows, int64_t k, int64_t group_size, std::byte* to) {
   const int64_t groups = ceil_div(k, group_size);
   const int64_t lines = lines_of(WeightFormat::kInt4Group, k);
   std::memset(to, 0, kChannelHeaderBytes + 2 * zeros_bytes(groups));
@@ -153,7 +170,7 @@ void pack_panel_two_level(const RowSource* rows, int64_t k, int64_t group_size, 
                    to + kChannelHeaderBytes + 2 * zeros_bytes(groups));
 }
 
-void pack_panel_int8(const RowSource* rows, int64_t k, std::byte* to) {
+void pack_panel_int8(const PanelSource& rows, int64_t k, std::byte* to) {
   auto* scales = reinterpret_cast<float*>(to);
   auto* sums = reinterpret_cast<int32_t*>(to + 4 * kPanelRows);
   for (int64_t r = 0; r < kPanelRows; ++r) {
@@ -170,14 +187,14 @@ void pack_panel_int8(const RowSource* rows, int64_t k, std::byte* to) {
 }
 
 template <bool kBF16>
-void pack_panel_dense(const RowSource* rows, int64_t k, std::byte* to) {
+void pack_panel_dense(const PanelSource& rows, int64_t k, std::byte* to) {
   constexpr WeightFormat kFormat = kBF16 ? WeightFormat::kBF16 : WeightFormat::kF32;
   constexpr int64_t kPerWord = columns_per_word(kFormat);
   const int64_t lines = lines_of(kFormat, k);
   const auto as_stored = [](const RowSource& row) {
     return row.part == nullptr || row.part->format == kFormat;
   };
-  if (std::all_of(rows, rows + kPanelRows, as_stored)) {
+  if (std::all_of(rows.rows, rows.rows + kPanelRows, as_stored)) {
     pack_lines<false>(rows, 0, k * (kBF16 ? 2 : 4), lines, to);
     return;
   }
@@ -243,8 +260,11 @@ void for_panels(std::span<const WeightView> parts, PackedWeight& packed, int64_t
                 const Worker& worker, PackPanel&& pack_panel) {
   const Range panels = split(ceil_div(packed.n, kPanelRows), 1, worker);
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    RowSource rows[kPanelRows];
-    for (int64_t r = 0; r < kPanelRows; ++r) rows[r] = find_row(parts, panel * kPanelRows + r);
+    PanelSource rows{.avx2 = packed.kernel->isa >= Isa::kAvx2};
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      rows.rows[r] = find_row(parts, panel * kPanelRows + r);
+      rows.data[r] = rows.rows[r].data;
+    }
     pack_panel(rows, packed.data.as<std::byte>() + panel * bytes);
   }
 }
@@ -254,7 +274,7 @@ void for_panels(std::span<const WeightView> parts, PackedWeight& packed, int64_t
 void pack_panels_two_level(std::span<const WeightView> parts, PackedWeight& packed,
                            const Worker& worker) {
   for_panels(parts, packed, two_level_panel_bytes(packed.k, packed.group_size), worker,
-             [&](const RowSource* rows, std::byte* to) {
+             [&](const PanelSource& rows, std::byte* to) {
                pack_panel_two_level(rows, packed.k, packed.group_size, to);
              });
 }
@@ -262,7 +282,7 @@ void pack_panels_two_level(std::span<const WeightView> parts, PackedWeight& pack
 template <WeightFormat format>
 void pack_panels(std::span<const WeightView> parts, PackedWeight& packed, const Worker& worker) {
   const int64_t bytes = panel_bytes(format, packed.k, packed.group_size);
-  for_panels(parts, packed, bytes, worker, [&](const RowSource* rows, std::byte* to) {
+  for_panels(parts, packed, bytes, worker, [&](const PanelSource& rows, std::byte* to) {
     if constexpr (format == WeightFormat::kInt4Group)
       pack_panel_int4(rows, packed.k, packed.group_size, to);
     else if constexpr (format == WeightFormat::kInt8Channel)

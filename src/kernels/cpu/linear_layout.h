@@ -28,6 +28,7 @@ inline constexpr int64_t kPanelRows = 32;
 inline constexpr int64_t kLineBytes = 4 * kPanelRows;
 inline constexpr int64_t kGroupScaleBytes = 2 * kPanelRows;
 inline constexpr int64_t kChannelHeaderBytes = 8 * kPanelRows;
+inline constexpr int64_t kPrefetchBytes = 8192;  // ahead of what is read
 
 // Columns that a word holds.
 constexpr int64_t columns_per_word(WeightFormat format) {
@@ -66,6 +67,12 @@ int64_t two_level_panel_bytes(int64_t k, int64_t group_size);
 int64_t packed_bytes_two_level(int64_t n, int64_t k, int64_t group_size);
 void pack_panels_two_level(std::span<const WeightView> parts, PackedWeight& packed,
                            const Worker& worker);
+
+// Products prefetch a stream at a fixed distance from the line that they read. What they read of it
+// beside lines, headers and scales, must be counted in, or as much is left out at that distance.
+inline void prefetch_ahead(const std::byte* at, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + kPrefetchBytes + i);
+}
 
 // One worker's part of a product: panels × rows of x. Panels are split first; where there are too
 // few of them to keep all workers equally busy, M is split as well, in multiples of `row_unit`.

@@ -2,8 +2,10 @@
 //   y[m, n] = float(Σ_k code[n, k] · q[m, k]) · (scale[n] · x_scale[m]) (+ bias) (+ residual)
 // Panels begin with their rows' scales.
 //
-// Columns are cut in blocks of about 512: a block of a panel, 16 KB, stays in L1 while all rows of
-// a pass go by, whose activations stay in L2; the next block is prefetched to L2 meanwhile.
+// Sums stay in their tiles along K, up to 4096 columns: a panel's block, 128 KB, and the
+// activations of a pass, 1 MB, stay in L2, from where both are prefetched to L1. The next block
+// is prefetched to L2 meanwhile, and y for writing. A block's sums become rows of y while the next
+// is multiplied.
 #pragma once
 
 #include "kernels/cpu/amx/tiles.h"
@@ -13,33 +15,25 @@
 namespace whit::cpu {
 namespace {
 
-constexpr int64_t kMostBlockColumns = 576;
+constexpr int64_t kMostBlockColumns = 4096;
 constexpr int64_t kStepBytes = kTileColumns / 4 * kLineBytes;
 constexpr int64_t kBlockBytes = kMostBlockColumns / kTileColumns * kStepBytes;
 
-// What to bring to L2 while products run: `lines` cache lines at each step.
-struct BlockPrefetch {
-  const std::byte* next = nullptr;
-  int64_t lines = 0;
-  void step() {
-    for (int64_t i = 0; i < lines; ++i, next += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
-  }
-};
-
 // How a product is cut: passes of `rows` rows; within a pass chunks of `panels` panels, whose sums
-// [panels][rows][32] stay in L2 with a block of the activations; within a chunk blocks of columns.
+// [panels][rows][32], where there are several blocks along K, stay in L2 with a block of the
+// activations; within a chunk blocks of columns.
 struct Passes {
   int64_t rows, panels;
 };
 inline Passes passes(const PackedWeight& weight, int64_t m) {
-  // Copies of activations, where such are made, at most 4 MB; a block of 512 rows is 256 KB.
-  constexpr int64_t kPassBytes = 4 << 20, kMostRows = 512, kChunkBytes = 512 << 10;
+  constexpr int64_t kPassBytes = 1 << 20, kMostRows = 1024, kChunkBytes = 256 << 10;
+  const int64_t columns = std::min(weight.k, kMostBlockColumns);
   const int64_t rows = std::min(
-      m, std::clamp(kPassBytes / weight.k / kBlockRows * kBlockRows, kBlockRows, kMostRows));
+      m, std::clamp(kPassBytes / columns / kBlockRows * kBlockRows, kBlockRows, kMostRows));
   const int64_t sums = round_up(rows, kBlockRows) * kLineBytes;
-  const int64_t panels = ceil_div(weight.n, kPanelRows);
-  return {rows, std::clamp<int64_t>(kChunkBytes / sums, 1, panels)};
+  return {rows, weight.k <= kMostBlockColumns
+                    ? 1
+                    : std::clamp<int64_t>(kChunkBytes / sums, 1, ceil_div(weight.n, kPanelRows))};
 }
 inline int64_t sums_bytes(const Passes& pass) {
   return pass.panels * round_up(pass.rows, kBlockRows) * kLineBytes;
@@ -68,54 +62,77 @@ enum class Codes { kInt8, kTwoLevel };
 
 // One pass: rows [row_begin, row_begin + rows) of the activations × the share's panels.
 template <Codes kind>
-struct Pass {
-  const LinearArgs& args;
-  const ActivationTiles& a;
-  int64_t row_begin, rows, panel_begin, panel_end;
-  int32_t* sums;     // [panels of a chunk][rows, rounded up][32]
-  std::byte* codes;  // kTwoLevel: kBlockBytes
+class Pass {
+ public:
+  // sums: [panels of a chunk][rows, rounded up][32]; codes: kBlockBytes where kTwoLevel.
+  Pass(const LinearArgs& args, const ActivationTiles& a, int64_t row_begin, int64_t rows,
+       int64_t panel_end, int32_t* sums, std::byte* codes)
+      : args_(args),
+        weight_(*args.weight),
+        a_(a),
+        row_begin_(row_begin),
+        rows_(rows),
+        panel_end_(panel_end),
+        sums_(sums),
+        codes_(codes) {}
 
-  int64_t groups() const { return ceil_div(args.weight->k, args.weight->group_size); }
-  int64_t stride() const {
-    return kind == Codes::kInt8 ? panel_bytes(WeightFormat::kInt8Channel, args.weight->k, 0)
-                                : two_level_panel_bytes(args.weight->k, args.weight->group_size);
-  }
-  const std::byte* panel(int64_t index) const {
-    return args.weight->data.as<std::byte>() + index * stride();
-  }
-
-  void run_chunk(int64_t first, int64_t last) const {
-    const int64_t k = args.weight->k, block = block_columns(k);
+  void run_chunk(int64_t first, int64_t last) {
+    const int64_t k = weight_.k, block = block_columns(k);
     for (int64_t column = 0; column < k; column += block)
       for (int64_t index = first; index < last; ++index) {
         const int64_t columns = std::min(block, k - column);
         // The next block in this order, or nearly: past the chunk its successor's first.
         const std::byte* next = index + 1 < last     ? panel(index + 1) + line_offset(column)
                                 : column + block < k ? panel(first) + line_offset(column + block)
-                                : last < panel_end   ? panel(last)
+                                : last < panel_end_  ? panel(last)
                                                      : nullptr;
         run_block(index, column, columns, next,
-                  sums + (index - first) * round_up(rows, kBlockRows) * kPanelRows);
+                  sums_ + (index - first) * round_up(rows_, kBlockRows) * kPanelRows);
       }
   }
 
+  // What is left to be stored.
+  void finish() { store_some(kBlockRows); }
+
+ private:
+  // A block of sums that become rows of y while the next ones are made.
+  struct Finished {
+    const int32_t* sums;
+    int64_t panel, row, rows;  // the next row, and how many are left
+  };
+
+  int64_t groups() const { return ceil_div(weight_.k, weight_.group_size); }
+  const std::byte* panel(int64_t index) const {
+    return weight_.data.as<std::byte>() +
+           index * (kind == Codes::kInt8 ? panel_bytes(WeightFormat::kInt8Channel, weight_.k, 0)
+                                         : two_level_panel_bytes(weight_.k, weight_.group_size));
+  }
   int64_t line_offset(int64_t column) const {
     return kind == Codes::kInt8
                ? kChannelHeaderBytes + column / kTileColumns * kStepBytes
                : kChannelHeaderBytes + 2 * zeros_bytes(groups()) + column / 8 * kLineBytes;
   }
 
+  void store_some(int64_t most) {
+    const int64_t some = std::min(most, finished_.rows);
+    if (some == 0) return;
+    store_sums(args_, finished_.panel, panel(finished_.panel), finished_.row, some, finished_.sums);
+    finished_.sums += some * kPanelRows;
+    finished_.row += some;
+    finished_.rows -= some;
+  }
+
+  // c: the panel's sums, [rows][32], where other blocks of columns come before or after.
   void run_block(int64_t index, int64_t column, int64_t columns, const std::byte* next,
-                 int32_t* c) const {
-    const int64_t k = args.weight->k;
+                 int32_t* c) {
     const std::byte* lines = panel(index) + line_offset(column);
     int64_t steps = columns / kTileColumns, tail = columns % kTileColumns;
     alignas(64) std::byte tail_lines[kStepBytes];
     if constexpr (kind == Codes::kTwoLevel) {
       // What lies behind the last line meets activations of zero.
-      unpack_two_level(TwoLevelPanel(panel(index), groups()), args.weight->group_size, column / 8,
-                       ceil_div(column + columns, 8), codes);
-      lines = codes;
+      unpack_two_level(TwoLevelPanel(panel(index), groups()), weight_.group_size, column / 8,
+                       ceil_div(column + columns, 8), codes_);
+      lines = codes_;
       steps = ceil_div(columns, kTileColumns);
       tail = 0;
     }
@@ -124,24 +141,53 @@ struct Pass {
       std::memcpy(tail_lines, lines + steps * kStepBytes, bytes);
       std::memset(tail_lines + bytes, 0, kStepBytes - bytes);
     }
-    const int64_t blocks = ceil_div(rows, kBlockRows);
+    const bool last = column + columns == weight_.k;
+    const int64_t blocks = ceil_div(rows_, kBlockRows);
     constexpr int64_t kLinesAhead = kStepBytes / 64 / (kind == Codes::kInt8 ? 1 : 2);
     BlockPrefetch prefetch{next, next == nullptr ? 0 : ceil_div(kLinesAhead, blocks)};
-    const auto between = [&](int64_t) { prefetch.step(); };
-    const Sums start = column == 0 ? Sums::kStart : Sums::kContinue;
-    // Sums that no later block continues take turns in L1.
-    const bool single = columns == k;
-    for (int64_t m = 0; m < rows; m += kBlockRows) {
-      const int64_t some = std::min(rows - m, kBlockRows);
-      int32_t* at = c + (single ? m / kBlockRows % 2 * kBlockRows : m) * kPanelRows;
-      if (steps > 0)
-        multiply_tiles(a, m, some, column, lines, steps, kTileColumns, start, at, between);
-      if (tail > 0)
-        multiply_tiles(a, m, some, column + steps * kTileColumns, tail_lines, 1, kTileColumns,
-                       steps > 0 ? Sums::kContinue : start, at, between);
-      if (column + columns == k) store_sums(args, index, panel(index), row_begin + m, some, at);
+    const int64_t rows_a_step = ceil_div(kBlockRows, std::max<int64_t>(1, steps));
+    for (int64_t m = 0; m < rows_; m += kBlockRows) {
+      const int64_t some = std::min(rows_ - m, kBlockRows);
+      const auto between = [&](int64_t step) {
+        prefetch.step();
+        store_some(rows_a_step);
+        if (last)
+          prefetch_rows(args_, index, row_begin_ + std::min(m + step * rows_a_step, m + some),
+                        row_begin_ + std::min(m + (step + 1) * rows_a_step, m + some));
+      };
+      const Operands now = operands(a_, m, some, column, lines);
+      const bool more = m + kBlockRows < rows_;
+      const Operands after =
+          operands(a_, more ? m + kBlockRows : 0,
+                   more ? std::min(rows_ - m - kBlockRows, kBlockRows) : rows_, column,
+                   more || kind == Codes::kTwoLevel || next == nullptr ? lines : next);
+      const int32_t* from = column == 0 ? nullptr : c + m * kPanelRows;
+      int32_t* to = last ? turns_[turn_] : c + m * kPanelRows;
+      if (steps > 0) {
+        multiply_tiles<Ahead::kL1>(now, after, steps, kTileColumns, from, to, between);
+        from = to;
+      }
+      if (tail > 0) {
+        const Operands end = operands(a_, m, some, column + steps * kTileColumns, tail_lines);
+        multiply_tiles<Ahead::kNone>(end, end, 1, kTileColumns, from, to, between);
+      }
+      if (last) {
+        store_some(kBlockRows);
+        finished_ = {to, index, row_begin_ + m, some};
+        turn_ ^= 1;
+      }
     }
   }
+
+  const LinearArgs& args_;
+  const PackedWeight& weight_;
+  const ActivationTiles& a_;
+  int64_t row_begin_, rows_, panel_end_;
+  int32_t* sums_;
+  std::byte* codes_;
+  Finished finished_ = {};
+  int turn_ = 0;
+  alignas(64) int32_t turns_[2][kBlockRows * kPanelRows];
 };
 
 // `few` takes the products of few rows.
@@ -168,11 +214,10 @@ void run(const LinearArgs& args, const Worker& worker) {
     const int64_t rows = std::min(share.row_end - begin, pass.rows);
     const ActivationTiles a(args.q.q + begin * args.q.stride, args.q.stride, rows, weight.k,
                             kTileColumns, copies);
-    const Pass<kind> part{
-        args, a, begin, rows, share.panel_begin, share.panel_end, reinterpret_cast<int32_t*>(sums),
-        codes};
+    Pass<kind> part(args, a, begin, rows, share.panel_end, reinterpret_cast<int32_t*>(sums), codes);
     for (int64_t first = share.panel_begin; first < share.panel_end; first += pass.panels)
       part.run_chunk(first, std::min(share.panel_end, first + pass.panels));
+    part.finish();
   }
 }
 

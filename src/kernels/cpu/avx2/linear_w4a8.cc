@@ -110,6 +110,7 @@ void run(const LinearArgs& args, const Worker& worker) {
     for (int64_t index = share.panel_begin; index < share.panel_end; ++index) {
       std::memset(sums, 0, 4 * kPanelRows * rows);
       const std::byte* panel = weight.data.as<std::byte>() + index * stride;
+      prefetch_ahead(panel, zeros_bytes(groups));
       const auto* zeros = reinterpret_cast<const uint8_t*>(panel);
       panel += zeros_bytes(groups);
       for (int64_t g = 0; g < groups; ++g, zeros += kPanelRows) {
@@ -130,6 +131,7 @@ void run(const LinearArgs& args, const Worker& worker) {
           multiply_few_rows(group_args, rows);
         else
           multiply_many_rows(group_args, rows, codes);
+        prefetch_ahead(panel + lines * kLineBytes, kGroupScaleBytes);
         panel += lines * kLineBytes + kGroupScaleBytes;
       }
       scale_rows(

@@ -183,7 +183,9 @@ void run(const LinearArgs& args, const Worker& worker) {
   for (int64_t begin = share.row_begin; begin < share.row_end; begin += most_rows) {
     const int64_t rows = share.row_end - begin < most_rows ? share.row_end - begin : most_rows;
     for (int64_t index = share.panel_begin; index < share.panel_end; ++index) {
-      const TwoLevelPanel panel(weight.data.as<std::byte>() + index * stride, groups);
+      const std::byte* data = weight.data.as<std::byte>() + index * stride;
+      const TwoLevelPanel panel(data, groups);
+      prefetch_ahead(data, panel.lines - data);
       start_sums(panel.shares, args.q.group_sums + begin * groups, groups, rows, sums);
       const BlockArgs whole{.codes = panel.lines,
                             .columns = weight.k,

@@ -182,6 +182,7 @@ void run(const LinearArgs& args, const Worker& worker) {
     for (int64_t index = share.panel_begin; index < share.panel_end; ++index) {
       const std::byte* panel = weight.data.as<std::byte>() + index * stride;
       const std::byte* codes = panel + kChannelHeaderBytes;
+      prefetch_ahead(panel, kChannelHeaderBytes);
       for (int64_t line = 0; line < lines; line += run_lines) {
         const int64_t count = lines - line < run_lines ? lines - line : run_lines;
         if (rows <= kMostInlineRows)

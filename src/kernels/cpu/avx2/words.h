@@ -10,7 +10,6 @@ namespace {
 
 constexpr int kLanes = 8, kPanelVectors = kPanelRows / kLanes;
 constexpr int kTileVectors = 2, kTileColumns = kTileVectors * kLanes;
-constexpr int64_t kPrefetchBytes = 8192;
 
 inline __m256i load(const void* from) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(from));

@@ -8,31 +8,15 @@
 // vpdpbusd a clock (by CPU), 128 operations each.
 #pragma once
 
-#include <immintrin.h>
-
 #include <cstring>
 
-#include "kernels/cpu/linear_layout.h"
+#include "kernels/cpu/avx512/words.h"
 #include "kernels/cpu/repeat.h"
 
 namespace whit::cpu {
 namespace {
 
-constexpr int kLanes = 16, kVectors = kPanelRows / kLanes;
-constexpr int kTileRows = 8;
 constexpr int64_t kBlockLines = 128;  // 512 columns: 16 KB, half of the smallest L1
-constexpr int64_t kBlockBytes = 512 << 10;
-constexpr int64_t kLeastBlockRows = 64, kMostBlockRows = 512;
-constexpr int64_t kPrefetchBytes = 8192;
-
-inline __m512i load(const void* from) { return _mm512_loadu_si512(from); }
-inline void store(void* to, __m512i value) { _mm512_storeu_si512(to, value); }
-
-// acc += unsigned · signed bytes. As an intrinsic g++ 12 moves accumulators between registers and
-// the stack.
-inline void add_products(__m512i& acc, __m512i unsigned_bytes, __m512i signed_bytes) {
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
-}
 
 inline int64_t offset_row_bytes(int64_t k) { return (k + 63) / 64 * 64; }
 
@@ -101,14 +85,6 @@ inline void scale_sums(const LinearArgs& args, const float* scales, int64_t row_
       store(sums + kLanes * v, _mm512_castps_si512(_mm512_mul_ps(sum, scale)));
     }
   }
-}
-
-// Rows of activations per block: they should stay in L2 while all panels pass by.
-inline int64_t block_rows(int64_t k, int64_t m) {
-  int64_t rows = kBlockBytes / k;
-  rows = rows < kLeastBlockRows ? kLeastBlockRows : rows > kMostBlockRows ? kMostBlockRows : rows;
-  rows -= rows % kTileRows;
-  return rows < m ? rows : m;
 }
 
 inline void offset_rows(const Int8Rows& q, int64_t row_begin, int64_t rows, int64_t k, uint8_t* x) {

@@ -2,47 +2,20 @@
 //   acc = fma(scale[n, g], float(Σ_k code · q − zero[n, g] · Σ_k q), acc) over groups g ascending
 //   y[m, n] = acc · x_scale[m] (+ bias) (+ residual)
 //
-// vpdpbusd multiplies the unsigned codes by the signed activations and sums four products into
-// int32 without saturation.
+// By the products of int4_lines.h.
 //
 // M ≤ 16: codes are unpacked in registers, two operations a register. More: a group's codes are
 // unpacked to scratch, one byte each. Tiles of 8 × 32 outputs. Bound: one or two vpdpbusd a clock
 // (by CPU), 128 operations each.
-#include <immintrin.h>
-
 #include <cstring>
 
-#include "kernels/cpu/linear_layout.h"
+#include "kernels/cpu/avx512/int4_lines.h"
 #include "kernels/cpu/linear_rows.h"
-#include "kernels/cpu/repeat.h"
 
 namespace whit::cpu {
 namespace {
 
 constexpr WeightFormat kFormat = WeightFormat::kInt4Group;
-constexpr int kLanes = 16, kVectors = kPanelRows / kLanes;
-constexpr int kTileRows = 8;
-constexpr int64_t kUnpackedLineBytes = 2 * kLineBytes;  // columns 0–3 of 32 rows, then 4–7
-constexpr int64_t kBlockBytes = 512 << 10;
-constexpr int64_t kLeastBlockRows = 64, kMostBlockRows = 512;
-constexpr int64_t kPrefetchBytes = 8192;
-constexpr int64_t kMostInlineRows = 16;
-
-inline __m512i load(const void* from) { return _mm512_loadu_si512(from); }
-inline void store(void* to, __m512i value) { _mm512_storeu_si512(to, value); }
-inline __m512i broadcast(const int8_t* from) {
-  int32_t word;
-  std::memcpy(&word, from, 4);
-  return _mm512_set1_epi32(word);
-}
-inline __m512i low_nibbles(__m512i words) { return _mm512_and_si512(words, _mm512_set1_epi8(15)); }
-inline __m512i high_nibbles(__m512i words) { return low_nibbles(_mm512_srli_epi16(words, 4)); }
-
-// acc += unsigned · signed bytes. As an intrinsic g++ 12 moves accumulators between registers and
-// the stack.
-inline void add_products(__m512i& acc, __m512i unsigned_bytes, __m512i signed_bytes) {
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
-}
 
 // One group of a panel and the rows of activations it meets.
 struct GroupArgs {
@@ -57,68 +30,30 @@ struct GroupArgs {
   float* sums;  // [rows][32]
 };
 
-enum class Codes { kPacked, kUnpacked };
-
 // sums [MR][32] += the group's dot products, scaled.
-template <int MR, Codes codes>
+template <int MR, Int4Lines codes>
 void multiply_group(const GroupArgs& args) {
-  // With few rows the two halves of a line get accumulators of their own: a chain's latency is 4 or
-  // 5 clocks.
-  constexpr int kChains = MR <= 2 ? 2 : 1;
-  __m512i acc[kChains][MR][kVectors];
-  repeat<kChains * MR * kVectors>([&](auto i) __attribute__((always_inline)) {
-    acc[i / (MR * kVectors)][i / kVectors % MR][i % kVectors] = _mm512_setzero_si512();
-  });
-  const std::byte* line = args.codes;
-  const int8_t* q = args.q;
-  for (int64_t i = 0; i < args.lines; ++i, q += 8) {
-    __m512i low[kVectors], high[kVectors];
-    if constexpr (codes == Codes::kPacked) {
-      repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
-        _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64 * v, _MM_HINT_T0);
-        const __m512i words = load(line + 64 * v);
-        low[v] = low_nibbles(words);
-        high[v] = high_nibbles(words);
-      });
-      line += kLineBytes;
-    } else {
-      repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
-        low[v] = load(line + 64 * v);
-        high[v] = load(line + kLineBytes + 64 * v);
-      });
-      line += kUnpackedLineBytes;
-    }
-    repeat<MR>([&](auto m) __attribute__((always_inline)) {
-      const __m512i value = broadcast(q + m * args.q_stride);
-      repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
-        add_products(acc[0][m][v], low[v], value);
-      });
-    });
-    repeat<MR>([&](auto m) __attribute__((always_inline)) {
-      const __m512i value = broadcast(q + m * args.q_stride + 4);
-      repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
-        add_products(acc[kChains - 1][m][v], high[v], value);
-      });
-    });
-  }
+  __m512 scale[kVectors];
+  __m512i zero[kVectors];
   repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
-    const __m512 scale = _mm512_cvtph_ps(
+    scale[v] = _mm512_cvtph_ps(
         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(args.scales + 2 * kLanes * v)));
-    const __m512i zero = _mm512_cvtepu8_epi32(
+    zero[v] = _mm512_cvtepu8_epi32(
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(args.zeros + kLanes * v)));
-    repeat<MR>([&](auto m) __attribute__((always_inline)) {
-      __m512i dot = acc[0][m][v];
-      if constexpr (kChains == 2) dot = _mm512_add_epi32(dot, acc[1][m][v]);
-      const __m512i sum = _mm512_set1_epi32(args.group_sums[m * args.group_sums_stride]);
-      dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero, sum));
-      float* at = args.sums + m * kPanelRows + kLanes * v;
-      _mm512_storeu_ps(at, _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), _mm512_loadu_ps(at)));
-    });
   });
+  multiply_int4_lines<MR, codes>(
+      args.codes, args.lines, args.q,
+      args.q_stride, [&](int m, int v, __m512i dot) __attribute__((always_inline)) {
+        const __m512i sum = _mm512_set1_epi32(args.group_sums[m * args.group_sums_stride]);
+        dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(zero[v], sum));
+        float* at = args.sums + m * kPanelRows + kLanes * v;
+        _mm512_storeu_ps(at,
+                         _mm512_fmadd_ps(scale[v], _mm512_cvtepi32_ps(dot), _mm512_loadu_ps(at)));
+      });
 }
 
 using GroupFunction = void (*)(const GroupArgs&);
-template <Codes codes>
+template <Int4Lines codes>
 constexpr GroupFunction kGroupFunctions[kTileRows] = {
     multiply_group<1, codes>, multiply_group<2, codes>, multiply_group<3, codes>,
     multiply_group<4, codes>, multiply_group<5, codes>, multiply_group<6, codes>,
@@ -134,7 +69,7 @@ void unpack_lines(const std::byte* lines, int64_t count, std::byte* codes) {
     });
 }
 
-template <Codes codes>
+template <Int4Lines codes>
 void multiply_rows(const GroupArgs& whole, int64_t rows) {
   for (int64_t m = 0; m < rows; m += kTileRows) {
     GroupArgs args = whole;
@@ -144,13 +79,6 @@ void multiply_rows(const GroupArgs& whole, int64_t rows) {
     const int64_t tile_rows = rows - m < kTileRows ? rows - m : kTileRows;
     kGroupFunctions<codes>[tile_rows - 1](args);
   }
-}
-
-int64_t block_rows(int64_t k, int64_t m) {
-  int64_t rows = kBlockBytes / k;
-  rows = rows < kLeastBlockRows ? kLeastBlockRows : rows > kMostBlockRows ? kMostBlockRows : rows;
-  rows -= rows % kTileRows;
-  return rows < m ? rows : m;
 }
 
 // Unpacked codes of one group.
@@ -186,6 +114,7 @@ void run(const LinearArgs& args, const Worker& worker) {
     for (int64_t index = share.panel_begin; index < share.panel_end; ++index) {
       std::memset(sums, 0, 4 * kPanelRows * rows);
       const std::byte* panel = weight.data.as<std::byte>() + index * stride;
+      prefetch_ahead(panel, zeros_bytes(groups));
       const auto* zeros = reinterpret_cast<const uint8_t*>(panel);
       panel += zeros_bytes(groups);
       for (int64_t g = 0; g < groups; ++g, zeros += kPanelRows) {
@@ -202,12 +131,13 @@ void run(const LinearArgs& args, const Worker& worker) {
                         .group_sums_stride = groups,
                         .sums = sums};
         if (rows <= kMostInlineRows) {
-          multiply_rows<Codes::kPacked>(group, rows);
+          multiply_rows<Int4Lines::kPacked>(group, rows);
         } else {
           unpack_lines(panel, lines, unpacked);
           group.codes = unpacked;
-          multiply_rows<Codes::kUnpacked>(group, rows);
+          multiply_rows<Int4Lines::kUnpacked>(group, rows);
         }
+        prefetch_ahead(panel + lines * kLineBytes, kGroupScaleBytes);
         panel += lines * kLineBytes + kGroupScaleBytes;
       }
       scale_sums(args, begin, rows, sums);

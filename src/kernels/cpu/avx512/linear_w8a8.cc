@@ -40,6 +40,7 @@ void run(const LinearArgs& args, const Worker& worker) {
     offset_rows(args.q, begin, rows, weight.k, x);
     for (int64_t index = share.panel_begin; index < share.panel_end; ++index) {
       const std::byte* panel = weight.data.as<std::byte>() + index * stride;
+      prefetch_ahead(panel, kChannelHeaderBytes);
       multiply_panel(panel, lines, x, x_stride, rows, sums);
       scale_sums(args, reinterpret_cast<const float*>(panel), begin, rows, sums);
       store_tile(args, index, begin, rows, reinterpret_cast<const float*>(sums));
