@@ -156,6 +156,7 @@ class Requests(BadInput):
     def test_a_gpu_that_is_not_there(self):
         environment = self.environment | {"CUDA_VISIBLE_DEVICES": ""}
         self.refused(DAMAGED, ["--backend cpu"], "run", self.model, "--prompt", "x", "--backend", "cuda", env=environment)
+        self.refused(DAMAGED, ["--backend cpu"], "bench", self.model, "--kernels", "--backend", "cuda", env=environment)
 
     def test_models_that_cannot_be_compared(self):
         other = tiny_model(self.folder, "qwen2")

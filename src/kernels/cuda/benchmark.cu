@@ -133,7 +133,6 @@ bool has_groups(LinearFormat format) {
 class LinearBenchmark::Impl {
  public:
   Impl() {
-    const auto device = open_device();  // says what is missing
     check(cudaGetDeviceProperties(&properties_, 0), "device");
     check(cudaStreamCreate(&stream_), "stream");
     fill<<<sms() * 8, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(arena()), kArenaBytes / 4, 7,
@@ -291,6 +290,7 @@ class LinearBenchmark::Impl {
     return args;
   }
 
+  std::unique_ptr<Device> device_ = open_device();  // first: it says what is missing
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
   Memory arena_, inputs_, outputs_;
