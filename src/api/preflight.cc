@@ -233,11 +233,8 @@ class Estimator {
       if (plan_.rotate == BuildPlan::Rotate::kByLoss && tokens > 0) {
         const double part = static_cast<double>(
             std::min(plan_.calibration.samples, kRotationTrialSamples) * plan_.calibration.length);
-        const auto layers_tried = 2.0 * rotation_trial_layers(graph_.layers());
-        // Of what is held out, an eighth, three states go through the layers behind.
         add("trying a rotated basis",
-            part * pass_s * (3 * deep / 8 + layers_tried * (paired_ ? kPairedPasses : 2)) +
-                layers_tried * layer_s);
+            2 * deep * (part * pass_s * (paired_ ? kPairedPasses : 2) + layer_s));
       }
     }
     if (measures_quality()) {

@@ -10,21 +10,20 @@
 namespace whit {
 namespace {
 
-// The first `layers` layers of a model, quantized by a recipe one after another.
+// A model's layers, quantized by a recipe one after another.
 class Chain {
  public:
   struct Behind {
     Tensor exact, quantized;  // hidden states behind them, [samples · length, D]
   };
 
-  Chain(const Model& model, const Recipe& recipe, const CalibrationData& data, int layers,
-        cpu::Isa isa, ThreadPool& pool)
+  Chain(const Model& model, const Recipe& recipe, const CalibrationData& data, cpu::Isa isa,
+        ThreadPool& pool)
       : model_(model),
         graph_(model.graph()),
         weights_(model.weights()),
         recipe_(recipe),
         data_(data),
-        layers_(layers),
         isa_(isa),
         pool_(pool) {}
 
@@ -36,7 +35,7 @@ class Chain {
  private:
   Behind paired(Progress& progress, int done) const {
     PairedStream stream(model_.config(), graph_, weights_, data_, isa_, pool_);
-    for (int layer = 0; layer < layers_; ++layer) {
+    for (int layer = 0; layer < graph_.layers(); ++layer) {
       quantize_sequentially(stream, graph_, graph_.layer(layer), weights_,
                             {.scheme = recipe_.scheme, .salient = recipe_.salient});
       progress.update(done + layer + 1);
@@ -48,7 +47,7 @@ class Chain {
   Behind apart(Progress& progress, int done) const {
     LayerStream exact(model_.config(), graph_, weights_, data_, isa_, pool_),
         quantized(model_.config(), graph_, weights_, data_, isa_, pool_);
-    for (int layer = 0; layer < layers_; ++layer) {
+    for (int layer = 0; layer < graph_.layers(); ++layer) {
       check_interrupt();
       const std::vector<InputStats> stats =
           exact.observe(layer, weights_, LayerStream::Advance::kYes);
@@ -72,7 +71,6 @@ class Chain {
   const WeightProvider weights_;
   const Recipe& recipe_;
   const CalibrationData& data_;
-  int layers_;
   cpu::Isa isa_;
   ThreadPool& pool_;
 };
@@ -102,22 +100,17 @@ void append(const Tensor& hidden, const std::vector<int64_t>& sequences, int64_t
 
 std::string RotationTrial::told() const {
   return fmt::format(
-      "{}: the first {} layers, quantized in a rotated basis, cause {:.3f} times the KL divergence "
-      "that they cause in their own on {} held-out tokens (at most {} is asked)",
-      pays() ? "rotated" : "not rotated", layers, rotated / as_is, tokens, 1 - kLeastRotationGain);
+      "{}: on a part of the data the layers, quantized in a rotated basis, cause {:.3f} times the "
+      "KL "
+      "divergence that they cause in their own on {} held-out tokens (at most {} is asked)",
+      pays() ? "rotated" : "not rotated", rotated / as_is, tokens, 1 - kLeastRotationGain);
 }
 
 Json to_json(const RotationTrial& trial) {
-  return {{"rotated", trial.pays()},
-          {"kld_as_is", trial.as_is},
-          {"kld_rotated", trial.rotated},
-          {"least_gain", kLeastRotationGain},
-          {"held_out_tokens", trial.tokens},
-          {"layers", trial.layers},
-          {"why", trial.told()}};
+  return {{"rotated", trial.pays()},         {"kld_as_is", trial.as_is},
+          {"kld_rotated", trial.rotated},    {"least_gain", kLeastRotationGain},
+          {"held_out_tokens", trial.tokens}, {"why", trial.told()}};
 }
-
-int rotation_trial_layers(int layers) { return std::min(layers, kRotationTrialLayers); }
 
 RotationTrial try_rotation(const Model& model, const Model& rotated, uint64_t seed,
                            const Recipe& recipe, const CalibrationData& data, cpu::Isa isa,
@@ -127,38 +120,28 @@ RotationTrial try_rotation(const Model& model, const Model& rotated, uint64_t se
                 "--rotate=auto compares quantized layers; bf16 weights lose nothing in any basis");
   const CalibrationData part = evenly_spread(data, kRotationTrialSamples);
   const std::vector<int64_t> judged = judged_sequences(part);
-  const Graph& graph = model.graph();
-  const int tried = rotation_trial_layers(graph.layers());
+  const int layers = model.graph().layers();
   const int64_t rows = std::ssize(judged) * part.length, width = model.config().hidden_size;
-  Progress progress("trying a rotated basis, layer", 2 * tried + graph.layers() - tried);
+  Progress progress("trying a rotated basis, layer", 2 * layers);
 
   std::vector<float> variants, exact;  // the judged rows: as it is, then rotated; the original's
   {
-    const Chain::Behind behind = Chain(model, recipe, part, tried, isa, pool).run(progress, 0);
+    const Chain::Behind behind = Chain(model, recipe, part, isa, pool).run(progress, 0);
     append(behind.exact, judged, part.length, exact);
     append(behind.quantized, judged, part.length, variants);
   }
-  append(Chain(rotated, recipe, part, tried, isa, pool).run(progress, tried).quantized, judged,
+  append(Chain(rotated, recipe, part, isa, pool).run(progress, layers).quantized, judged,
          part.length, variants);
   const Rotation rotation(width, seed);
   pool.parallel_for(rows, [&](int64_t begin, int64_t end) {
     for (int64_t row = rows + begin; row < rows + end; ++row)
       rotation.undo(variants.data() + row * width);
   });
-  const WeightProvider weights = model.weights();
-  const RopeTables rope = rope_tables(model.config(), part.length);
-  for (int layer = tried; layer < graph.layers(); ++layer) {
-    check_interrupt();
-    Stage stage(graph, graph.layer(layer), weights, part.length, isa, pool);
-    stage.advance(variants.data(), 2 * rows, rope);
-    stage.advance(exact.data(), rows, rope);
-    progress.update(tried + layer + 1);
-  }
   Tensor states(DType::kF32, {2 * rows, width}), wanted(DType::kF32, {rows, width});
   std::copy(variants.begin(), variants.end(), states.data<float>());
   std::copy(exact.begin(), exact.end(), wanted.data<float>());
   const std::vector<double> klds = HeadComparison(model, isa, pool).divergences(wanted, states);
-  return {.layers = tried, .as_is = klds[0], .rotated = klds[1], .tokens = rows};
+  return {.as_is = klds[0], .rotated = klds[1], .tokens = rows};
 }
 
 }  // namespace whit
