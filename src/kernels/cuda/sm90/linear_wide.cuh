@@ -522,10 +522,26 @@ void launch_wide(const LinearArgs& args, const WideParams& p, int sms, cudaStrea
   }
 }
 
+// tokens is a tile that the format has: 32, 64 or 128, where sums are exact also 256.
+template <LinearFormat format, bool kZeroPoints>
+void launch_wide(const LinearArgs& args, const WideParams& p, int tokens, int sms,
+                 cudaStream_t stream) {
+  switch (tokens) {
+    case 32:
+      return launch_wide<format, 32, kZeroPoints>(args, p, sms, stream);
+    case 64:
+      return launch_wide<format, 64, kZeroPoints>(args, p, sms, stream);
+    case 128:
+      return launch_wide<format, 128, kZeroPoints>(args, p, sms, stream);
+    default:
+      if constexpr (WideShape<format, 32, 32>::kExact)
+        launch_wide<format, 256, kZeroPoints>(args, p, sms, stream);
+  }
+}
+
 // How many blocks run at once in clusters of that size: not every group of SMs is filled by them.
 int blocks_in_clusters(int size, int sms);
 
-// tokens is a tile that the format has: 32, 64 or 128, where sums are exact also 256.
 void wide_w4a8(const LinearArgs& args, const WideParams& p, int tokens, int sms,
                cudaStream_t stream);
 void wide_w4a8_two_level(const LinearArgs& args, const WideParams& p, int tokens, int sms,

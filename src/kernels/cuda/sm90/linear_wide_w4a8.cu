@@ -33,17 +33,10 @@ int blocks_in_clusters(int size, int sms) {
 
 void wide_w4a8(const LinearArgs& args, const WideParams& p, int tokens, int sms,
                cudaStream_t stream) {
-  constexpr LinearFormat kFormat = LinearFormat::kW4A8;
-  const bool zeros = args.weight.zero_points;
-  if (tokens == 32)
-    zeros ? launch_wide<kFormat, 32, true>(args, p, sms, stream)
-          : launch_wide<kFormat, 32, false>(args, p, sms, stream);
-  else if (tokens == 64)
-    zeros ? launch_wide<kFormat, 64, true>(args, p, sms, stream)
-          : launch_wide<kFormat, 64, false>(args, p, sms, stream);
+  if (args.weight.zero_points)
+    launch_wide<LinearFormat::kW4A8, true>(args, p, tokens, sms, stream);
   else
-    zeros ? launch_wide<kFormat, 128, true>(args, p, sms, stream)
-          : launch_wide<kFormat, 128, false>(args, p, sms, stream);
+    launch_wide<LinearFormat::kW4A8, false>(args, p, tokens, sms, stream);
 }
 
 }  // namespace whit::cuda

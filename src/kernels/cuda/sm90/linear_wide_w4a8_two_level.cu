@@ -5,15 +5,7 @@ namespace whit::cuda {
 
 void wide_w4a8_two_level(const LinearArgs& args, const WideParams& p, int tokens, int sms,
                          cudaStream_t stream) {
-  constexpr LinearFormat kFormat = LinearFormat::kW4A8TwoLevel;
-  if (tokens == 32)
-    launch_wide<kFormat, 32, true>(args, p, sms, stream);
-  else if (tokens == 64)
-    launch_wide<kFormat, 64, true>(args, p, sms, stream);
-  else if (tokens == 128)
-    launch_wide<kFormat, 128, true>(args, p, sms, stream);
-  else
-    launch_wide<kFormat, 256, true>(args, p, sms, stream);
+  launch_wide<LinearFormat::kW4A8TwoLevel, true>(args, p, tokens, sms, stream);
 }
 
 }  // namespace whit::cuda
