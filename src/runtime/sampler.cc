@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -13,11 +12,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kMaxLogprobs = 20;
-// Borders of top-k and top-p are found by bins of this many per unit of the scaled logit, 32 units
-// in all.
-constexpr int kBins = 2048;
-constexpr float kBinsPerUnit = 64;
-
 // Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), figure 15
 // with the constants of variant 13.
 uint64_t split_mix(uint64_t& state) {
@@ -25,27 +19,6 @@ uint64_t split_mix(uint64_t& state) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
-}
-
-// Uniform in [0, 1), 53 bits.
-double uniform(uint64_t& state) { return static_cast<double>(split_mix(state) >> 11) * 0x1p-53; }
-
-// e^x for x ≤ 0 with a relative error below 4e-7; 0 below −87 and for NaN. Only products and sums,
-// so the same everywhere, and a loop over it is vectorised.
-inline float exp_of_nonpositive(float x) {
-  const float y = x > -87.0f ? x : -87.0f;
-  constexpr float kMagic = 12582912.0f;  // 1.5 · 2²³: adding it rounds to an integer
-  const float n = (y * 1.44269504f + kMagic) - kMagic;
-  // ln 2 in two parts, the first short enough for an exact product with n.
-  const float f = ((y - n * 0.693359375f) + n * 2.12194440e-4f) * 1.44269504f;
-  float p = 0x1.5bba14p-10f;  // 2^f on [−½, ½], minimax
-  p = p * f + 0x1.3cea88p-7f;
-  p = p * f + 0x1.c6b752p-5f;
-  p = p * f + 0x1.ebf9bcp-3f;
-  p = p * f + 0x1.62e42ap-1f;
-  p = p * f + 1.0f;
-  const auto bits = std::bit_cast<int32_t>(p) + static_cast<int32_t>(n) * (1 << 23);
-  return x > -87.0f ? std::bit_cast<float>(bits) : 0.0f;
 }
 
 // Largest element, NaN ignored; −∞ if there is none.
@@ -60,11 +33,6 @@ float largest_of(std::span<const float> x) {
   for (const float value : lanes) largest = std::max(largest, value);
   for (; i < x.size(); ++i) largest = x[i] > largest ? x[i] : largest;
   return largest;
-}
-
-int bin_of(float logit) {
-  const float distance = -logit * kBinsPerUnit;
-  return distance < kBins - 1 ? static_cast<int>(distance) : kBins - 1;
 }
 
 void require(bool condition, const char* field, double value, const char* allowed) {
@@ -101,36 +69,47 @@ Sampler::Sampler(const SamplerOptions& params, int64_t vocab_size)
   params_.validate(vocab_size);
 }
 
-void Sampler::apply_penalties(std::span<float> logits, std::span<const int32_t> prompt,
-                              std::span<const int32_t> output) {
-  if (params_.repetition_penalty == 1 && params_.presence_penalty == 0 &&
-      params_.frequency_penalty == 0)
-    return;
-  std::vector<int32_t>& counts = workspace_->counts;
-  if (static_cast<int64_t>(counts.size()) < vocab_size_) counts.resize(vocab_size_);
-  const auto known = [&](int32_t token) { return token >= 0 && token < vocab_size_; };
-  for (const int32_t token : output)
-    if (known(token)) ++counts[token];
-  // −1 marks a prompt token that is not in the output, once penalised; ~count an output token once
-  // penalised.
-  if (params_.repetition_penalty != 1)
-    for (const int32_t token : prompt)
-      if (known(token) && counts[token] == 0) {
-        counts[token] = -1;
-        float& logit = logits[token];
-        logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
-      }
-  for (const int32_t token : output)
-    if (known(token) && counts[token] > 0) {
-      float& logit = logits[token];
-      logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
-      logit -=
-          params_.frequency_penalty * static_cast<float>(counts[token]) + params_.presence_penalty;
-      counts[token] = -1;
+std::span<const LogitChange> Sampler::changes(std::span<const int32_t> prompt,
+                                              std::span<const int32_t> output,
+                                              SamplerWorkspace& workspace) const {
+  std::vector<LogitChange>& changes = workspace.changes;
+  changes.clear();
+  const bool penalised = params_.repetition_penalty != 1 || params_.presence_penalty != 0 ||
+                         params_.frequency_penalty != 0;
+  if (!penalised && params_.logit_bias.empty()) return changes;
+  std::vector<int32_t>& places = workspace.places;
+  if (std::ssize(places) < vocab_size_) places.resize(vocab_size_);
+  const auto change_of = [&](int32_t token) -> LogitChange& {
+    if (places[token] == 0) {
+      changes.push_back({token});
+      places[token] = static_cast<int32_t>(changes.size());
     }
-  for (const std::span<const int32_t> tokens : {prompt, output})
-    for (const int32_t token : tokens)
-      if (known(token)) counts[token] = 0;
+    return changes[places[token] - 1];
+  };
+  const auto known = [&](int32_t token) { return token >= 0 && token < vocab_size_; };
+  if (penalised) {
+    // Counts first.
+    for (const int32_t token : output)
+      if (known(token)) change_of(token).penalty += 1;
+    for (LogitChange& change : changes)
+      change.penalty = params_.frequency_penalty * change.penalty + params_.presence_penalty;
+    if (params_.repetition_penalty != 1)
+      for (const int32_t token : prompt)
+        if (known(token)) change_of(token);
+    for (LogitChange& change : changes) change.repetition = params_.repetition_penalty;
+  }
+  for (const auto& [token, bias] : params_.logit_bias) change_of(token).bias = bias;
+  for (const LogitChange& change : changes) places[change.token] = 0;
+  return changes;
+}
+
+uint64_t Sampler::next_random() const {
+  uint64_t state = random_state_;
+  return split_mix(state);
+}
+
+void Sampler::drawn() {
+  if (!params_.greedy()) split_mix(random_state_);
 }
 
 double log_sum_exp(std::span<const float> logits, int count, SamplerWorkspace& workspace) {
@@ -172,7 +151,7 @@ void Sampler::collect(std::span<const float> logits, float largest) {
   for (int64_t i = 0; i < vocab_size_; ++i)
     weights[i] = exp_of_nonpositive((logits[i] - largest) * inverse);
   for (int32_t token = 0; token < vocab_size_; ++token)
-    if (weights[token] > 0)
+    if (sampling_mass(weights[token]) > 0)
       candidates.push_back({(logits[token] - largest) * inverse, weights[token], token});
 }
 
@@ -180,15 +159,15 @@ void Sampler::take_border(int bin) {
   std::vector<Candidate>& border = workspace_->border;
   border.clear();
   for (const Candidate& candidate : workspace_->candidates)
-    if (bin_of(candidate.logit) == bin) border.push_back(candidate);
+    if (sampling_bin(candidate.logit) == bin) border.push_back(candidate);
 }
 
 void Sampler::keep_top_k() {
   std::vector<Candidate>&candidates = workspace_->candidates, &ties = workspace_->border;
   const int64_t k = params_.top_k;
-  if (k <= 0 || k >= static_cast<int64_t>(candidates.size())) return;
-  std::array<int32_t, kBins> sizes{};
-  for (const Candidate& candidate : candidates) ++sizes[bin_of(candidate.logit)];
+  if (k <= 0 || k >= std::ssize(candidates)) return;
+  std::array<int32_t, kSamplingBins> sizes{};
+  for (const Candidate& candidate : candidates) ++sizes[sampling_bin(candidate.logit)];
   int64_t before = 0;  // candidates in bins above the k-th's
   int border = 0;
   while (before + sizes[border] < k) before += sizes[border++];
@@ -203,25 +182,23 @@ void Sampler::keep_top_k() {
 void Sampler::keep_top_p() {
   std::vector<Candidate>&candidates = workspace_->candidates, &ties = workspace_->border;
   if (params_.top_p >= 1) return;
-  std::array<double, kBins> masses{};
-  for (const Candidate& candidate : candidates) masses[bin_of(candidate.logit)] += candidate.weight;
-  double total = 0;
-  for (const double mass : masses) total += mass;
-  const double wanted = params_.top_p * total;
-  double before = 0;
+  std::array<uint64_t, kSamplingBins> masses{};
+  for (const Candidate& candidate : candidates)
+    masses[sampling_bin(candidate.logit)] += sampling_mass(candidate.weight);
+  uint64_t total = 0;
+  for (const uint64_t mass : masses) total += mass;
+  const auto wants_more = [&](uint64_t mass) { return below_top_p(mass, params_.top_p, total); };
+  uint64_t before = 0;
   int border = 0;
-  // Never beyond the last bin that has candidates, whatever rounding makes of the sums.
-  int last_bin = kBins - 1;
-  while (masses[last_bin] == 0) --last_bin;
-  while (border < last_bin && before + masses[border] < wanted) before += masses[border++];
+  while (wants_more(before + masses[border])) before += masses[border++];
   take_border(border);
   const auto more_probable = [](const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
   };
   std::sort(ties.begin(), ties.end(), more_probable);
   size_t last = 0;  // the last that is kept
-  before += ties[0].weight;
-  while (before < wanted && last + 1 < ties.size()) before += ties[++last].weight;
+  before += sampling_mass(ties[0].weight);
+  while (wants_more(before)) before += sampling_mass(ties[++last].weight);
   const Candidate least = ties[last];
   std::erase_if(candidates, [&](const Candidate& c) { return more_probable(least, c); });
 }
@@ -235,15 +212,15 @@ void Sampler::keep_min_p() {
 
 int32_t Sampler::draw() {
   const std::vector<Candidate>& candidates = workspace_->candidates;
-  double total = 0;
-  for (const Candidate& candidate : candidates) total += candidate.weight;
-  const double target = uniform(random_state_) * total;
-  double sum = 0;
-  for (const Candidate& candidate : candidates) {
-    sum += candidate.weight;
-    if (target < sum) return candidate.token;
-  }
-  return candidates.back().token;  // unreachable but for rounding
+  uint64_t total = 0;
+  for (const Candidate& candidate : candidates) total += sampling_mass(candidate.weight);
+  const auto target =
+      static_cast<uint64_t>(static_cast<unsigned __int128>(next_random()) * total >> 64);
+  drawn();
+  uint64_t sum = 0;
+  size_t i = 0;
+  while ((sum += sampling_mass(candidates[i].weight)) <= target) ++i;
+  return candidates[i].token;
 }
 
 SampledToken Sampler::sample(std::span<float> logits, std::span<const int32_t> prompt,
@@ -258,8 +235,8 @@ SampledToken Sampler::sample(std::span<float> logits, std::span<const int32_t> p
     total = log_sum_exp(logits, params_.logprobs, workspace);
     workspace.unchanged.assign(logits.begin(), logits.end());
   }
-  apply_penalties(logits, prompt, output);
-  for (const auto& [token, bias] : params_.logit_bias) logits[token] += bias;
+  for (const LogitChange& change : changes(prompt, output, workspace))
+    logits[change.token] = change(logits[change.token]);
   const float largest = largest_of(logits);
   if (largest == -kInfinity)
     throw Error(

@@ -12,7 +12,7 @@
 //   5. top-p                the fewest most probable tokens whose probabilities, normalised after
 //                           top-k, reach p; of equals the lower ids
 //   6. min-p                tokens with at least min_p times the largest probability
-//   7. one draw from what is left
+//   7. one draw from what is left, probabilities in units of 2⁻⁴⁴ of the largest
 // A NaN logit counts as −∞; if any is +∞ the draw is uniform among those. The random numbers and
 // the exponential are this file's own, so a seed gives the same tokens on every platform.
 // Log-probabilities are those of the model: of the logits as they came.
@@ -25,6 +25,8 @@
 #include <map>
 #include <span>
 #include <vector>
+
+#include "ops/sampling.h"
 
 namespace whit {
 
@@ -71,7 +73,8 @@ struct SamplerWorkspace {
     int32_t token;
   };
 
-  std::vector<int32_t> counts;        // of each token in the output; zero between calls
+  std::vector<LogitChange> changes;
+  std::vector<int32_t> places;        // of each token among the changes, + 1; zero between calls
   std::vector<float> weights;         // [vocab_size]
   std::vector<Candidate> candidates;  // in order of their ids
   std::vector<Candidate> border;      // those of one bin
@@ -95,13 +98,19 @@ class Sampler {
     return sample(logits, prompt, output, own_workspace_);
   }
 
+  // For whoever draws elsewhere by the same rule: what happens to the logits first, each token once
+  // (lies in the workspace); the random number of the next draw; and that a token was chosen.
+  std::span<const LogitChange> changes(std::span<const int32_t> prompt,
+                                       std::span<const int32_t> output,
+                                       SamplerWorkspace& workspace) const;
+  uint64_t next_random() const;
+  void drawn();
+
   const SamplerOptions& params() const { return params_; }
 
  private:
   using Candidate = SamplerWorkspace::Candidate;
 
-  void apply_penalties(std::span<float> logits, std::span<const int32_t> prompt,
-                       std::span<const int32_t> output);
   void collect(std::span<const float> logits, float largest);
   void take_border(int bin);
   void keep_top_k();
