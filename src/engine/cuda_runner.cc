@@ -3,10 +3,11 @@
 //
 // A step in which every sequence has one token is run from a graph, recorded for its bucket: so
 // many sequences (padded with rows that belong to none) and so many chunks of context. Metadata,
-// body and, where the likeliest tokens are asked for, head, argmax and their way back are in it.
+// body and, where tokens are asked for, head, argmax or sampling and their way back are in it.
 // step() only writes the metadata down; what is asked for next decides which graph runs, so that a
 // token costs one launch and one wait.
 #include <cstring>
+#include <functional>
 #include <map>
 
 #include "engine/cuda_program.h"
@@ -70,6 +71,75 @@ struct StepArrays {
   int64_t ids, positions, slots, query_start, context_len, block_table, tiles, bytes;
 };
 
+// What rows are drawn by, on its way to the device, and the tokens on their way back.
+struct CudaSampling {
+  CudaSampling(Device& device, int64_t max_rows)
+      : draws(device, max_rows * static_cast<int64_t>(sizeof(cuda::SampleDraw)), "sampling"),
+        tokens(device, max_rows * 4, "sampling"),
+        host_draws(device, draws.bytes()),
+        host_tokens(device, tokens.bytes()) {}
+
+  // Nothing of an earlier call is on its way. `grow` is called before device memory is replaced.
+  void upload(Device& device, std::span<const RowDraw> rows, int64_t vocab,
+              const std::function<void()>& grow) {
+    int64_t change_count = 0, masks = 0;
+    for (const RowDraw& row : rows) {
+      change_count += std::ssize(row.changes);
+      masks += row.allowed.empty() ? 0 : 1;
+    }
+    const int64_t mask_bytes = ceil_div(vocab, 64) * 8;
+    reserve(device, changes, host_changes, change_count * static_cast<int64_t>(sizeof(LogitChange)),
+            grow);
+    if (unchanged.bytes() < change_count * 4) {
+      grow();
+      unchanged = DeviceBuffer(device, 2 * change_count * 4, "sampling");
+    }
+    reserve(device, allowed, host_allowed, masks * mask_bytes, grow);
+
+    // Rows that fill up a recorded step take their likeliest token.
+    auto* to = host_draws.as<cuda::SampleDraw>();
+    std::fill_n(to, draws.bytes() / static_cast<int64_t>(sizeof(cuda::SampleDraw)),
+                cuda::SampleDraw{});
+    int32_t change = 0, mask = 0;
+    for (const RowDraw& row : rows) {
+      to->random = row.random;
+      to->inverse_temperature = row.temperature > 0 ? 1.0f / row.temperature : 0.0f;
+      to->top_p = row.top_p;
+      to->min_p = row.min_p;
+      to->top_k = row.top_k;
+      to->first_change = change;
+      to->change_count = static_cast<int32_t>(row.changes.size());
+      std::copy(row.changes.begin(), row.changes.end(), host_changes.as<LogitChange>() + change);
+      change += to->change_count;
+      if (!row.allowed.empty()) {
+        WHIT_DCHECK(std::ssize(row.allowed) * 8 == mask_bytes);
+        to->allowed = mask;
+        std::memcpy(host_allowed.as<std::byte>() + mask++ * mask_bytes, row.allowed.data(),
+                    static_cast<size_t>(mask_bytes));
+      }
+      ++to;
+    }
+    device.upload(draws.as<void>(), host_draws.as<void>(), draws.bytes());
+    if (change > 0)
+      device.upload(changes.as<void>(), host_changes.as<void>(),
+                    change * static_cast<int64_t>(sizeof(LogitChange)));
+    if (mask > 0) device.upload(allowed.as<void>(), host_allowed.as<void>(), mask * mask_bytes);
+  }
+
+  DeviceBuffer draws, changes, unchanged, allowed, tokens;
+  HostBuffer host_draws, host_changes, host_allowed, host_tokens;
+
+ private:
+  static void reserve(Device& device, DeviceBuffer& buffer, HostBuffer& host, int64_t bytes,
+                      const std::function<void()>& grow) {
+    if (buffer.bytes() >= bytes) return;
+    grow();
+    buffer = DeviceBuffer();
+    buffer = DeviceBuffer(device, 2 * bytes, "sampling");
+    host = HostBuffer(device, 2 * bytes);
+  }
+};
+
 class CudaRunner : public ModelRunner {
  public:
   CudaRunner(const ModelConfig& config, const Graph& graph, const WeightProvider& weights,
@@ -86,6 +156,7 @@ class CudaRunner : public ModelRunner {
         logits_(*device_, options.max_logit_rows * vocab_ * 4, "the logits"),
         keys_(*device_, options.max_logit_rows * 8, "the likeliest tokens"),
         logit_rows_(*device_, options.max_logit_rows * 4, "the rows of logits"),
+        sampling_(*device_, options.max_logit_rows),
         host_keys_(*device_, options.max_logit_rows * 8),
         host_logit_rows_(*device_, options.max_logit_rows * 4) {
     rope_ = {};
@@ -132,20 +203,7 @@ class CudaRunner : public ModelRunner {
   }
 
   void argmax(std::span<const int32_t> rows, std::span<int32_t> ids) override {
-    bool identity = static_cast<int64_t>(rows.size()) == t_;
-    for (size_t i = 0; i < rows.size() && identity; ++i)
-      identity = rows[i] == static_cast<int32_t>(i);
-    const bool together =
-        pending_ && !pending_cache_.expired() && identity && shape_.t * 8 <= keys_.bytes();
-    if (together) {
-      run_recorded(/*with_argmax=*/true);
-      pending_ = false;
-    } else {
-      flush();
-      head(rows);
-      enqueue_argmax(static_cast<int64_t>(rows.size()));
-    }
-    settle(true);
+    finish_step(rows, Ending::kArgmax);
     for (size_t i = 0; i < rows.size(); ++i) {
       const uint64_t key = host_keys_.as<uint64_t>()[i];
       if (!cuda::argmax_finite(key))
@@ -155,6 +213,18 @@ class CudaRunner : public ModelRunner {
             "GPU; fetch the model again, and try --backend cpu");
       ids[i] = cuda::argmax_token(key);
     }
+  }
+
+  bool samples() const override { return vocab_ < cuda::kMaxSampledVocab; }
+
+  void sample(std::span<const int32_t> rows, std::span<const RowDraw> draws,
+              std::span<int32_t> ids) override {
+    sampling_.upload(*device_, draws, vocab_, [&] {
+      settle();
+      graphs_.clear();
+    });
+    finish_step(rows, Ending::kSample);
+    std::copy_n(sampling_.host_tokens.as<int32_t>(), rows.size(), ids.begin());
   }
 
   KvCache make_cache(const KvCacheOptions& options) const override {
@@ -178,13 +248,33 @@ class CudaRunner : public ModelRunner {
   }
 
  private:
+  enum class Ending : uint8_t { kBody, kArgmax, kSample };
   struct GraphKey {
     StepShape shape;
     int64_t chunks;
     uint64_t cache;
-    bool with_argmax;
+    Ending ending;
     auto operator<=>(const GraphKey&) const = default;
   };
+
+  // Head and ending for `rows` of the step, with the step itself where it is still to be run and
+  // these are all of its rows.
+  void finish_step(std::span<const int32_t> rows, Ending ending) {
+    bool identity = static_cast<int64_t>(rows.size()) == t_;
+    for (size_t i = 0; i < rows.size() && identity; ++i)
+      identity = rows[i] == static_cast<int32_t>(i);
+    const bool together =
+        pending_ && !pending_cache_.expired() && identity && shape_.t * 8 <= keys_.bytes();
+    if (together) {
+      run_recorded(ending);
+      pending_ = false;
+    } else {
+      flush();
+      head(rows);
+      enqueue_ending(static_cast<int64_t>(rows.size()), ending);
+    }
+    settle(true);
+  }
 
   // Waits for the device where something was enqueued since it was last waited for, or `always`.
   void settle(bool always = false) {
@@ -313,7 +403,20 @@ class CudaRunner : public ModelRunner {
     head_.run(input);
   }
 
-  void enqueue_argmax(int64_t count) {
+  void enqueue_ending(int64_t count, Ending ending) {
+    if (ending == Ending::kSample) {
+      cuda::small_ops().sample({.logits = logits_.as<float>(),
+                                .rows = count,
+                                .vocab = vocab_,
+                                .draws = sampling_.draws.as<cuda::SampleDraw>(),
+                                .changes = sampling_.changes.as<LogitChange>(),
+                                .unchanged = sampling_.unchanged.as<float>(),
+                                .allowed = sampling_.allowed.as<uint32_t>(),
+                                .tokens = sampling_.tokens.as<int32_t>()},
+                               device_->stream());
+      device_->download(sampling_.host_tokens.as<void>(), sampling_.tokens.as<void>(), count * 4);
+      return;
+    }
     device_->fill_zero(keys_.as<void>(), count * 8);
     cuda::small_ops().argmax({.logits = logits_.as<float>(),
                               .rows = count,
@@ -331,18 +434,18 @@ class CudaRunner : public ModelRunner {
     busy_ = true;
   }
 
-  void enqueue_step(bool with_argmax) {
+  void enqueue_step(Ending ending) {
     enqueue_body();
-    if (!with_argmax) return;
+    if (ending == Ending::kBody) return;
     enqueue_head(shape_.t, nullptr);
-    enqueue_argmax(shape_.t);
+    enqueue_ending(shape_.t, ending);
   }
 
-  void run_recorded(bool with_argmax) {
+  void run_recorded(Ending ending) {
     busy_ = true;
-    const GraphKey key{shape_, chunks_, cache_->id(), with_argmax};
+    const GraphKey key{shape_, chunks_, cache_->id(), ending};
     if (!record_graphs_) {
-      enqueue_step(with_argmax);
+      enqueue_step(ending);
       return;
     }
     const auto found = graphs_.find(key);
@@ -358,10 +461,10 @@ class CudaRunner : public ModelRunner {
         graphs_.clear();
       }
       graphs_.emplace(key, nullptr);
-      enqueue_step(with_argmax);
+      enqueue_step(ending);
       return;
     }
-    found->second = device_->record([&] { enqueue_step(with_argmax); });
+    found->second = device_->record([&] { enqueue_step(ending); });
     device_->run(*found->second);
   }
 
@@ -372,7 +475,7 @@ class CudaRunner : public ModelRunner {
     // Nobody can ask for what a cache that is gone was for.
     if (pending_cache_.expired()) return;
     if (recordable_) {
-      run_recorded(/*with_argmax=*/false);
+      run_recorded(Ending::kBody);
       return;
     }
     busy_ = true;
@@ -390,6 +493,7 @@ class CudaRunner : public ModelRunner {
   CudaRows rows_;
   CudaProgram body_, head_;
   DeviceBuffer logits_, keys_, logit_rows_, counters_, partials_, metadata_;
+  CudaSampling sampling_;
   HostBuffer host_keys_, host_logit_rows_, host_logits_, host_hidden_, host_metadata_;
   int64_t kv_heads_ = 1, group_ = 1, head_dim_ = 1, window_ = 0;
   bool full_attention_ = false;

@@ -213,6 +213,40 @@ TEST_P(CudaModels, likeliest_tokens_are_those_of_the_logits) {
   }
 }
 
+// The rule is tested in runtime/cuda_sampling_test.cc: here that rows, changes and graphs are
+// right.
+TEST_P(CudaModels, drawn_tokens_are_those_of_the_logits) {
+  Runner gpu(model_, GetParam().scheme, Backend::kCuda, pool_);
+  ASSERT_TRUE(gpu.executor().samples());
+  const int64_t vocab = model_.config().vocab_size;
+  gpu.feed({random_ids(model_, 9, 4)});
+  std::vector<int32_t> ids(3);
+  for (int32_t i = 0; i < 6; ++i) {
+    if (i > 0) gpu.step({{ids[0]}});
+    const int32_t rows[] = {i > 0 ? 0 : 2, i > 0 ? 0 : 8, i > 0 ? 0 : 8};
+    const auto likeliest = [&](int32_t row, int32_t without, int32_t instead) {
+      const float* logits = gpu.executor().logits(std::span(&row, 1));
+      std::vector<float> changed(logits, logits + vocab);
+      if (without >= 0) changed[without] = -INFINITY;
+      if (instead >= 0) changed[instead] += 1000;
+      return static_cast<int32_t>(std::ranges::max_element(changed) - changed.begin());
+    };
+    // The first steps' logits are asked for afterwards, so that a graph makes head and tokens.
+    std::vector<RowDraw> draws(3, {.temperature = 1, .top_k = 1, .random = ~uint64_t{0}});
+    const int32_t other = 7 * i % static_cast<int32_t>(vocab);
+    draws[1].changes = {{.token = other, .bias = 1000}};
+    draws[2].allowed.assign(ceil_div(vocab, 64), ~uint64_t{0});
+    draws[2].allowed[other / 64] &= ~(uint64_t{1} << (other % 64));
+    const size_t count = i % 2 == 0 ? 3 : 1;
+    gpu.executor().sample(std::span(rows).first(count), std::span(draws).first(count),
+                          std::span(ids).first(count));
+    EXPECT_EQ(ids[0], likeliest(rows[0], -1, -1)) << "step " << i;
+    if (count == 1) continue;
+    EXPECT_EQ(ids[1], likeliest(rows[1], -1, other)) << "step " << i;
+    EXPECT_EQ(ids[2], likeliest(rows[2], other, -1)) << "step " << i;
+  }
+}
+
 // Low-bit products keep the order of their sums whatever M is (kernels/cuda/linear.h); cuBLASLt's
 // do not, so that bf16 is not held to it.
 TEST_P(CudaModels, result_does_not_depend_on_batch_or_chunks) {

@@ -62,6 +62,13 @@ void Executor::argmax(std::span<const int32_t> rows, std::span<int32_t> ids) {
   runner_->argmax(rows, ids);
 }
 
+void Executor::sample(std::span<const int32_t> rows, std::span<const RowDraw> draws,
+                      std::span<int32_t> ids) {
+  check_rows(rows);
+  WHIT_DCHECK(samples() && draws.size() == rows.size() && ids.size() == rows.size());
+  runner_->sample(rows, draws, ids);
+}
+
 KvCache Executor::make_cache(int64_t sequences, int64_t context, const KvFormat& format) const {
   return make_cache({.format = format,
                      .pages = sequences,

@@ -28,6 +28,12 @@ class Executor {
   // The likeliest token of each, the lowest id of equals: on a GPU the logits stay there.
   void argmax(std::span<const int32_t> rows, std::span<int32_t> ids);
 
+  // Whether sample() is there, which draws a token after each row where its logits are; a negative
+  // one is left to the caller, to draw from logits().
+  bool samples() const { return runner_->samples(); }
+  void sample(std::span<const int32_t> rows, std::span<const RowDraw> draws,
+              std::span<int32_t> ids);
+
   // One page of at least `context` tokens for each of `sequences`.
   KvCache make_cache(int64_t sequences, int64_t context, const KvFormat& format) const;
   KvCache make_cache(const KvCacheOptions& options) const { return runner_->make_cache(options); }

@@ -11,6 +11,7 @@
 
 #include "engine/program.h"
 #include "models/model_config.h"
+#include "ops/sampling.h"
 
 namespace whit {
 
@@ -39,6 +40,14 @@ class ModelRunner {
   virtual const float* logits(std::span<const int32_t> rows) = 0;
   // ids[i] = the likeliest token after row i, the lowest id of equals.
   virtual void argmax(std::span<const int32_t> rows, std::span<int32_t> ids) = 0;
+
+  // Whether sample() is there: logits are not in the host's memory, and drawing where they are
+  // saves their way.
+  virtual bool samples() const { return false; }
+  // ids[i] = the token drawn after row i by draws[i]. Negative: the host is to draw it from
+  // logits(), which also says what is wrong with them.
+  virtual void sample(std::span<const int32_t> /*rows*/, std::span<const RowDraw> /*draws*/,
+                      std::span<int32_t> /*ids*/) {}
 
   virtual KvCache make_cache(const KvCacheOptions& options) const = 0;
   // Bytes of weights that one decoded token reads.

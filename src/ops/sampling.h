@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <vector>
 
 namespace whit {
 
@@ -17,6 +18,16 @@ struct LogitChange {
     logit = logit > 0 ? logit / repetition : logit * repetition;
     return logit - penalty + bias;
   }
+};
+
+// How a token is drawn from a row of logits.
+struct RowDraw {
+  float temperature = 0;  // 0: the likeliest, the lowest of equals
+  int64_t top_k = 0;      // ≤ 0: off
+  float top_p = 1, min_p = 0;
+  uint64_t random = 0;
+  std::vector<LogitChange> changes;  // each token once
+  std::vector<uint64_t> allowed;  // ⌈V / 64⌉ words of bits, the lowest token first; empty: all
 };
 
 // e^x for x ≤ 0 with a relative error below 4e-7; 0 below −87 and for NaN. Only products and sums,

@@ -66,20 +66,10 @@ void Choice::sample(const float* logits, int64_t rows, std::span<const int32_t> 
     // The sampler overwrites its logits.
     workspace.logits.assign(row_logits, row_logits + vocab_size_);
     if (grammar_) {
-      // Ending is allowed where the grammar's text is complete, whichever token the model ends
-      // with.
-      const bool may_end = grammar_->may_end();
-      if (!may_end &&
-          std::all_of(allowed.begin(), allowed.end(), [](uint64_t bits) { return bits == 0; }))
-        throw Error(ErrorKind::kResource,
-                    "the answer is nested deeper than its grammar can be followed");
-      // A model's vocabulary may be padded beyond the tokenizer's.
-      const int64_t known = std::ssize(allowed) * 64;
+      const std::vector<uint64_t> may_follow = allowed_tokens(allowed);
       for (int64_t id = 0; id < vocab_size_; ++id)
-        if (id >= known || (allowed[id / 64] >> (id % 64) & 1) == 0)
+        if ((may_follow[id / 64] >> (id % 64) & 1) == 0)
           workspace.logits[id] = -std::numeric_limits<float>::infinity();
-      for (const int32_t id : stop_ids_)
-        if (may_end && id < vocab_size_) workspace.logits[id] = row_logits[id];
     }
     const SampledToken sampled =
         sampler_.sample(workspace.logits, request_.prompt, output_, workspace.sampler);
@@ -89,6 +79,36 @@ void Choice::sample(const float* logits, int64_t rows, std::span<const int32_t> 
     take(sampled.token, event);
     if (row < std::ssize(draft) && draft[row] != sampled.token) break;
   }
+}
+
+std::vector<uint64_t> Choice::allowed_tokens(std::span<const uint64_t> of_grammar) const {
+  // Ending is allowed where the grammar's text is complete, whichever token the model ends with.
+  const bool may_end = grammar_->may_end();
+  if (!may_end &&
+      std::all_of(of_grammar.begin(), of_grammar.end(), [](uint64_t bits) { return bits == 0; }))
+    throw Error(ErrorKind::kResource,
+                "the answer is nested deeper than its grammar can be followed");
+  // A model's vocabulary may be padded beyond the tokenizer's, or cut off before its end.
+  std::vector<uint64_t> allowed(ceil_div(vocab_size_, 64));
+  std::copy_n(of_grammar.begin(), std::min(of_grammar.size(), allowed.size()), allowed.begin());
+  for (const int32_t id : stop_ids_)
+    if (may_end && id >= 0 && id < vocab_size_) allowed[id / 64] |= uint64_t{1} << (id % 64);
+  return allowed;
+}
+
+bool Choice::may_draw_elsewhere() const {
+  return sampler_.params().logprobs < 0 && !request_.logits && !request_.prompt_logits;
+}
+
+RowDraw Choice::next_draw(std::span<const uint64_t> allowed, ChoiceWorkspace& workspace) const {
+  RowDraw draw = sampler_.next_draw(request_.prompt, output_, workspace.sampler);
+  if (grammar_) draw.allowed = allowed_tokens(allowed);
+  return draw;
+}
+
+void Choice::take_drawn(int32_t token, RequestEvent& event) {
+  sampler_.drawn();
+  take(token, event);
 }
 
 void Choice::take(int32_t token, RequestEvent& event) {

@@ -43,6 +43,12 @@ class Choice {
   void take_likeliest(std::span<const int32_t> tokens, std::span<const int32_t> draft,
                       RequestEvent& event);
 
+  // Whether a row may be drawn from elsewhere: its token alone is asked for.
+  bool may_draw_elsewhere() const;
+  // What that takes, and the token that came of it. next_draw throws as sample() does.
+  RowDraw next_draw(std::span<const uint64_t> allowed, ChoiceWorkspace& workspace) const;
+  void take_drawn(int32_t token, RequestEvent& event);
+
   // Guesses of what follows: after the last place where the last tokens stood before (prompt
   // lookup: Saxena 2023), at most `count` tokens.
   std::vector<int32_t> look_up_draft(std::span<const int32_t> tokens, int64_t count) const;
@@ -55,6 +61,9 @@ class Choice {
 
  private:
   void take(int32_t token, RequestEvent& event);
+  // Which tokens may follow, ⌈V / 64⌉ words of bits: what the grammar allows of the tokens it
+  // knows, and an end where its text may end. Throws kResource where nothing may.
+  std::vector<uint64_t> allowed_tokens(std::span<const uint64_t> of_grammar) const;
 
   const Request& request_;
   const Tokenizer& tokenizer_;

@@ -372,88 +372,140 @@ void EngineLoop::embed_step(const StepPlan& plan) {
   }
 }
 
-void EngineLoop::sample_step(const StepPlan& plan) {
-  // Rows whose logits are wanted: after the known tokens and drafts of what samples, and after each
-  // token of a prompt whose log-probabilities are.
-  struct Task {
-    Answer* answer;
-    const Chunk* chunk;
-    int64_t count;            // rows
-    int64_t prompt_position;  // −1: samples
-    std::span<const uint64_t> allowed;
-  };
-  std::vector<Task> tasks;
+namespace {
+
+template <typename Tasks>
+std::vector<int32_t> rows_of(const Tasks& tasks) {
   std::vector<int32_t> rows;
+  for (const auto& task : tasks)
+    for (int64_t i = 0; i < task.count; ++i)
+      rows.push_back(static_cast<int32_t>(task.first_row + i));
+  return rows;
+}
+
+}  // namespace
+
+// Calls take(choice), which adds tokens to the answer; what it throws ends that answer alone.
+template <typename Take>
+void EngineLoop::take_tokens(Answer& answer, Take take) {
+  try {
+    const auto before = std::ssize(answer.choice->output());
+    take(*answer.choice);
+    const std::vector<int32_t>& output = answer.choice->output();
+    answer.sampled.assign(output.begin() + before, output.end());
+  } catch (const std::exception& error) {
+    answer.fail(error);
+  }
+}
+
+void EngineLoop::take_likeliest(std::span<const SampleTask> tasks) {
+  const std::vector<int32_t> rows = rows_of(tasks);
+  std::vector<int32_t> likeliest(rows.size());
+  executor_.argmax(rows, likeliest);
+  size_t first = 0;
+  for (const SampleTask& task : tasks) {
+    take_tokens(*task.answer, [&](Choice& choice) {
+      choice.take_likeliest(std::span(likeliest).subspan(first, task.count),
+                            task.chunk->sequence->draft, task.answer->event);
+    });
+    first += task.count;
+  }
+}
+
+void EngineLoop::draw_on_device(std::vector<SampleTask>& tasks) {
+  std::vector<SampleTask> drawn, left;
+  std::vector<RowDraw> draws;
+  for (const SampleTask& task : tasks) {
+    if (task.prompt_position >= 0 || task.count > 1 || !task.answer->choice->may_draw_elsewhere()) {
+      left.push_back(task);
+      continue;
+    }
+    try {
+      draws.push_back(task.answer->choice->next_draw(task.allowed, workspaces_[0]));
+      drawn.push_back(task);
+    } catch (const std::exception& error) {
+      task.answer->fail(error);
+    }
+  }
+  if (!drawn.empty()) {
+    std::vector<int32_t> ids(drawn.size());
+    executor_.sample(rows_of(drawn), draws, ids);
+    for (size_t i = 0; i < drawn.size(); ++i) {
+      Answer& answer = *drawn[i].answer;
+      if (ids[i] < 0)
+        left.push_back(drawn[i]);
+      else
+        take_tokens(answer, [&](Choice& choice) { choice.take_drawn(ids[i], answer.event); });
+    }
+  }
+  tasks = std::move(left);
+}
+
+void EngineLoop::sample_logits(std::span<const SampleTask> tasks) {
   const int64_t vocab = executor_.config().vocab_size;
-  const auto flush = [&] {
-    if (tasks.empty()) return;
-    std::vector<int64_t> first(1, 0);
-    for (const Task& task : tasks) first.push_back(first.back() + task.count);
-    const bool on_device =
-        executor_.options().backend == Backend::kCuda &&
-        std::all_of(tasks.begin(), tasks.end(), [](const Task& task) {
-          return task.prompt_position < 0 && task.answer->choice->takes_likeliest();
-        });
-    if (on_device) {
-      std::vector<int32_t> likeliest(rows.size());
-      executor_.argmax(rows, likeliest);
-      for (size_t t = 0; t < tasks.size(); ++t) {
-        Answer& answer = *tasks[t].answer;
-        const size_t before = answer.choice->output().size();
-        answer.choice->take_likeliest(std::span(likeliest).subspan(first[t], tasks[t].count),
-                                      tasks[t].chunk->sequence->draft, answer.event);
-        const std::vector<int32_t>& output = answer.choice->output();
-        answer.sampled.assign(output.begin() + static_cast<int64_t>(before), output.end());
-      }
-      tasks.clear();
-      rows.clear();
+  std::vector<int64_t> first(1, 0);
+  for (const SampleTask& task : tasks) first.push_back(first.back() + task.count);
+  const float* logits = executor_.logits(rows_of(tasks));
+  const auto serve = [&](size_t t, ChoiceWorkspace& workspace) {
+    const SampleTask& task = tasks[t];
+    Answer& answer = *task.answer;
+    const float* mine = logits + first[t] * vocab;
+    const bool starts_answer = task.prompt_position < 0 && answer.choice->output().empty();
+    if (!answer.prompt_logits.empty() && (task.prompt_position >= 0 || starts_answer)) {
+      const int64_t position =
+          starts_answer ? std::ssize(answer.active->request.prompt) - 1 : task.prompt_position;
+      std::copy_n(mine, vocab, answer.prompt_logits.begin() + position * vocab);
+    }
+    if (task.prompt_position >= 0) {
+      if (answer.prompt.empty()) return;
+      const int32_t token = answer.active->request.prompt[task.prompt_position + 1];
+      const double total = log_sum_exp({mine, static_cast<size_t>(vocab)},
+                                       answer.active->request.prompt_logprobs, workspace.sampler);
+      answer.prompt[task.prompt_position] = {token, static_cast<float>(mine[token] - total),
+                                             workspace.sampler.top};
       return;
     }
-    const float* logits = executor_.logits(rows);
-    const auto serve = [&](size_t t, ChoiceWorkspace& workspace) {
-      const Task& task = tasks[t];
-      Answer& answer = *task.answer;
-      const float* mine = logits + first[t] * vocab;
-      const bool starts_answer = task.prompt_position < 0 && answer.choice->output().empty();
-      if (!answer.prompt_logits.empty() && (task.prompt_position >= 0 || starts_answer)) {
-        const int64_t position =
-            starts_answer ? std::ssize(answer.active->request.prompt) - 1 : task.prompt_position;
-        std::copy_n(mine, vocab, answer.prompt_logits.begin() + position * vocab);
-      }
-      if (task.prompt_position >= 0) {
-        if (answer.prompt.empty()) return;
-        const int32_t token = answer.active->request.prompt[task.prompt_position + 1];
-        const double total = log_sum_exp({mine, static_cast<size_t>(vocab)},
-                                         answer.active->request.prompt_logprobs, workspace.sampler);
-        answer.prompt[task.prompt_position] = {token, static_cast<float>(mine[token] - total),
-                                               workspace.sampler.top};
-        return;
-      }
-      try {
-        const size_t before = answer.choice->output().size();
-        answer.choice->sample(mine, task.count, task.chunk->sequence->draft, task.allowed,
-                              workspace, answer.event);
-        const std::vector<int32_t>& output = answer.choice->output();
-        answer.sampled.assign(output.begin() + static_cast<int64_t>(before), output.end());
-      } catch (const std::exception& error) {
-        answer.fail(error);
-      }
-    };
-    if (tasks.size() == 1) {
-      serve(0, workspaces_[0]);
-    } else {
-      executor_.pool().run([&](const Worker& worker) {
-        const Range part = split(static_cast<int64_t>(tasks.size()), 1, worker);
-        for (int64_t t = part.begin; t < part.end; ++t) serve(t, workspaces_[worker.index]);
-      });
-    }
-    tasks.clear();
-    rows.clear();
+    take_tokens(answer, [&](Choice& choice) {
+      choice.sample(mine, task.count, task.chunk->sequence->draft, task.allowed, workspace,
+                    answer.event);
+    });
   };
-  const auto add = [&](const Task& task, int64_t first_row) {
-    if (std::ssize(rows) + task.count > executor_.options().max_logit_rows) flush();
+  if (tasks.size() == 1) {
+    serve(0, workspaces_[0]);
+    return;
+  }
+  executor_.pool().run([&](const Worker& worker) {
+    const Range part = split(std::ssize(tasks), 1, worker);
+    for (int64_t t = part.begin; t < part.end; ++t) serve(t, workspaces_[worker.index]);
+  });
+}
+
+void EngineLoop::sample(std::vector<SampleTask>& tasks) {
+  if (executor_.samples()) {
+    const bool likeliest = std::all_of(tasks.begin(), tasks.end(), [](const SampleTask& task) {
+      return task.prompt_position < 0 && task.answer->choice->takes_likeliest();
+    });
+    if (likeliest && !tasks.empty()) {
+      take_likeliest(tasks);
+      tasks.clear();
+    } else {
+      draw_on_device(tasks);
+    }
+  }
+  if (!tasks.empty()) sample_logits(tasks);
+  tasks.clear();
+}
+
+void EngineLoop::sample_step(const StepPlan& plan) {
+  std::vector<SampleTask> tasks;
+  int64_t rows = 0;
+  const auto add = [&](const SampleTask& task) {
+    if (rows + task.count > executor_.options().max_logit_rows) {
+      sample(tasks);
+      rows = 0;
+    }
     tasks.push_back(task);
-    for (int64_t i = 0; i < task.count; ++i) rows.push_back(static_cast<int32_t>(first_row + i));
+    rows += task.count;
   };
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
     const Chunk& chunk = plan.chunks[c];
@@ -464,7 +516,7 @@ void EngineLoop::sample_step(const StepPlan& plan) {
         std::min(chunk.start + chunk.count, chunk.sequence->prompt_length() - 1);
     if ((!answer.prompt.empty() || !answer.prompt_logits.empty()) && !answer.begun)
       for (int64_t position = chunk.start; position < prompt_rows; ++position)
-        add({&answer, &chunk, 1, position, {}}, base + position - chunk.start);
+        add({&answer, &chunk, base + position - chunk.start, 1, position, {}});
     if (!chunk.samples) continue;
     std::span<const uint64_t> allowed;
     try {
@@ -474,9 +526,9 @@ void EngineLoop::sample_step(const StepPlan& plan) {
       answer.fail(error);
       continue;
     }
-    add({&answer, &chunk, 1 + chunk.drafts, -1, allowed}, base + chunk.count - 1 - chunk.drafts);
+    add({&answer, &chunk, base + chunk.count - 1 - chunk.drafts, 1 + chunk.drafts, -1, allowed});
   }
-  flush();
+  sample(tasks);
 }
 
 // What `answer` has to say after this step; sent with the report.

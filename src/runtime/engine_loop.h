@@ -90,7 +90,23 @@ class EngineLoop {
   bool has_work() const;
   void start(RequestId id, Request request);
   void step();
+  // Rows whose logits are wanted: after the known tokens and drafts of what samples, and after each
+  // token of a prompt whose log-probabilities are.
+  struct SampleTask {
+    Answer* answer;
+    const Chunk* chunk;
+    int64_t first_row, count;
+    int64_t prompt_position;  // −1: samples
+    std::span<const uint64_t> allowed;
+  };
   void sample_step(const StepPlan& plan);
+  void sample(std::vector<SampleTask>& tasks);
+  // Where the logits are, if they need not come here. draw_on_device leaves the tasks that do.
+  void take_likeliest(std::span<const SampleTask> tasks);
+  void draw_on_device(std::vector<SampleTask>& tasks);
+  void sample_logits(std::span<const SampleTask> tasks);
+  template <typename Take>
+  void take_tokens(Answer& answer, Take take);
   void embed_step(const StepPlan& plan);
   void fail_step(const StepPlan& plan, const std::string& why);
   RequestEvent& event_of(Answer& answer);

@@ -61,28 +61,45 @@ void Generator::prepare_cache(std::span<const int32_t> prompt, int64_t capacity)
       std::min<int64_t>(common - cached_.begin(), static_cast<int64_t>(prompt.size()) - 1)));
 }
 
-void Generator::step(std::span<const int32_t> ids, bool on_device) {
+void Generator::step(std::span<const int32_t> ids) {
   const int64_t starts[] = {static_cast<int64_t>(cached_.size())},
                 counts[] = {static_cast<int64_t>(ids.size())};
   const ContiguousBatch batch(starts, counts, cache_->page_tokens());
   executor_.step(ids, batch.view(), *cache_);
   cached_.insert(cached_.end(), ids.begin(), ids.end());
-  const int32_t last = static_cast<int32_t>(ids.size()) - 1;
-  if (on_device) {
-    executor_.argmax({&last, 1}, {&likeliest_, 1});
-    return;
-  }
-  const float* logits = executor_.logits({&last, 1});
-  logits_.assign(logits, logits + executor_.config().vocab_size);
+  last_row_ = static_cast<int32_t>(ids.size()) - 1;
 }
 
-bool Generator::prefill(std::span<const int32_t> prompt, bool on_device,
-                        const GenerationCallbacks& callbacks) {
+SampledToken Generator::choose(Sampler& sampler, std::span<const int32_t> prompt,
+                               std::span<const int32_t> output,
+                               const GenerationCallbacks& callbacks) {
+  const std::span<const int32_t> row(&last_row_, 1);
+  // On a GPU the token is chosen where the logits are, if nothing else of them is wanted.
+  if (executor_.samples() && sampler.params().logprobs < 0 && !callbacks.on_logits) {
+    int32_t token = -1;
+    if (sampler.params().plain_argmax()) {
+      executor_.argmax(row, {&token, 1});
+    } else {
+      const RowDraw draw = sampler.next_draw(prompt, output, workspace_);
+      executor_.sample(row, {&draw, 1}, {&token, 1});
+    }
+    if (token >= 0) {
+      sampler.drawn();
+      return {.token = token};
+    }
+  }
+  const float* logits = executor_.logits(row);
+  logits_.assign(logits, logits + executor_.config().vocab_size);
+  if (callbacks.on_logits) callbacks.on_logits(logits_);
+  return sampler.sample(logits_, prompt, output);
+}
+
+bool Generator::prefill(std::span<const int32_t> prompt, const GenerationCallbacks& callbacks) {
   while (cached_.size() < prompt.size()) {
     check_interrupt();
     if (callbacks.cancelled && callbacks.cancelled()) return false;
     const auto rest = prompt.subspan(cached_.size());
-    step(rest.first(std::min<size_t>(rest.size(), executor_.options().max_tokens)), on_device);
+    step(rest.first(std::min<size_t>(rest.size(), executor_.options().max_tokens)));
   }
   return true;
 }
@@ -115,10 +132,7 @@ Generation Generator::generate(std::span<const int32_t> prompt, const Generation
   auto start = Clock::now();
   prepare_cache(prompt, prompt_tokens + max_tokens);
   result.reused_tokens = static_cast<int64_t>(cached_.size());
-  // On a GPU the likeliest token is found where the logits are.
-  const bool on_device = executor_.options().backend == Backend::kCuda &&
-                         options.sampling.plain_argmax() && !callbacks.on_logits;
-  bool going = prefill(prompt, on_device, callbacks);
+  bool going = prefill(prompt, callbacks);
   const auto emit = [&](std::string piece) {
     if (piece.empty()) return;
     result.text += piece;
@@ -129,9 +143,7 @@ Generation Generator::generate(std::span<const int32_t> prompt, const Generation
       result.finish_reason = FinishReason::kCancelled;
       break;
     }
-    if (callbacks.on_logits) callbacks.on_logits(logits_);
-    const SampledToken sampled = on_device ? SampledToken{.token = likeliest_}
-                                           : sampler.sample(logits_, prompt, result.token_ids);
+    const SampledToken sampled = choose(sampler, prompt, result.token_ids, callbacks);
     const int32_t id = sampled.token;
     result.token_ids.push_back(id);
     if (callbacks.on_token) callbacks.on_token(sampled);
@@ -151,7 +163,7 @@ Generation Generator::generate(std::span<const int32_t> prompt, const Generation
     if (static_cast<int64_t>(result.token_ids.size()) == max_tokens) break;
     check_interrupt();
     going = !(callbacks.cancelled && callbacks.cancelled());
-    if (going) step({&id, 1}, on_device);
+    if (going) step({&id, 1});
   }
   result.decode_s = seconds_since(start);
   if (!matcher.stopped()) {

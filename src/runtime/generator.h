@@ -63,12 +63,13 @@ class Generator {
 
  private:
   void prepare_cache(std::span<const int32_t> prompt, int64_t capacity);
-  // Runs tokens that follow the cached ones; afterwards logits_ are those of the last, or where
-  // `on_device` is set likeliest_ is the token that the device found likeliest.
-  void step(std::span<const int32_t> ids, bool on_device);
+  // Runs tokens that follow the cached ones.
+  void step(std::span<const int32_t> ids);
+  // The token after the last that ran.
+  SampledToken choose(Sampler& sampler, std::span<const int32_t> prompt,
+                      std::span<const int32_t> output, const GenerationCallbacks& callbacks);
   // False where it was cancelled.
-  bool prefill(std::span<const int32_t> prompt, bool on_device,
-               const GenerationCallbacks& callbacks);
+  bool prefill(std::span<const int32_t> prompt, const GenerationCallbacks& callbacks);
 
   Executor& executor_;
   const Tokenizer& tokenizer_;
@@ -76,7 +77,8 @@ class Generator {
   KvFormat kv_dtype_;
   std::optional<KvCache> cache_;
   std::vector<float> logits_;  // [V], the sampler's to overwrite
-  int32_t likeliest_ = 0;
+  SamplerWorkspace workspace_;
+  int32_t last_row_ = 0;
   std::vector<int32_t> cached_;  // ids whose keys and values are in cache_
 };
 

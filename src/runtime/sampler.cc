@@ -108,6 +108,18 @@ uint64_t Sampler::next_random() const {
   return split_mix(state);
 }
 
+RowDraw Sampler::next_draw(std::span<const int32_t> prompt, std::span<const int32_t> output,
+                           SamplerWorkspace& workspace) const {
+  const std::span<const LogitChange> changed = changes(prompt, output, workspace);
+  return {.temperature = params_.greedy() ? 0.0f : params_.temperature,
+          .top_k = params_.top_k,
+          .top_p = params_.top_p,
+          .min_p = params_.min_p,
+          .random = next_random(),
+          .changes = {changed.begin(), changed.end()},
+          .allowed = {}};
+}
+
 void Sampler::drawn() {
   if (!params_.greedy()) split_mix(random_state_);
 }

@@ -98,12 +98,10 @@ class Sampler {
     return sample(logits, prompt, output, own_workspace_);
   }
 
-  // For whoever draws elsewhere by the same rule: what happens to the logits first, each token once
-  // (lies in the workspace); the random number of the next draw; and that a token was chosen.
-  std::span<const LogitChange> changes(std::span<const int32_t> prompt,
-                                       std::span<const int32_t> output,
-                                       SamplerWorkspace& workspace) const;
-  uint64_t next_random() const;
+  // For whoever draws elsewhere, by the same rule to the same token: what the next draw needs, and
+  // that it was made. Log-probabilities are not among it.
+  RowDraw next_draw(std::span<const int32_t> prompt, std::span<const int32_t> output,
+                    SamplerWorkspace& workspace) const;
   void drawn();
 
   const SamplerOptions& params() const { return params_; }
@@ -111,6 +109,11 @@ class Sampler {
  private:
   using Candidate = SamplerWorkspace::Candidate;
 
+  // What happens to the logits first, each token once; lies in the workspace.
+  std::span<const LogitChange> changes(std::span<const int32_t> prompt,
+                                       std::span<const int32_t> output,
+                                       SamplerWorkspace& workspace) const;
+  uint64_t next_random() const;
   void collect(std::span<const float> logits, float largest);
   void take_border(int bin);
   void keep_top_k();

@@ -26,21 +26,28 @@ inline bool kernels_wait() {
 
 // Launches a kernel that may start before the one in front of it on the stream has ended
 // (programmatic dependent launch, on Hopper): the kernel must call wait_for_previous_kernel before
-// it reads what others write, or writes anything.
+// it reads what others write, or writes anything. In clusters of `cluster` blocks, on Hopper too.
 template <typename... Args>
-void launch_dependent(void (*kernel)(Args...), dim3 grid, dim3 block, size_t shared_bytes,
-                      cudaStream_t stream, std::type_identity_t<Args>... args) {
+void launch_clusters(void (*kernel)(Args...), dim3 grid, int cluster, dim3 block,
+                     size_t shared_bytes, cudaStream_t stream, std::type_identity_t<Args>... args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = kernels_wait() ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  config.attrs = attributes;
+  config.numAttrs = !kernels_wait() ? 0 : cluster == 1 ? 1 : 2;
   check(cudaLaunchKernelEx(&config, kernel, args...), "launch");
+}
+template <typename... Args>
+void launch_dependent(void (*kernel)(Args...), dim3 grid, dim3 block, size_t shared_bytes,
+                      cudaStream_t stream, std::type_identity_t<Args>... args) {
+  launch_clusters<Args...>(kernel, grid, 1, block, shared_bytes, stream, args...);
 }
 
 }  // namespace whit::cuda

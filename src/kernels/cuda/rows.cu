@@ -1,7 +1,10 @@
 // Row-wise operations, one block a row: RMSNorm, SiLU·mul and int8 quantization, each reading its
-// input once; the row waits in shared memory for its mean square or its largest magnitude.
+// input once; the row waits in shared memory for its mean square or its largest magnitude. Few long
+// rows are shared by the blocks of a cluster where only their largest magnitude is common, which is
+// the same in any order.
 //
 // Bound: at few rows latency (one block reads 8 to 60 KB: 1–2 µs), at many the device's memory.
+#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 
 #include <cfloat>
@@ -18,8 +21,13 @@ constexpr int kThreads = 1024;
 // What a block may have of shared memory on every GPU from SM 8.0 up (8.6: 99 KB).
 constexpr int64_t kMaxRow = 99 * 1024 / 4 - 32;
 
+// Blocks that share a long row.
+constexpr int kRowCluster = 8;
+constexpr int64_t kLongRow = 8192, kFewRows = 16;
+
 struct RowShared {
   float reduce[32];
+  float magnitude[4];  // the first: of this block's part
   float row[];
 };
 
@@ -68,6 +76,39 @@ __device__ __forceinline__ void keep(float* row, int i, const float (&v)[N]) {
   }
 }
 
+// What a block has of its row.
+struct Part {
+  int64_t row;
+  int begin, end;
+};
+__device__ __forceinline__ Part part_of_row(int n) {
+#if __CUDA_ARCH__ >= 900
+  const auto cluster = cooperative_groups::this_cluster();
+  const int blocks = static_cast<int>(cluster.num_blocks());
+  const int size = (n + 8 * blocks - 1) / (8 * blocks) * 8;
+  const int begin = min(n, size * static_cast<int>(cluster.block_rank()));
+  return {blockIdx.x / blocks, begin, min(n, begin + size)};
+#else
+  return {blockIdx.x, 0, n};
+#endif
+}
+
+// The largest of all threads that have a part of the row, in each of them.
+__device__ __forceinline__ float largest_of_row(float magnitude, RowShared& shared) {
+  magnitude = block_reduce(magnitude, shared.reduce, MaxNan{});
+#if __CUDA_ARCH__ >= 900
+  const auto cluster = cooperative_groups::this_cluster();
+  if (cluster.num_blocks() == 1) return magnitude;
+  if (threadIdx.x == 0) shared.magnitude[0] = magnitude;
+  cluster.sync();
+  for (unsigned rank = 0; rank < cluster.num_blocks(); ++rank)
+    magnitude = MaxNan{}(*cluster.map_shared_rank(shared.magnitude, rank), magnitude);
+  // Nobody leaves while others read.
+  cluster.sync();
+#endif
+  return magnitude;
+}
+
 template <int N>
 __device__ __forceinline__ float largest(const float (&v)[N], float magnitude) {
 #pragma unroll
@@ -75,17 +116,20 @@ __device__ __forceinline__ float largest(const float (&v)[N], float magnitude) {
   return magnitude;
 }
 
-// Writes one row, its values in shared memory (each thread has written and reads its own columns
-// alone), as bf16 and as int8 codes. `magnitude`: the largest of this thread's columns.
+// Writes a part of a row, its values in shared memory (each thread has written and reads its own
+// columns alone), as bf16 and as int8 codes. `magnitude`: the largest of this thread's columns.
 template <bool kWide>
-__device__ __forceinline__ void write_row(const RowsOut& out, int64_t row, int n, RowShared& shared,
+__device__ __forceinline__ void write_row(const RowsOut& out, const Part& part, RowShared& shared,
                                           float magnitude) {
   constexpr int N = kValues<kWide>;
+  const int64_t row = part.row;
+  const int n = part.end;
+  const float* kept = shared.row - part.begin;
   float v[N];
   if (out.y != nullptr) {
     auto* y = static_cast<__nv_bfloat16*>(out.y) + row * out.y_stride;
-    for (int i = N * threadIdx.x; i < n; i += N * blockDim.x) {
-      load(v, shared.row, i, n);
+    for (int i = part.begin + N * threadIdx.x; i < n; i += N * blockDim.x) {
+      load(v, kept, i, n);
       if constexpr (kWide) {
         uint32_t words[4];
 #pragma unroll
@@ -101,13 +145,13 @@ __device__ __forceinline__ void write_row(const RowsOut& out, int64_t row, int n
   }
   if (out.q == nullptr) return;
   float scale = out.static_scale;
-  if (!(scale > 0)) scale = __fdiv_rn(block_reduce(magnitude, shared.reduce, MaxNan{}), 127.0f);
+  if (!(scale > 0)) scale = __fdiv_rn(largest_of_row(magnitude, shared), 127.0f);
   const float inverse = scale >= FLT_MIN && scale <= FLT_MAX ? __fdiv_rn(1.0f, scale) : 0.0f;
   if (scale < FLT_MIN) scale = 0.0f;
-  if (threadIdx.x == 0) out.scale[row] = scale;
+  if (threadIdx.x == 0 && part.begin == 0) out.scale[row] = scale;
   int8_t* q = out.q + row * out.q_stride;
-  for (int i = N * threadIdx.x; i < n; i += N * blockDim.x) {
-    load(v, shared.row, i, n);
+  for (int i = part.begin + N * threadIdx.x; i < n; i += N * blockDim.x) {
+    load(v, kept, i, n);
     alignas(8) int8_t codes[N];
 #pragma unroll
     for (int j = 0; j < N; ++j)
@@ -151,7 +195,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormArgs args) {
     magnitude = largest(v, magnitude);
     keep(shared.row, i, v);
   }
-  write_row<kWide>(args.out, row, n, shared, magnitude);
+  write_row<kWide>(args.out, {row, 0, n}, shared, magnitude);
 }
 
 __device__ __forceinline__ float silu_mul(float gate, float up) {
@@ -165,22 +209,24 @@ __global__ void __launch_bounds__(kThreads) silu_mul_kernel(SiluMulArgs args) {
   auto& shared = *reinterpret_cast<RowShared*>(memory);
   let_next_kernel_launch();
   wait_for_previous_kernel();
-  const int64_t row = blockIdx.x;
-  const int n = static_cast<int>(args.f);
+  const Part part = part_of_row(static_cast<int>(args.f));
+  const int64_t row = part.row;
+  const int n = part.end;
+  float* kept = shared.row - part.begin;
   const auto* gate = static_cast<const __nv_bfloat16*>(args.gate) + row * args.gate_stride;
   const auto* up = static_cast<const __nv_bfloat16*>(args.up) + row * args.up_stride;
   float magnitude = 0;
 #pragma unroll 2
-  for (int i = N * threadIdx.x; i < n; i += N * blockDim.x) {
+  for (int i = part.begin + N * threadIdx.x; i < n; i += N * blockDim.x) {
     float g[N], u[N];
     load(g, gate, i, n);
     load(u, up, i, n);
 #pragma unroll
     for (int j = 0; j < N; ++j) g[j] = silu_mul(g[j], u[j]);
     magnitude = largest(g, magnitude);
-    keep(shared.row, i, g);
+    keep(kept, i, g);
   }
-  write_row<kWide>(args.out, row, n, shared, magnitude);
+  write_row<kWide>(args.out, part, shared, magnitude);
 }
 
 template <bool kWide>
@@ -190,16 +236,18 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(QuantizeArgs args) {
   auto& shared = *reinterpret_cast<RowShared*>(memory);
   let_next_kernel_launch();
   wait_for_previous_kernel();
-  const int64_t row = blockIdx.x;
-  const int n = static_cast<int>(args.k);
+  const Part part = part_of_row(static_cast<int>(args.k));
+  const int64_t row = part.row;
+  const int n = part.end;
+  float* kept = shared.row - part.begin;
   const auto* x = static_cast<const __nv_bfloat16*>(args.x) + row * args.x_stride;
   float magnitude = 0, v[N];
-  for (int i = N * threadIdx.x; i < n; i += N * blockDim.x) {
+  for (int i = part.begin + N * threadIdx.x; i < n; i += N * blockDim.x) {
     load(v, x, i, n);
     magnitude = largest(v, magnitude);
-    keep(shared.row, i, v);
+    keep(kept, i, v);
   }
-  write_row<kWide>(args.out, row, n, shared, magnitude);
+  write_row<kWide>(args.out, part, shared, magnitude);
 }
 
 template <typename... Pointers>
@@ -212,7 +260,7 @@ bool aligned_out(const RowsOut& out) {
 
 template <typename Args>
 void launch_rows(void (*wide)(Args), void (*narrow)(Args), bool is_wide, int64_t rows,
-                 int64_t width, const Args& args, cudaStream_t stream) {
+                 int64_t width, bool may_share, const Args& args, cudaStream_t stream) {
   if (rows == 0) return;
   if (width > kMaxRow)
     throw Error(ErrorKind::kUnsupported,
@@ -220,30 +268,38 @@ void launch_rows(void (*wide)(Args), void (*narrow)(Args), bool is_wide, int64_t
                 "activations hold; use --backend cpu",
                 width, kMaxRow);
   void (*kernel)(Args) = is_wide ? wide : narrow;
-  const int shared = static_cast<int>(sizeof(RowShared) + (width + 7) / 8 * 32);
+  const int cluster =
+      may_share && is_wide && rows <= kFewRows && width >= kLongRow && kernels_wait() ? kRowCluster
+                                                                                      : 1;
+  const int64_t part = (width + 8 * cluster - 1) / (8 * cluster) * 8;
+  const int shared = static_cast<int>(sizeof(RowShared) + part * 4);
   if (shared > 48 * 1024)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
           "asking for shared memory");
   int threads = 64;
-  while (threads < kThreads && threads * (is_wide ? 8 : 2) < width) threads *= 2;
-  launch_dependent(kernel, dim3(static_cast<unsigned>(rows)), dim3(threads), shared, stream, args);
+  while (threads < kThreads && threads * (is_wide ? 8 : 2) < part) threads *= 2;
+  launch_clusters(kernel, dim3(static_cast<unsigned>(rows * cluster)), cluster, dim3(threads),
+                  shared, stream, args);
 }
 
 }  // namespace
 
 void rms_norm(const RmsNormArgs& args, cudaStream_t stream) {
   const bool wide = args.d % 8 == 0 && aligned(args.x, args.weight) && aligned_out(args.out);
-  launch_rows(rms_norm_kernel<true>, rms_norm_kernel<false>, wide, args.t, args.d, args, stream);
+  launch_rows(rms_norm_kernel<true>, rms_norm_kernel<false>, wide, args.t, args.d, false, args,
+              stream);
 }
 void silu_mul(const SiluMulArgs& args, cudaStream_t stream) {
   const bool wide = args.f % 8 == 0 && aligned(args.gate, args.up) && args.gate_stride % 8 == 0 &&
                     args.up_stride % 8 == 0 && aligned_out(args.out);
-  launch_rows(silu_mul_kernel<true>, silu_mul_kernel<false>, wide, args.t, args.f, args, stream);
+  launch_rows(silu_mul_kernel<true>, silu_mul_kernel<false>, wide, args.t, args.f, true, args,
+              stream);
 }
 void quantize(const QuantizeArgs& args, cudaStream_t stream) {
   const bool wide =
       args.k % 8 == 0 && aligned(args.x) && args.x_stride % 8 == 0 && aligned_out(args.out);
-  launch_rows(quantize_kernel<true>, quantize_kernel<false>, wide, args.t, args.k, args, stream);
+  launch_rows(quantize_kernel<true>, quantize_kernel<false>, wide, args.t, args.k, true, args,
+              stream);
 }
 
 }  // namespace whit::cuda

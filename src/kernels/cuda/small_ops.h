@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "ops/sampling.h"
+
 struct CUstream_st;
 
 namespace whit::cuda {
@@ -162,6 +164,30 @@ inline int32_t argmax_token(uint64_t key) {
 // Whether the largest is above −∞. (A float that compares like its bits has 0x007fffff for −∞.)
 inline bool argmax_finite(uint64_t key) { return key >> 32 > 0x007fffffu; }
 
+// How a token is drawn from a row of logits; runtime/sampler.h has the rule.
+struct SampleDraw {
+  uint64_t random = 0;
+  float inverse_temperature = 0;  // 0: takes the likeliest
+  float top_p = 1, min_p = 0;
+  int64_t top_k = 0;  // ≤ 0: off
+  int32_t first_change = 0, change_count = 0;
+  int32_t allowed = -1;  // bit set; −1: every token
+};
+// tokens[i] is drawn from logits[i, 0…V−1] after its changes, which stay in the logits. kNoToken:
+// every logit is NaN or −∞. kUndecidedToken: +∞ among them, or more equals than the kernel sorts;
+// the logits are as they were, for the host to draw from.
+struct SampleArgs {
+  float* logits;  // [rows, V], V below 2²⁰
+  int64_t rows, vocab;
+  const SampleDraw* draws;     // [rows]
+  const LogitChange* changes;  // a row's name each token once
+  float* unchanged;            // as many, scratch
+  const uint32_t* allowed;     // [.., 2 · ⌈V / 64⌉] a bit a token, the lowest first
+  int32_t* tokens;             // [rows]
+};
+inline constexpr int32_t kNoToken = -1, kUndecidedToken = -2;
+inline constexpr int64_t kMaxSampledVocab = int64_t{1} << 20;
+
 struct SmallOps {
   void (*embedding)(const EmbeddingArgs&, CUstream_st*);
   void (*rms_norm)(const RmsNormArgs&, CUstream_st*);
@@ -170,6 +196,7 @@ struct SmallOps {
   void (*rope_kv_write)(const RopeKvArgs&, CUstream_st*);
   void (*attention)(const AttentionArgs&, CUstream_st*);
   void (*argmax)(const ArgmaxArgs&, CUstream_st*);
+  void (*sample)(const SampleArgs&, CUstream_st*);
 };
 const SmallOps& small_ops();
 

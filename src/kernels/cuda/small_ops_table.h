@@ -12,5 +12,6 @@ void quantize(const QuantizeArgs& args, CUstream_st* stream);
 void rope_kv_write(const RopeKvArgs& args, CUstream_st* stream);
 void attention(const AttentionArgs& args, CUstream_st* stream);
 void argmax(const ArgmaxArgs& args, CUstream_st* stream);
+void sample(const SampleArgs& args, CUstream_st* stream);
 
 }  // namespace whit::cuda

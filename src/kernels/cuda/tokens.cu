@@ -203,6 +203,7 @@ const SmallOps& small_ops() {
       .rope_kv_write = rope_kv_write,
       .attention = attention,
       .argmax = argmax,
+      .sample = sample,
   };
   return kOps;
 }

@@ -1,0 +1,136 @@
+// Norms, activations and quantization of long rows, which the blocks of a cluster share where rows
+// are few: the same bits as one block makes, and near the formula.
+// Where there is no GPU the reason is printed and the tests are skipped.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/small_ops.h"
+#include "tensor/dtype.h"
+
+namespace whit::cuda {
+namespace {
+
+struct Rows {
+  std::vector<uint16_t> y;
+  std::vector<int8_t> q;
+  std::vector<float> scale;
+  bool operator==(const Rows&) const = default;
+};
+
+class CudaRows : public testing::TestWithParam<int64_t> {
+ protected:
+  void SetUp() override {
+    try {
+      device_ = open_device();
+    } catch (const Error& error) {
+      GTEST_SKIP() << error.what();
+    }
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal(0, 1.5f);
+    for (std::vector<uint16_t>* values : {&gate_, &up_}) {
+      values->resize(kRows * width_);
+      for (uint16_t& value : *values) value = f32_to_bf16(normal(random));
+    }
+  }
+
+  template <typename T>
+  std::vector<T> read(const DeviceBuffer& buffer, int64_t count) {
+    HostBuffer host(*device_, buffer.bytes());
+    device_->download(host.as<void>(), buffer.as<void>(), buffer.bytes());
+    device_->wait();
+    return {host.as<T>(), host.as<T>() + count};
+  }
+  DeviceBuffer copy(const std::vector<uint16_t>& values) {
+    DeviceBuffer buffer(*device_, std::ssize(values) * 2, "a test");
+    device_->upload_and_wait(buffer.as<void>(), values.data(), buffer.bytes());
+    return buffer;
+  }
+  // Rows 0…t−1 of what `run` writes.
+  template <typename Run>
+  Rows rows(int64_t t, Run run) {
+    const int64_t q_stride = round_up(width_, 16);
+    DeviceBuffer y(*device_, t * width_ * 2, "a test"), q(*device_, t * q_stride, "a test"),
+        scale(*device_, t * 4, "a test");
+    device_->fill_zero(q.as<void>(), q.bytes());
+    run(RowsOut{.y = y.as<void>(),
+                .y_stride = width_,
+                .q = q.as<int8_t>(),
+                .q_stride = q_stride,
+                .scale = scale.as<float>()});
+    return {read<uint16_t>(y, t * width_), read<int8_t>(q, t * q_stride), read<float>(scale, t)};
+  }
+  Rows silu_mul(int64_t t) {
+    const DeviceBuffer gate = copy(gate_), up = copy(up_);
+    return rows(t, [&](const RowsOut& out) {
+      small_ops().silu_mul({.gate = gate.as<void>(),
+                            .gate_stride = width_,
+                            .up = up.as<void>(),
+                            .up_stride = width_,
+                            .t = t,
+                            .f = width_,
+                            .out = out},
+                           device_->stream());
+    });
+  }
+  Rows quantize(int64_t t) {
+    const DeviceBuffer x = copy(gate_);
+    return rows(t, [&](const RowsOut& out) {
+      small_ops().quantize({.x = x.as<void>(), .x_stride = width_, .t = t, .k = width_, .out = out},
+                           device_->stream());
+    });
+  }
+  static Rows first(const Rows& all, int64_t t, int64_t of) {
+    const auto part = [&](const auto& values) {
+      return std::decay_t<decltype(values)>(values.begin(),
+                                            values.begin() + std::ssize(values) / of * t);
+    };
+    return {part(all.y), part(all.q), part(all.scale)};
+  }
+
+  static constexpr int64_t kRows = 17;  // one more than clusters share
+  const int64_t width_ = GetParam();
+  std::unique_ptr<Device> device_;
+  std::vector<uint16_t> gate_, up_;
+};
+
+TEST_P(CudaRows, are_the_same_few_or_many) {
+  const Rows activations = silu_mul(kRows), codes = quantize(kRows);
+  for (const int64_t t : {1, 5, 16}) {
+    EXPECT_TRUE(silu_mul(t) == first(activations, t, kRows)) << t << " rows";
+    EXPECT_TRUE(quantize(t).q == first(codes, t, kRows).q) << t << " rows";
+  }
+}
+
+// expf is within two units of the last place of f32, and the row is then rounded to bf16, or to
+// codes that may lie on the border of two.
+TEST_P(CudaRows, are_the_formula) {
+  const Rows got = silu_mul(3);
+  const int64_t q_stride = round_up(width_, 16);
+  for (int64_t row = 0; row < 3; ++row) {
+    std::vector<double> expected(width_);
+    double largest = 0;
+    for (int64_t i = 0; i < width_; ++i) {
+      const double gate = bf16_to_f32(gate_[row * width_ + i]);
+      expected[i] = gate / (1 + std::exp(-gate)) * bf16_to_f32(up_[row * width_ + i]);
+      largest = std::max(largest, std::fabs(expected[i]));
+    }
+    EXPECT_NEAR(got.scale[row], largest / 127, largest / 127 * 1e-6);
+    for (int64_t i = 0; i < width_; ++i) {
+      ASSERT_NEAR(bf16_to_f32(got.y[row * width_ + i]), expected[i],
+                  std::fabs(expected[i]) * (0x1p-8 + 1e-6) + 1e-30)
+          << row << ", " << i;
+      ASSERT_NEAR(got.q[row * q_stride + i] * (largest / 127), expected[i], largest / 127 * 0.501)
+          << row << ", " << i;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Widths, CudaRows, ::testing::Values(1536, 8192, 14336, 8200, 9001));
+
+}  // namespace
+}  // namespace whit::cuda
