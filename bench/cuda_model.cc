@@ -2,8 +2,10 @@
 // likeliest token each time. The model has the shape of Llama-3-8B and random weights, made here,
 // so that nothing need be downloaded: speed does not depend on their values.
 //
-//   bench_cuda_model [--scheme w4a8|w4a16|w8a8|w8a16|bf16] [--kv bf16|int8] [--batch 1,64]
+//   bench_cuda_model [--scheme w4a8|w4a8-2l|w4a16|w8a8|w8a16|bf16] [--kv bf16|int8] [--batch 1,64]
 //                    [--prompt 1024] [--generate 128] [--layers 32] [--graphs on|off]
+//
+// w4a8-2l: scales of two levels.
 //
 // Columns: tokens a second of the prompt and of decoding (median step), a step in microseconds at
 // the median and the 90th percentile, what the host does between steps (also in the step), and the
@@ -91,7 +93,11 @@ class RandomWeights {
       view.format = WeightFormat::kInt4Group;
       view.group_size = 128;
       auto* scales = scales_.as<uint16_t>();
-      for (int64_t i = 0; i < node.n * view.groups(); ++i) scales[i] = f32_to_f16(0.002f);
+      view.two_level = scheme_ == "w4a8-2l";
+      const float step = two_level_step_near(0.0004f);
+      // Multiples that every zero point allows.
+      for (int64_t i = 0; i < node.n * view.groups(); ++i)
+        scales[i] = f32_to_f16(view.two_level ? step * static_cast<float>(1 + i % 8) : 0.002f);
       view.scales = scales;
       view.zeros = bytes_.as<uint8_t>();
     } else {
@@ -100,7 +106,7 @@ class RandomWeights {
       for (int64_t i = 0; i < node.n; ++i) scales[i] = 0.0002f;
       view.scales = scales;
     }
-    if (in_layer && scheme_.ends_with("a8")) weight.activation = cpu::Activation::kInt8;
+    if (in_layer && scheme_.substr(2).starts_with("a8")) weight.activation = cpu::Activation::kInt8;
     return weight;
   }
 
