@@ -54,7 +54,8 @@ class RandomWeights {
   explicit RandomWeights(std::string scheme)
       : scheme_(std::move(scheme)),
         bytes_(int64_t{128256} * 4096 * (scheme_ == "bf16" ? 2 : 1)),
-        scales_(int64_t{128256} * 4096 / 128 * 4) {
+        scales_(int64_t{28672} * 14336 / 128 * 2),
+        channel_scales_(int64_t{128256} * 4) {
     std::mt19937_64 random(1);
     auto* words = bytes_.as<uint64_t>();
     for (int64_t i = 0; i < bytes_.bytes() / 8; ++i) words[i] = random();
@@ -102,7 +103,7 @@ class RandomWeights {
       view.zeros = bytes_.as<uint8_t>();
     } else {
       view.format = WeightFormat::kInt8Channel;
-      auto* scales = scales_.as<float>();
+      auto* scales = channel_scales_.as<float>();
       for (int64_t i = 0; i < node.n; ++i) scales[i] = 0.0002f;
       view.scales = scales;
     }
@@ -111,7 +112,8 @@ class RandomWeights {
   }
 
   std::string scheme_;
-  Buffer bytes_, scales_;
+  // Scales of all weights of a format are the same, whenever they are packed.
+  Buffer bytes_, scales_, channel_scales_;
 };
 
 struct Options {

@@ -1,6 +1,7 @@
 #include "engine/cuda_program.h"
 
 #include <cmath>
+#include <utility>
 
 namespace whit {
 namespace {
@@ -138,8 +139,24 @@ cuda::RowsOut CudaProgram::rows_for(ValueId value) {
   return out;
 }
 
+void CudaProgram::make_rows(ValueId value, int64_t rows, const cuda::RowSource& source,
+                            const std::function<void()>& make) {
+  const auto reader = only_readers_.find(value);
+  if (reader != only_readers_.end() && cuda::LinearRunner::makes_rows(reader->second, rows))
+    waiting_ = source;
+  else
+    make();
+}
+
 void CudaProgram::lower(NodeRange range, const WeightProvider& provider, ThreadPool& pool) {
   stacks_ = make_stacks(graph_, range, provider);
+  std::map<ValueId, int> readers;
+  for (const auto& [first, stack] : stacks_) {
+    const Node& node = graph_.node(first);
+    only_readers_[node.inputs[0]] = {.format = cuda_format_of(stack.parts.front()), .k = node.k};
+    ++readers[node.inputs[0]];
+  }
+  std::erase_if(only_readers_, [&](const auto& entry) { return readers[entry.first] > 1; });
   for (const auto& [first, stack] : stacks_)
     if (!stack.parts.front().salient_channels.empty())
       unsupported(graph_.node(first).name,
@@ -161,11 +178,20 @@ void CudaProgram::lower(NodeRange range, const WeightProvider& provider, ThreadP
                                .t = 0,
                                .d = node.n,
                                .out = rows_for(node.output)};
-        add(node.name, "rms_norm", [this, args, gathers](const Input& input) mutable {
-          args.t = input.batch.t;
-          args.rows = gathers ? input.rows : nullptr;
-          cuda::small_ops().rms_norm(args, device_.stream());
-        });
+        const cuda::RowSource source{.kind = cuda::RowSource::Kind::kRmsNorm,
+                                     .x = args.x,
+                                     .x_stride = args.d,
+                                     .weight = args.weight,
+                                     .eps = args.eps,
+                                     .static_scale = args.out.static_scale};
+        add(node.name, "rms_norm",
+            [this, args, source, gathers, value = node.output](const Input& input) mutable {
+              args.t = input.batch.t;
+              args.rows = gathers ? input.rows : nullptr;
+              const auto make = [&] { cuda::small_ops().rms_norm(args, device_.stream()); };
+              if (args.rows != nullptr) return make();
+              make_rows(value, args.t, source, make);
+            });
         break;
       }
       case Op::kLinear: {
@@ -280,10 +306,15 @@ void CudaProgram::lower_linear(LinearStack& stack, const WeightProvider& provide
                                           .static_scale = front.static_scale}};
       quantized_ = value;
       quantized_scale_ = front.static_scale;
+      const cuda::RowSource source{.kind = cuda::RowSource::Kind::kQuantize,
+                                   .x = quantize.x,
+                                   .x_stride = quantize.x_stride,
+                                   .static_scale = front.static_scale};
       add(graph_.value(value).name + ".quantize", "quantize",
-          [this, quantize](const Input& input) mutable {
+          [this, quantize, source, value](const Input& input) mutable {
             quantize.t = input.batch.t;
-            cuda::small_ops().quantize(quantize, device_.stream());
+            make_rows(value, quantize.t, source,
+                      [&] { cuda::small_ops().quantize(quantize, device_.stream()); });
           });
     }
   } else {
@@ -321,6 +352,7 @@ void CudaProgram::lower_linear(LinearStack& stack, const WeightProvider& provide
   }
   add(names, std::string(cuda::name(format)), [this, args, logits](const Input& input) mutable {
     args.m = input.batch.t;
+    args.source = std::exchange(waiting_, {});
     if (logits) args.y = input.logits;
     linears_.run(args, device_.stream());
   });

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 
 #include "engine/cuda_kv_cache.h"
 #include "engine/stack.h"
@@ -66,6 +67,10 @@ class CudaProgram {
   void lower_attention(const Node& node);
   // Where a value that linears read is written, and which int8 rows go with it.
   cuda::RowsOut rows_for(ValueId value);
+  // Runs `make`, which writes rows that linears read, or leaves it to the product that alone reads
+  // them, where that makes its rows of a source: few, int8.
+  void make_rows(ValueId value, int64_t rows, const cuda::RowSource& source,
+                 const std::function<void()>& make);
   void add(std::string name, std::string kernel, Step step);
   const void* upload(const void* data, int64_t bytes);
   const float* upload(const Tensor& tensor);
@@ -86,6 +91,9 @@ class CudaProgram {
   std::vector<Step> steps_;
   std::vector<Program::StepInfo> infos_;
   int64_t weight_bytes_ = 0;
+  // By value, the weight of the one product that reads it (its format and shape).
+  std::map<ValueId, cuda::LinearWeight> only_readers_;
+  cuda::RowSource waiting_;  // of the next product
 };
 
 }  // namespace whit

@@ -30,13 +30,20 @@ bool aligned(const void* pointer, uintptr_t to) {
 
 void check_args(const LinearArgs& args) {
   require(args.m > 0 && args.m < (int64_t{1} << 20), args, "M is not in 1 … 2^20");
-  require(args.weight.data != nullptr && args.x != nullptr && args.y != nullptr, args,
-          "weight, x or y is null");
+  require(args.weight.data != nullptr && args.y != nullptr, args, "weight or y is null");
   require(aligned(args.weight.data, 256), args, "the weight is not 256-byte aligned");
+  require(args.y_stride >= args.weight.n, args, "a stride is shorter than its row");
+  if (args.source.kind != RowSource::Kind::kNone) {
+    require(LinearRunner::makes_rows(args.weight, args.m), args, "its rows must be made before it");
+    require(aligned(args.source.x, 16) && aligned(args.source.weight, 16) &&
+                args.source.x_stride % 8 == 0 && args.source.x_stride >= args.weight.k,
+            args, "rows of its source are not aligned to 16 bytes, or too short");
+    return;
+  }
+  require(args.x != nullptr, args, "x is null");
   require(aligned(args.x, 16) && args.x_stride % 16 == 0, args,
           "rows of x are not aligned to 16 bytes and 16 elements");
-  require(args.x_stride >= args.weight.k && args.y_stride >= args.weight.n, args,
-          "a stride is shorter than its row");
+  require(args.x_stride >= args.weight.k, args, "a stride is shorter than its row");
   require((args.x_scale == nullptr) == (input_of(args.weight.format) == LinearInput::kBf16), args,
           "x_scale belongs to int8 and e4m3 inputs, and to them alone");
 }
@@ -63,6 +70,13 @@ LinearRunner::LinearRunner() : state_(std::make_unique<State>()) {
 }
 
 LinearRunner::~LinearRunner() = default;
+
+bool LinearRunner::makes_rows(const LinearWeight& weight, int64_t m) {
+  // Two rows of 16 K values fit beside the weights that are on their way.
+  constexpr int64_t kWidest = 16384;
+  return input_of(weight.format) == LinearInput::kInt8 && m <= kMostMadeRows && weight.k % 8 == 0 &&
+         weight.k <= kWidest;
+}
 
 void LinearRunner::run(const LinearArgs& args, CUstream_st* stream) {
   check_args(args);

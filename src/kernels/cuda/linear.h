@@ -63,6 +63,17 @@ LinearWeight pack_linear(LinearFormat format, std::span<const WeightView> parts,
 
 enum class OutputType : uint8_t { kBf16, kF32 };
 
+// What few rows of int8 activations are made of, by the product itself (LinearRunner::makes_rows):
+// as RmsNormArgs and QuantizeArgs of small_ops.h, to the same bits. Rows are 16-byte aligned.
+struct RowSource {
+  enum class Kind : uint8_t { kNone, kRmsNorm, kQuantize } kind = Kind::kNone;
+  const void* x = nullptr;  // f32 of a norm, else bf16
+  int64_t x_stride = 0;
+  const float* weight = nullptr;  // of a norm
+  float eps = 0, static_scale = 0;
+};
+inline constexpr int64_t kMostMadeRows = 2;
+
 // Device pointers; strides in elements.
 struct LinearArgs {
   LinearWeight weight;
@@ -72,6 +83,7 @@ struct LinearArgs {
   const void* x = nullptr;
   int64_t x_stride = 0;
   const float* x_scale = nullptr;  // [M]; int8 and e4m3
+  RowSource source;                // instead of x and x_scale, where makes_rows()
   const float* bias = nullptr;     // [N] or null
   const void* residual = nullptr;  // [M, N] of y's type, or null; may alias y
   int64_t residual_stride = 0;
@@ -89,6 +101,9 @@ class LinearRunner {
   ~LinearRunner();
   LinearRunner(const LinearRunner&) = delete;
   LinearRunner& operator=(const LinearRunner&) = delete;
+
+  // Whether a product of m rows takes a source.
+  static bool makes_rows(const LinearWeight& weight, int64_t m);
 
   // Enqueues the product on the stream; may be captured into a graph. Reads x, bias and residual
   // only after the kernels before it on the stream have ended, weights possibly sooner

@@ -10,6 +10,7 @@ void run_skinny(const LinearArgs& args, const DeviceInfo& device, CUstream_st* s
   p.weight = static_cast<const uint8_t*>(weight.data);
   p.layout = tile_layout(int4 ? 4 : 8, weight.n, weight.k, weight.group_size);
   p.x = static_cast<const uint8_t*>(args.x);
+  p.source = args.source;
   p.x_row_bytes = args.x_stride * (input_of(weight.format) == LinearInput::kBf16 ? 2 : 1);
   p.epilogue = epilogue_of(args);
   p.m = static_cast<int>(args.m);

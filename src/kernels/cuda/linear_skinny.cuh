@@ -12,6 +12,7 @@
 #include "kernels/cuda/linear_skinny.h"
 #include "kernels/cuda/linear_unpack.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/row_source.cuh"
 
 namespace whit::cuda {
 
@@ -20,6 +21,7 @@ struct SkinnyParams {
   TileLayout layout;
   const uint8_t* x;
   int64_t x_row_bytes;
+  RowSource source;
   Epilogue epilogue;
   int m, n, k;
   int units;   // of 16 rows
@@ -252,7 +254,8 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
 template <int kGroups>
 constexpr int kSkinnyAhead = kGroups == 4 ? 4 : 7;
 
-template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups>
+// kMakesRows: of a source, at most kMostMadeRows.
+template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups, bool kMakesRows>
 __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     skinny(const __grid_constant__ SkinnyParams p) {
   using T = SkinnyTraits<format>;
@@ -295,11 +298,24 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
   let_next_kernel_launch();
   wait_for_previous_kernel();
 
+  Epilogue epilogue = p.epilogue;
+  const uint8_t* x = p.x;
+  int64_t x_row_bytes = p.x_row_bytes;
+  if constexpr (kMakesRows) {
+    auto& scratch = *reinterpret_cast<RowScratch*>(
+        shared + p.slots * p.chunks * (Ring::kBytes + (p.chunks == 1 ? 0 : kValues * 128)));
+    auto* made = reinterpret_cast<int8_t*>(&scratch + 1);
+    x_row_bytes = made_row_bytes(p.k);
+    for (int row = 0; row < p.m; ++row)
+      make_row(p.source, row, p.k, made + row * x_row_bytes, scratch);
+    x = reinterpret_cast<const uint8_t*>(made);
+    epilogue.x_scale = scratch.scale;
+  }
   const uint8_t* rows[kTokenTiles];
 #pragma unroll
   for (int nt = 0; nt < kTokenTiles; ++nt)
-    rows[nt] = p.x + int64_t{min(token + nt * 8 + r, p.m - 1)} * p.x_row_bytes +
-               t * T::kRun * T::kInputBytes;
+    rows[nt] =
+        x + int64_t{min(token + nt * 8 + r, p.m - 1)} * x_row_bytes + t * T::kRun * T::kInputBytes;
 
   auto store = [&](uint32_t bits, int value) {
     const int row = unit * kUnitRows + r + 8 * (value % 4 / 2);
@@ -310,7 +326,7 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     if constexpr (!T::kInt4 || T::kTwoLevel)
       sum =
           __fmul_rn(sum, reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row]);
-    p.epilogue.store(sum, at, row);
+    epilogue.store(sum, at, row);
   };
 
   SkinnyInputs<format, kTokenTiles> inputs[kInputBuffers];
@@ -371,28 +387,31 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
   }
 }
 
-template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups>
+template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups, bool kMakesRows>
 void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
-  constexpr int kMostPartials = kSkinnyWarps * kTokenTiles * 4 * 32 * 4;
   constexpr int kRing = SkinnyRing<kGroups, kSkinnyAhead<kGroups>>::kBytes;
-  auto* kernel = skinny<format, kTokenTiles, kZeroPoints, kGroups>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             kSkinnyWarps * kRing + kMostPartials),
-        "shared memory of a linear");
+  auto* kernel = skinny<format, kTokenTiles, kZeroPoints, kGroups, kMakesRows>;
   const int warps = p.slots * p.chunks;
-  const int shared = warps * kRing + (p.chunks == 1 ? 0 : warps * kTokenTiles * 4 * 32 * 4);
+  const int shared =
+      warps * kRing + (p.chunks == 1 ? 0 : warps * kTokenTiles * 4 * 32 * 4) +
+      (kMakesRows ? static_cast<int>(sizeof(RowScratch)) + p.m * made_row_bytes(p.k) : 0);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+        "shared memory of a linear");
   launch_dependent(kernel, dim3(p.blocks, (p.m + 8 * kTokenTiles - 1) / (8 * kTokenTiles)),
                    dim3(p.slots * p.chunks * 32), shared, stream, p);
 }
 
 template <LinearFormat format, bool kZeroPoints, int kGroups>
 void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
+  if constexpr (SkinnyTraits<format>::kInteger)
+    if (p.source.kind != RowSource::Kind::kNone)
+      return launch_skinny<format, 1, kZeroPoints, kGroups, true>(p, stream);
   if (p.m <= 8)
-    launch_skinny<format, 1, kZeroPoints, kGroups>(p, stream);
+    launch_skinny<format, 1, kZeroPoints, kGroups, false>(p, stream);
   else if (p.m <= 16)
-    launch_skinny<format, 2, kZeroPoints, kGroups>(p, stream);
+    launch_skinny<format, 2, kZeroPoints, kGroups, false>(p, stream);
   else
-    launch_skinny<format, 4, kZeroPoints, kGroups>(p, stream);
+    launch_skinny<format, 4, kZeroPoints, kGroups, false>(p, stream);
 }
 
 void skinny_w4a8(const SkinnyParams& p, bool zero_points, cudaStream_t stream);

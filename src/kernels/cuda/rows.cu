@@ -5,19 +5,18 @@
 //
 // Bound: at few rows latency (one block reads 8 to 60 KB: 1–2 µs), at many the device's memory.
 #include <cooperative_groups.h>
-#include <cuda_bf16.h>
 
 #include <cfloat>
 
-#include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/row_values.cuh"
 #include "kernels/cuda/small_ops_table.h"
 
 namespace whit::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = kMostRowThreads;
 // What a block may have of shared memory on every GPU from SM 8.0 up (8.6: 99 KB).
 constexpr int64_t kMaxRow = 99 * 1024 / 4 - 32;
 
@@ -27,42 +26,13 @@ constexpr int64_t kLongRow = 8192, kFewRows = 16;
 
 struct RowShared {
   float reduce[32];
-  float magnitude[4];  // the first: of this block's part
+  float magnitude[kRowCluster];  // of the blocks' parts
   float row[];
 };
 
 // Values that a thread takes at a time: eight where rows are aligned to 16 bytes, else two.
 template <bool kWide>
 constexpr int kValues = kWide ? 8 : 2;
-
-template <int N>
-__device__ __forceinline__ void load(float (&v)[N], const float* x, int i, int n) {
-  if constexpr (N == 8) {
-    const float4 low = *reinterpret_cast<const float4*>(x + i);
-    const float4 high = *reinterpret_cast<const float4*>(x + i + 4);
-    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
-    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-  } else {
-    v[0] = x[i];
-    v[1] = i + 1 < n ? x[i + 1] : 0.0f;
-  }
-}
-
-template <int N>
-__device__ __forceinline__ void load(float (&v)[N], const __nv_bfloat16* x, int i, int n) {
-  if constexpr (N == 8) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(x + i);
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      v[2 * j] = __uint_as_float(words[j] << 16);
-      v[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
-    }
-  } else {
-    v[0] = __bfloat162float(x[i]);
-    v[1] = i + 1 < n ? __bfloat162float(x[i + 1]) : 0.0f;
-  }
-}
 
 // Rows in shared memory have room for a whole number of pieces.
 template <int N>
@@ -93,26 +63,27 @@ __device__ __forceinline__ Part part_of_row(int n) {
 #endif
 }
 
+// Before largest_of_row: no block writes to another that has not begun.
+__device__ __forceinline__ void join_cluster() {
+#if __CUDA_ARCH__ >= 900
+  const auto cluster = cooperative_groups::this_cluster();
+  if (cluster.num_blocks() > 1) cluster.barrier_arrive();
+#endif
+}
 // The largest of all threads that have a part of the row, in each of them.
 __device__ __forceinline__ float largest_of_row(float magnitude, RowShared& shared) {
   magnitude = block_reduce(magnitude, shared.reduce, MaxNan{});
 #if __CUDA_ARCH__ >= 900
   const auto cluster = cooperative_groups::this_cluster();
   if (cluster.num_blocks() == 1) return magnitude;
-  if (threadIdx.x == 0) shared.magnitude[0] = magnitude;
+  // Each tells all, so that nobody reads what is far away.
+  cluster.barrier_wait();
+  if (threadIdx.x < cluster.num_blocks())
+    cluster.map_shared_rank(shared.magnitude, threadIdx.x)[cluster.block_rank()] = magnitude;
   cluster.sync();
-  for (unsigned rank = 0; rank < cluster.num_blocks(); ++rank)
-    magnitude = MaxNan{}(*cluster.map_shared_rank(shared.magnitude, rank), magnitude);
-  // Nobody leaves while others read.
-  cluster.sync();
-#endif
-  return magnitude;
-}
-
-template <int N>
-__device__ __forceinline__ float largest(const float (&v)[N], float magnitude) {
 #pragma unroll
-  for (int j = 0; j < N; ++j) magnitude = MaxNan{}(fabsf(v[j]), magnitude);
+  for (const float of_block : shared.magnitude) magnitude = MaxNan{}(of_block, magnitude);
+#endif
   return magnitude;
 }
 
@@ -146,17 +117,14 @@ __device__ __forceinline__ void write_row(const RowsOut& out, const Part& part, 
   if (out.q == nullptr) return;
   float scale = out.static_scale;
   if (!(scale > 0)) scale = __fdiv_rn(largest_of_row(magnitude, shared), 127.0f);
-  const float inverse = scale >= FLT_MIN && scale <= FLT_MAX ? __fdiv_rn(1.0f, scale) : 0.0f;
+  const float inverse = inverse_of_scale(scale);
   if (scale < FLT_MIN) scale = 0.0f;
   if (threadIdx.x == 0 && part.begin == 0) out.scale[row] = scale;
   int8_t* q = out.q + row * out.q_stride;
   for (int i = part.begin + N * threadIdx.x; i < n; i += N * blockDim.x) {
     load(v, kept, i, n);
     alignas(8) int8_t codes[N];
-#pragma unroll
-    for (int j = 0; j < N; ++j)
-      codes[j] = static_cast<int8_t>(
-          static_cast<int>(fminf(fmaxf(rintf(v[j] * inverse), -127.0f), 127.0f)));
+    to_codes(v, inverse, codes);
     if constexpr (kWide)
       *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
     else
@@ -208,6 +176,7 @@ __global__ void __launch_bounds__(kThreads) silu_mul_kernel(SiluMulArgs args) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<RowShared*>(memory);
   let_next_kernel_launch();
+  join_cluster();
   wait_for_previous_kernel();
   const Part part = part_of_row(static_cast<int>(args.f));
   const int64_t row = part.row;
@@ -235,6 +204,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(QuantizeArgs args) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<RowShared*>(memory);
   let_next_kernel_launch();
+  join_cluster();
   wait_for_previous_kernel();
   const Part part = part_of_row(static_cast<int>(args.k));
   const int64_t row = part.row;
@@ -258,6 +228,9 @@ bool aligned_out(const RowsOut& out) {
   return aligned(out.y, out.q) && out.y_stride % 8 == 0 && out.q_stride % 16 == 0;
 }
 
+// What blocks that share a row come together for.
+bool shares_scale(const RowsOut& out) { return out.q != nullptr && !(out.static_scale > 0); }
+
 template <typename Args>
 void launch_rows(void (*wide)(Args), void (*narrow)(Args), bool is_wide, int64_t rows,
                  int64_t width, bool may_share, const Args& args, cudaStream_t stream) {
@@ -276,8 +249,7 @@ void launch_rows(void (*wide)(Args), void (*narrow)(Args), bool is_wide, int64_t
   if (shared > 48 * 1024)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
           "asking for shared memory");
-  int threads = 64;
-  while (threads < kThreads && threads * (is_wide ? 8 : 2) < part) threads *= 2;
+  const int threads = threads_of_row(part, is_wide ? 8 : 2);
   launch_clusters(kernel, dim3(static_cast<unsigned>(rows * cluster)), cluster, dim3(threads),
                   shared, stream, args);
 }
@@ -292,14 +264,14 @@ void rms_norm(const RmsNormArgs& args, cudaStream_t stream) {
 void silu_mul(const SiluMulArgs& args, cudaStream_t stream) {
   const bool wide = args.f % 8 == 0 && aligned(args.gate, args.up) && args.gate_stride % 8 == 0 &&
                     args.up_stride % 8 == 0 && aligned_out(args.out);
-  launch_rows(silu_mul_kernel<true>, silu_mul_kernel<false>, wide, args.t, args.f, true, args,
-              stream);
+  launch_rows(silu_mul_kernel<true>, silu_mul_kernel<false>, wide, args.t, args.f,
+              shares_scale(args.out), args, stream);
 }
 void quantize(const QuantizeArgs& args, cudaStream_t stream) {
   const bool wide =
       args.k % 8 == 0 && aligned(args.x) && args.x_stride % 8 == 0 && aligned_out(args.out);
-  launch_rows(quantize_kernel<true>, quantize_kernel<false>, wide, args.t, args.k, true, args,
-              stream);
+  launch_rows(quantize_kernel<true>, quantize_kernel<false>, wide, args.t, args.k,
+              shares_scale(args.out), args, stream);
 }
 
 }  // namespace whit::cuda

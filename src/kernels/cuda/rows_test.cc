@@ -9,6 +9,8 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_test_util.h"
 #include "kernels/cuda/small_ops.h"
 #include "tensor/dtype.h"
 
@@ -130,7 +132,94 @@ TEST_P(CudaRows, are_the_formula) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Widths, CudaRows, ::testing::Values(1536, 8192, 14336, 8200, 9001));
+// Rows that a product makes for itself: those of the kernels that make them alone.
+TEST_P(CudaRows, products_make_the_same) {
+  const int64_t k = width_, n = 200;
+  LinearRunner runner;
+  ThreadPool pool(2);
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> hidden(kMostMadeRows * k), norm(k);
+  for (float& value : hidden) value = normal(random);
+  for (float& value : norm) value = 1 + 0.3f * normal(random);
+  const auto copy_floats = [&](const std::vector<float>& values) {
+    DeviceBuffer buffer(*device_, std::ssize(values) * 4, "a test");
+    device_->upload_and_wait(buffer.as<void>(), values.data(), buffer.bytes());
+    return buffer;
+  };
+  const DeviceBuffer x = copy_floats(hidden), weight = copy_floats(norm), halves = copy(gate_);
+  for (const LinearFormat format :
+       {LinearFormat::kW4A8, LinearFormat::kW4A8TwoLevel, LinearFormat::kW8A8}) {
+    const bool int4 = format != LinearFormat::kW8A8;
+    auto made = random_weight(int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel, n, k,
+                              int4 ? 128 : 0, int4, 1);
+    if (format == LinearFormat::kW4A8TwoLevel) make_two_level(made, 2);
+    const WeightView view = made.view();
+    std::vector<std::byte> packed(packed_bytes(format, n, k, int4 ? 128 : 0));
+    LinearArgs args;
+    args.weight = pack_linear(format, {&view, 1}, packed.data(), pool);
+    const DeviceBuffer data(*device_, std::ssize(packed), "a test");
+    device_->upload_and_wait(data.as<void>(), packed.data(), data.bytes());
+    args.weight.data = data.as<void>();
+    args.y_stride = n;
+    args.y_type = OutputType::kF32;
+    for (const float static_scale : {0.0f, 0.02f})
+      for (int64_t m = 1; m <= kMostMadeRows; ++m) {
+        if (!LinearRunner::makes_rows(args.weight, m)) {
+          EXPECT_NE(k % 8, 0);
+          continue;
+        }
+        args.m = m;
+        const int64_t stride = round_up(k, 16);
+        DeviceBuffer q(*device_, m * stride, "a test"), scale(*device_, m * 4, "a test"),
+            y(*device_, m * n * 4, "a test");
+        const auto product = [&](const RowSource& source) {
+          args.source = source;
+          args.x = q.as<void>();
+          args.x_stride = stride;
+          args.x_scale = scale.as<float>();
+          args.y = y.as<void>();
+          device_->fill_zero(y.as<void>(), y.bytes());
+          runner.run(args, device_->stream());
+          return read<uint32_t>(y, m * n);
+        };
+        const RowsOut out{.q = q.as<int8_t>(),
+                          .q_stride = stride,
+                          .scale = scale.as<float>(),
+                          .static_scale = static_scale};
+        small_ops().rms_norm({.x = x.as<float>(),
+                              .rows = nullptr,
+                              .weight = weight.as<float>(),
+                              .eps = 1e-5f,
+                              .t = m,
+                              .d = k,
+                              .out = out},
+                             device_->stream());
+        const auto normed = product({});
+        EXPECT_EQ(product({.kind = RowSource::Kind::kRmsNorm,
+                           .x = x.as<void>(),
+                           .x_stride = k,
+                           .weight = weight.as<float>(),
+                           .eps = 1e-5f,
+                           .static_scale = static_scale}),
+                  normed)
+            << name(format) << ", " << m << " rows";
+        small_ops().quantize({.x = halves.as<void>(), .x_stride = k, .t = m, .k = k, .out = out},
+                             device_->stream());
+        const auto quantized = product({});
+        EXPECT_NE(quantized, normed);
+        EXPECT_EQ(product({.kind = RowSource::Kind::kQuantize,
+                           .x = halves.as<void>(),
+                           .x_stride = k,
+                           .static_scale = static_scale}),
+                  quantized)
+            << name(format) << ", " << m << " rows";
+      }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Widths, CudaRows,
+                         ::testing::Values(576, 1536, 4096, 8192, 14336, 8200, 9001));
 
 }  // namespace
 }  // namespace whit::cuda

@@ -23,6 +23,7 @@ const SmallOps& small_ops() { built_without_cuda(); }
 struct LinearRunner::State {};
 LinearRunner::LinearRunner() { built_without_cuda(); }
 LinearRunner::~LinearRunner() = default;
+bool LinearRunner::makes_rows(const LinearWeight&, int64_t) { return false; }
 void LinearRunner::run(const LinearArgs&, CUstream_st*) { built_without_cuda(); }
 
 class LinearBenchmark::Impl {};

@@ -1,0 +1,75 @@
+// Rows of int8 activations made by each block of a product for itself, in its shared memory: while
+// its first weights are on their way, where a kernel before it would be waited for. The bits are
+// those of rows.cu.
+#pragma once
+
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/row_values.cuh"
+
+namespace whit::cuda {
+
+// Shared memory of one made row, and of what making it needs.
+__host__ __device__ inline int made_row_bytes(int64_t k) {
+  return static_cast<int>((k + 15) / 16 * 16);
+}
+struct RowScratch {
+  float reduce[2][32];
+  float scale[kMostMadeRows];
+};
+
+// Row `row` of the source as codes q [k] and its scale; by a whole block.
+__device__ __forceinline__ void make_row(const RowSource& source, int64_t row, int k, int8_t* q,
+                                         RowScratch& scratch) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int all = threads_of_row(k, 8);  // threads of the kernel that makes rows alone
+  const auto* floats = static_cast<const float*>(source.x) + row * source.x_stride;
+  const auto* halves = static_cast<const __nv_bfloat16*>(source.x) + row * source.x_stride;
+  const bool norm = source.kind == RowSource::Kind::kRmsNorm;
+  float factor = 1;
+  if (norm) {
+    for (int w = warp; w < all / 32; w += warps) {
+      float squares = 0, v[8];
+      for (int i = 8 * (32 * w + lane); i < k; i += 8 * all) {
+        load(v, floats, i, k);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) squares = fmaf(v[j], v[j], squares);
+      }
+      squares = warp_reduce(squares, Add{});
+      if (lane == 0) scratch.reduce[0][w] = squares;
+    }
+    __syncthreads();
+    const float sum = warp_reduce(lane < all / 32 ? scratch.reduce[0][lane] : 0.0f, Add{});
+    factor = 1.0f / sqrtf(sum / static_cast<float>(k) + source.eps);
+  }
+  const auto values = [&](int i, float(&v)[8]) {
+    if (norm) {
+      float weight[8];
+      load(weight, source.weight, i, k);
+      load(v, floats, i, k);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v[j] = v[j] * factor * weight[j];
+    } else {
+      load(v, halves, i, k);
+    }
+  };
+  float scale = source.static_scale, v[8];
+  if (!(scale > 0)) {
+    float magnitude = 0;
+    for (int i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
+      values(i, v);
+      magnitude = largest(v, magnitude);
+    }
+    scale = __fdiv_rn(block_reduce(magnitude, scratch.reduce[1], MaxNan{}), 127.0f);
+  }
+  const float inverse = inverse_of_scale(scale);
+  if (threadIdx.x == 0) scratch.scale[row] = scale < FLT_MIN ? 0.0f : scale;
+  for (int i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
+    values(i, v);
+    alignas(8) int8_t codes[8];
+    to_codes(v, inverse, codes);
+    *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
+  }
+  __syncthreads();
+}
+
+}  // namespace whit::cuda

@@ -1,0 +1,72 @@
+// Values of a row and what they become, wherever a row is made: the same operations in the same
+// order in kernels of their own (rows.cu) and in products that make the rows that they read.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cfloat>
+#include <cstdint>
+
+#include "kernels/cuda/block_reduce.cuh"
+
+namespace whit::cuda {
+
+// Threads that add up a row of `width` values, each taking `values` at a time: part of the numerics
+// of a norm, since it fixes the order of the sum.
+constexpr int kMostRowThreads = 1024;
+__host__ __device__ inline int threads_of_row(int64_t width, int values) {
+  int threads = 64;
+  while (threads < kMostRowThreads && threads * values < width) threads *= 2;
+  return threads;
+}
+
+// N values from column i on, N 8 (aligned to 16 bytes) or 2.
+template <int N>
+__device__ __forceinline__ void load(float (&v)[N], const float* x, int i, int n) {
+  if constexpr (N == 8) {
+    const float4 low = *reinterpret_cast<const float4*>(x + i);
+    const float4 high = *reinterpret_cast<const float4*>(x + i + 4);
+    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+  } else {
+    v[0] = x[i];
+    v[1] = i + 1 < n ? x[i + 1] : 0.0f;
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void load(float (&v)[N], const __nv_bfloat16* x, int i, int n) {
+  if constexpr (N == 8) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(x + i);
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      v[2 * j] = __uint_as_float(words[j] << 16);
+      v[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
+    }
+  } else {
+    v[0] = __bfloat162float(x[i]);
+    v[1] = i + 1 < n ? __bfloat162float(x[i + 1]) : 0.0f;
+  }
+}
+
+template <int N>
+__device__ __forceinline__ float largest(const float (&v)[N], float magnitude) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) magnitude = MaxNan{}(fabsf(v[j]), magnitude);
+  return magnitude;
+}
+
+// The codes of values, by the inverse of their scale.
+__device__ __forceinline__ float inverse_of_scale(float scale) {
+  return scale >= FLT_MIN && scale <= FLT_MAX ? __fdiv_rn(1.0f, scale) : 0.0f;
+}
+template <int N>
+__device__ __forceinline__ void to_codes(const float (&v)[N], float inverse, int8_t (&codes)[N]) {
+#pragma unroll
+  for (int j = 0; j < N; ++j)
+    codes[j] =
+        static_cast<int8_t>(static_cast<int>(fminf(fmaxf(rintf(v[j] * inverse), -127.0f), 127.0f)));
+}
+
+}  // namespace whit::cuda
