@@ -8,6 +8,8 @@
 #include <map>
 #include <numeric>
 
+#include "runtime/grammar/compile.h"
+#include "runtime/grammar/token_trie.h"
 #include "text_model.h"
 
 namespace whit {
@@ -41,11 +43,13 @@ class EngineLoopTest : public ::testing::Test {
     return options;
   }
 
-  void start(const EngineLoopOptions& options) {
+  void start(const EngineLoopOptions& options, Backend backend = Backend::kCpu) {
     loop_.reset();
     executor_ = std::make_unique<Executor>(
         model_.config(), model_.graph(), model_.weights(),
-        ExecutorOptions{.max_tokens = 40, .max_context = 128, .max_logit_rows = 16}, pool_);
+        ExecutorOptions{
+            .max_tokens = 40, .max_context = 128, .max_logit_rows = 16, .backend = backend},
+        pool_);
     loop_ = std::make_unique<EngineLoop>(model_, *executor_, options,
                                          [this](StepReport report) { take(std::move(report)); });
   }
@@ -117,6 +121,41 @@ class EngineLoopTest : public ::testing::Test {
   std::function<void()> after_step_;  // of the engine's thread, after its next step
   std::unique_ptr<EngineLoop> loop_;
 };
+
+// Log-probabilities bring the logits to the host, which draws from them then.
+TEST_F(EngineLoopTest, a_gpu_draws_what_the_host_draws) {
+  EngineLoopOptions options = small();
+  options.kv_dtype = DType::kF16;
+  try {
+    start(options, Backend::kCuda);
+  } catch (const Error& error) {
+    GTEST_SKIP() << error.what();
+  }
+  std::vector<SamplerOptions> samplings = {
+      {.temperature = 1},
+      {.temperature = 0.8f, .top_k = 20, .top_p = 0.9f},
+      {.temperature = 1.2f, .min_p = 0.05f, .repetition_penalty = 1.3f},
+      {.temperature = 0, .presence_penalty = 1.5f, .frequency_penalty = 0.5f},
+      {.temperature = 1, .logit_bias = {{5, 4.0f}}},
+  };
+  const auto tokens_of_model = std::make_shared<const TokenTrie>(model_.tokenizer());
+  for (size_t i = 0; i < samplings.size() + 2; ++i) {
+    std::vector<std::vector<int32_t>> tokens;
+    for (const int logprobs : {-1, 0}) {
+      Request request = greedy("Once upon a time, in a harbour", 24);
+      request.options.sampling = samplings[i % samplings.size()];
+      request.options.sampling.seed = 40 + i;
+      request.options.sampling.logprobs = logprobs;
+      if (i >= samplings.size())
+        request.grammar = compile_regex("(abc|[x-z0-9 ]){10,30}", tokens_of_model);
+      const RequestId id = loop_->submit(std::move(request));
+      wait_for(done_ + 1);
+      tokens.push_back(answers_[{id, 0}].token_ids);
+      EXPECT_GE(tokens.back().size(), 5u);
+    }
+    EXPECT_EQ(tokens[0], tokens[1]) << "sampling " << i;
+  }
+}
 
 TEST_F(EngineLoopTest, an_answer_under_load_is_the_answer_alone) {
   std::vector<Request> requests;
