@@ -1,73 +1,15 @@
-#include <cublasLt.h>
 #include <cuda_bf16.h>
-#include <dlfcn.h>
 
 #include <map>
-#include <string>
 #include <tuple>
 
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_dense.h"
 #include "kernels/cuda/ptx.cuh"
 
 namespace whit::cuda {
 namespace {
-
-// 32 MiB is what cuBLAS's documentation recommends for Hopper.
-constexpr size_t kWorkspaceBytes = size_t{32} << 20;
-
-struct Library {
-  decltype(&cublasLtCreate) create;
-  decltype(&cublasLtDestroy) destroy;
-  decltype(&cublasLtMatmulDescCreate) desc_create;
-  decltype(&cublasLtMatmulDescDestroy) desc_destroy;
-  decltype(&cublasLtMatmulDescSetAttribute) desc_set;
-  decltype(&cublasLtMatrixLayoutCreate) layout_create;
-  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
-  decltype(&cublasLtMatmulPreferenceCreate) preference_create;
-  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
-  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
-  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
-  decltype(&cublasLtMatmul) matmul;
-};
-
-template <typename F>
-void resolve(void* library, const char* symbol, F& function) {
-  function = reinterpret_cast<F>(dlsym(library, symbol));
-  if (function == nullptr)
-    throw Error(ErrorKind::kUnsupported, "cuBLASLt: the library has no {}", symbol);
-}
-
-Library open_library() {
-  const std::string name = "libcublasLt.so." + std::to_string(CUDART_VERSION / 1000);
-  void* handle = nullptr;
-  for (const std::string& path : {name, "/usr/local/cuda/lib64/" + name})
-    if (handle == nullptr) handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr)
-    throw Error(ErrorKind::kUnsupported,
-                "dense products on the GPU need {}, which the loader does not find: install "
-                "cuBLAS of CUDA {} or add its folder to LD_LIBRARY_PATH",
-                name, CUDART_VERSION / 1000);
-  Library library{};
-  resolve(handle, "cublasLtCreate", library.create);
-  resolve(handle, "cublasLtDestroy", library.destroy);
-  resolve(handle, "cublasLtMatmulDescCreate", library.desc_create);
-  resolve(handle, "cublasLtMatmulDescDestroy", library.desc_destroy);
-  resolve(handle, "cublasLtMatmulDescSetAttribute", library.desc_set);
-  resolve(handle, "cublasLtMatrixLayoutCreate", library.layout_create);
-  resolve(handle, "cublasLtMatrixLayoutDestroy", library.layout_destroy);
-  resolve(handle, "cublasLtMatmulPreferenceCreate", library.preference_create);
-  resolve(handle, "cublasLtMatmulPreferenceDestroy", library.preference_destroy);
-  resolve(handle, "cublasLtMatmulPreferenceSetAttribute", library.preference_set);
-  resolve(handle, "cublasLtMatmulAlgoGetHeuristic", library.heuristic);
-  resolve(handle, "cublasLtMatmul", library.matmul);
-  return library;
-}
-
-void check(cublasStatus_t status, const char* what) {
-  if (status != CUBLAS_STATUS_SUCCESS)
-    throw Error(ErrorKind::kResource, "cuBLASLt: {}: status {}", what, static_cast<int>(status));
-}
 
 // y += bias
 template <typename Y>
@@ -91,7 +33,7 @@ struct Plan {
 }  // namespace
 
 struct DenseLinear::State {
-  Library library = open_library();
+  CublasLt library = open_cublas_lt();
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
   using Key =
@@ -100,15 +42,11 @@ struct DenseLinear::State {
 
   State() {
     check(library.create(&handle), "create");
-    // The first product may come while a graph is captured, which forbids allocation by default.
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-    cudaThreadExchangeStreamCaptureMode(&mode);
-    const cudaError_t allocated = cudaMalloc(&workspace, kWorkspaceBytes);
-    cudaThreadExchangeStreamCaptureMode(&mode);
-    if (allocated != cudaSuccess) {
+    try {
+      workspace = allocate_cublas_workspace();
+    } catch (...) {
       library.destroy(handle);
-      throw Error(ErrorKind::kResource, "cuBLASLt: {} MiB of GPU memory for its workspace: {}",
-                  kWorkspaceBytes >> 20, cudaGetErrorString(allocated));
+      throw;
     }
   }
   ~State() {
@@ -156,7 +94,7 @@ struct DenseLinear::State {
     cublasLtMatmulPreference_t preference = nullptr;
     check(library.preference_create(&preference), "preference");
     check(library.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                 &kWorkspaceBytes, sizeof(kWorkspaceBytes)),
+                                 &kCublasWorkspaceBytes, sizeof(kCublasWorkspaceBytes)),
           "preference");
     cublasLtMatmulHeuristicResult_t found{};
     int count = 0;
