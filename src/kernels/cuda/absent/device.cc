@@ -3,7 +3,9 @@
 
 #include "base/error.h"
 #include "kernels/cuda/benchmark.h"
+#include "kernels/cuda/calibration_ops.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/product_f32.h"
 #include "kernels/cuda/small_ops.h"
 
 namespace whit::cuda {
@@ -19,6 +21,12 @@ namespace {
 
 std::unique_ptr<Device> open_device() { built_without_cuda(); }
 const SmallOps& small_ops() { built_without_cuda(); }
+const CalibrationOps& calibration_ops() { built_without_cuda(); }
+
+struct ProductF32::State {};
+ProductF32::ProductF32() { built_without_cuda(); }
+ProductF32::~ProductF32() = default;
+void ProductF32::run(const ProductArgs&, CUstream_st*) { built_without_cuda(); }
 
 struct LinearRunner::State {};
 LinearRunner::LinearRunner() { built_without_cuda(); }
