@@ -194,7 +194,7 @@ class FirstLayersTest : public ::testing::Test {
                            .scheme = scheme,
                            .fixed_alpha = std::nullopt,
                            .matmul = stream.matmul()};
-      LayerWeights working = LayerWeights::load(graph, task.range, weights);
+      LayerWeights working = LayerWeights::load(graph, task.range, weights, pool_);
       LayerDecision decision = find_algorithm(mode).decide(task, working);
       layers.push_back(round_layer(task, std::move(working), decision));
     }

@@ -209,7 +209,7 @@ class Estimator {
                            .scheme = plan_.recipe.scheme,
                            .fixed_alpha = plan_.recipe.alpha,
                            .matmul = matmul};
-      LayerWeights working = LayerWeights::load(graph_, range, weights);
+      LayerWeights working = LayerWeights::load(graph_, range, weights, pool_);
       const auto start = Clock::now();
       LayerDecision decision = algorithm.decide(task, working);
       round_layer(task, std::move(working), decision);

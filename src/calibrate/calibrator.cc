@@ -124,13 +124,71 @@ Tensor embed(const Graph& graph, const WeightProvider& original, const Calibrati
   return hidden;
 }
 
+namespace {
+
+class CpuLayerPass : public LayerPass {
+ public:
+  CpuLayerPass(const Graph& graph, NodeRange range, const WeightProvider& weights,
+               const RopeTables& rope, const LayerPassOptions& options, Matmul& matmul,
+               cpu::Isa isa)
+      : length_(options.length),
+        width_(graph.value(graph.range_input(range)).width),
+        rope_(rope),
+        program_(graph, range, weights, {.max_tokens = options.max_rows, .isa = isa},
+                 matmul.pool()),
+        cache_(graph, range, DType::kF32, options.max_rows / options.length,
+               round_up(options.length, 16)) {
+    if (!options.observed.empty())
+      observer_.emplace(graph, options.observed, options.expected_search_rows,
+                        options.expected_held_out_rows, matmul);
+  }
+
+  void run(float* hidden, int64_t rows, Split split, Advance advance) override {
+    const int64_t count = rows / length_;
+    const std::vector<int64_t> starts(count, 0), lengths(count, length_);
+    const ContiguousBatch batch(starts, lengths, cache_.page_tokens());
+    InputTap tap;
+    if (observer_)
+      tap = [&](ValueId value, const float* values, int64_t n, int64_t stride) {
+        observer_->observe(value, values, n, stride, split);
+      };
+    Program::Input input;
+    input.hidden = hidden;
+    input.batch = batch.view();
+    input.rope = &rope_;
+    input.cache = &cache_;
+    const float* out = program_.run(input, tap);
+    if (advance == Advance::kYes) std::memcpy(hidden, out, rows * width_ * 4);
+  }
+
+  std::vector<InputStats> take_sums() override { return observer_->take_sums(); }
+
+ private:
+  int64_t length_, width_;
+  const RopeTables& rope_;
+  Program program_;
+  KvCache cache_;
+  std::optional<Observer> observer_;
+};
+
+}  // namespace
+
+std::unique_ptr<LayerPass> make_layer_pass(const Graph& graph, NodeRange range,
+                                           const WeightProvider& weights, const RopeTables& rope,
+                                           const LayerPassOptions& options, Matmul& matmul,
+                                           cpu::Isa isa, Accelerator* accelerator) {
+  if (accelerator != nullptr) return accelerator->layer_pass(graph, range, weights, rope, options);
+  return std::make_unique<CpuLayerPass>(graph, range, weights, rope, options, matmul, isa);
+}
+
 LayerStream::LayerStream(const ModelConfig& config, const Graph& graph,
                          const WeightProvider& original, const CalibrationData& data, cpu::Isa isa,
-                         ThreadPool& pool)
+                         ThreadPool& pool, Accelerator* accelerator)
     : graph_(graph),
       data_(data),
       isa_(isa),
       pool_(pool),
+      accelerator_(accelerator),
       matmul_(pool, isa),
       rope_(rope_tables(config, data.length)),
       width_(config.hidden_size),
@@ -140,47 +198,37 @@ LayerStream::LayerStream(const ModelConfig& config, const Graph& graph,
 std::vector<InputStats> LayerStream::observe(int layer, const WeightProvider& weights,
                                              Advance advance) {
   std::vector<InputStats> stats = observe_sums(layer, weights, advance);
-  finish_statistics(stats);
+  finish_statistics(stats, pool_);
   return stats;
 }
 
 std::vector<InputStats> LayerStream::observe_sums(int layer, const WeightProvider& weights,
                                                   Advance advance) {
-  const std::vector<ScalingGroup> groups = scaling_groups(graph_, graph_.layer(layer));
-  Observer observer(graph_, groups, rows_of(windows_, Split::kSearch),
-                    rows_of(windows_, Split::kHeldOut), matmul_);
-  run(layer, weights, &observer, advance);
-  return observer.take_sums();
+  const std::unique_ptr<LayerPass> pass = make_pass(layer, weights, accelerator_, true);
+  run(*pass, advance);
+  return pass->take_sums();
 }
 
 void LayerStream::advance(int layer, const WeightProvider& weights) {
-  run(layer, weights, nullptr, Advance::kYes);
+  run(*make_pass(layer, weights, nullptr, false), Advance::kYes);
 }
 
-void LayerStream::run(int layer, const WeightProvider& weights, Observer* observer,
-                      Advance advance) {
+std::unique_ptr<LayerPass> LayerStream::make_pass(int layer, const WeightProvider& weights,
+                                                  Accelerator* accelerator, bool observe) {
   const NodeRange range = graph_.layer(layer);
-  const int64_t sequences = windows_.front().count;
-  Program program(graph_, range, weights, {.max_tokens = sequences * data_.length, .isa = isa_},
-                  pool_);
-  KvCache cache(graph_, range, DType::kF32, sequences, round_up(data_.length, 16));
-  for (const CalibrationWindow& window : windows_) {
-    const std::vector<int64_t> starts(window.count, 0), lengths(window.count, data_.length);
-    const ContiguousBatch batch(starts, lengths, cache.page_tokens());
-    float* hidden = hidden_.data<float>() + window.first * data_.length * width_;
-    InputTap tap;
-    if (observer != nullptr)
-      tap = [&](ValueId value, const float* rows, int64_t n, int64_t stride) {
-        observer->observe(value, rows, n, stride, window.split);
-      };
-    Program::Input input;
-    input.hidden = hidden;
-    input.batch = batch.view();
-    input.rope = &rope_;
-    input.cache = &cache;
-    const float* out = program.run(input, tap);
-    if (advance == Advance::kYes) std::memcpy(hidden, out, window.rows * width_ * 4);
+  LayerPassOptions options{.max_rows = windows_.front().rows, .length = data_.length};
+  if (observe) {
+    options.observed = scaling_groups(graph_, range);
+    options.expected_search_rows = rows_of(windows_, Split::kSearch);
+    options.expected_held_out_rows = rows_of(windows_, Split::kHeldOut);
   }
+  return make_layer_pass(graph_, range, weights, rope_, options, matmul_, isa_, accelerator);
+}
+
+void LayerStream::run(LayerPass& pass, Advance advance) {
+  for (const CalibrationWindow& window : windows_)
+    pass.run(hidden_.data<float>() + window.first * data_.length * width_, window.rows,
+             window.split, advance);
 }
 
 }  // namespace whit

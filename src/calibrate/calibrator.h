@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/json.h"
-#include "calibrate/observer.h"
+#include "calibrate/accelerator.h"
 #include "engine/program.h"
 #include "models/model_config.h"
 #include "tokenizer/tokenizer.h"
@@ -56,19 +56,28 @@ int64_t rows_of(std::span<const CalibrationWindow> windows, Split split);
 Tensor embed(const Graph& graph, const WeightProvider& original, const CalibrationData& data,
              cpu::Isa isa, ThreadPool& pool);
 
+// The accelerator's pass over a layer, or, where that is null, the CPU's.
+std::unique_ptr<LayerPass> make_layer_pass(const Graph& graph, NodeRange range,
+                                           const WeightProvider& weights, const RopeTables& rope,
+                                           const LayerPassOptions& options, Matmul& matmul,
+                                           cpu::Isa isa, Accelerator* accelerator);
+
 class LayerStream {
  public:
+  // `accelerator`: runs layers of floating-point weights in place of the CPU; may be null.
   LayerStream(const ModelConfig& config, const Graph& graph, const WeightProvider& original,
-              const CalibrationData& data, cpu::Isa isa, ThreadPool& pool);
+              const CalibrationData& data, cpu::Isa isa, ThreadPool& pool,
+              Accelerator* accelerator = nullptr);
 
   // Runs decoder layer `layer` with its original weights over the current hidden states and gathers
   // the statistics of its linears' inputs. `advance` makes the layer's outputs the hidden states of
   // the next.
-  enum class Advance { kNo, kYes };
+  using Advance = LayerPass::Advance;
   std::vector<InputStats> observe(int layer, const WeightProvider& weights, Advance advance);
   // The same before means are taken (Observer::take_sums).
   std::vector<InputStats> observe_sums(int layer, const WeightProvider& weights, Advance advance);
-  // Advances the hidden states through the layer with other weights.
+  // Advances the hidden states through the layer with other weights, on the CPU: they may be of any
+  // format.
   void advance(int layer, const WeightProvider& weights);
 
   Matmul& matmul() { return matmul_; }
@@ -77,11 +86,14 @@ class LayerStream {
   std::vector<Tensor*> state() { return {&hidden_}; }
 
  private:
-  void run(int layer, const WeightProvider& weights, Observer* observer, Advance advance);
+  std::unique_ptr<LayerPass> make_pass(int layer, const WeightProvider& weights,
+                                       Accelerator* accelerator, bool observe);
+  void run(LayerPass& pass, Advance advance);
   const Graph& graph_;
   const CalibrationData& data_;
   cpu::Isa isa_;
   ThreadPool& pool_;
+  Accelerator* accelerator_;
   Matmul matmul_;
   RopeTables rope_;
   int64_t width_;

@@ -20,17 +20,8 @@ Observer::Observer(const Graph& graph, std::span<const ScalingGroup> groups,
       expected_{expected_search_rows, expected_held_out_rows},
       tokens_per_channel_(gram_tokens_per_channel) {
   for (const ScalingGroup& group : groups) {
-    InputStats stats;
-    stats.value = group.input;
-    stats.k = graph.value(group.input).width;
-    stats.mean_abs = Tensor::zeros(DType::kF32, {stats.k});
-    stats.max_abs = Tensor::zeros(DType::kF32, {stats.k});
-    for (SplitStats* split : {&stats.search, &stats.held_out}) {
-      split->gram = Tensor::zeros(DType::kF32, {stats.k, stats.k});
-      split->sample = Tensor(DType::kF32, {kSampleRows, stats.k});
-    }
     index_[group.input] = stats_.size();
-    stats_.push_back(std::move(stats));
+    stats_.push_back(no_sums(group.input, graph.value(group.input).width));
   }
 }
 
@@ -55,20 +46,14 @@ void Observer::observe(ValueId value, const float* rows, int64_t count, int64_t 
       }
   });
 
-  const int64_t expected = std::max<int64_t>(1, expected_[static_cast<int>(which)]);
-  const int64_t step = std::max<int64_t>(1, expected / kSampleRows);
-  // An odd offset that moves on with each sample keeps the positions within sequences mixed.
-  for (int64_t t = 0; t < count && split.sample_rows < kSampleRows; ++t) {
-    const int64_t global = split.tokens + t;
-    if (global != split.sample_rows * step + (split.sample_rows * 7) % step) continue;
-    std::memcpy(split.sample.data<float>() + split.sample_rows * k, rows + t * stride, k * 4);
-    ++split.sample_rows;
-  }
-  const int64_t every = std::max<int64_t>(1, expected / (tokens_per_channel_ * k));
-  const int64_t skip = (every - split.tokens % every) % every;
-  if (skip < count)
-    add_gram(rows + skip * stride, ceil_div(count - skip, every), stride * every, k,
-             {beside.rows + skip * beside.width, beside.width}, every * beside.width, split);
+  const ObservedRows chosen =
+      observed_rows(split, count, k, expected_[static_cast<int>(which)], tokens_per_channel_);
+  for (const int64_t t : chosen.sampled)
+    std::memcpy(split.sample.data<float>() + split.sample_rows++ * k, rows + t * stride, k * 4);
+  if (chosen.gram_count > 0)
+    add_gram(rows + chosen.first * stride, chosen.gram_count, stride * chosen.every, k,
+             {beside.rows + chosen.first * beside.width, beside.width}, chosen.every * beside.width,
+             split);
   split.tokens += count;
 }
 
@@ -108,11 +93,56 @@ void Observer::transpose(const float* rows, int64_t count, int64_t stride, int64
 }
 
 std::vector<InputStats> Observer::finish() {
-  finish_statistics(stats_);
+  finish_statistics(stats_, matmul_.pool());
   return std::move(stats_);
 }
 
-void finish_statistics(std::vector<InputStats>& sums) {
+InputStats no_sums(ValueId value, int64_t k, bool host_gram) {
+  InputStats stats;
+  stats.value = value;
+  stats.k = k;
+  stats.mean_abs = Tensor::zeros(DType::kF32, {k});
+  stats.max_abs = Tensor::zeros(DType::kF32, {k});
+  for (SplitStats* split : {&stats.search, &stats.held_out}) {
+    if (host_gram) split->gram = Tensor::zeros(DType::kF32, {k, k});
+    split->sample = Tensor(DType::kF32, {Observer::kSampleRows, k});
+  }
+  return stats;
+}
+
+ObservedRows observed_rows(const SplitStats& split, int64_t count, int64_t k, int64_t expected,
+                           int64_t gram_tokens_per_channel) {
+  ObservedRows chosen;
+  expected = std::max<int64_t>(1, expected);
+  const int64_t step = std::max<int64_t>(1, expected / Observer::kSampleRows);
+  int64_t rows = split.sample_rows;
+  // An odd offset that moves on with each sample keeps the positions within sequences mixed.
+  for (int64_t t = 0; t < count && rows < Observer::kSampleRows; ++t) {
+    if (split.tokens + t != rows * step + (rows * 7) % step) continue;
+    chosen.sampled.push_back(t);
+    ++rows;
+  }
+  chosen.every = std::max<int64_t>(1, expected / (gram_tokens_per_channel * k));
+  chosen.first = (chosen.every - split.tokens % chosen.every) % chosen.every;
+  if (chosen.first < count) chosen.gram_count = ceil_div(count - chosen.first, chosen.every);
+  return chosen;
+}
+
+namespace {
+
+// Rows [begin, end) of the mean, and the columns that mirror them. In tiles: columns of a large
+// matrix lie in pages of their own.
+void finish_gram(float* gram, int64_t k, float scale, int64_t begin, int64_t end) {
+  constexpr int64_t kTile = 64;
+  for (int64_t first = begin; first < end; first += kTile)
+    for (int64_t column = first; column < k; column += kTile)
+      for (int64_t i = first; i < std::min(end, first + kTile); ++i)
+        for (int64_t j = std::max(i, column); j < std::min(k, column + kTile); ++j)
+          gram[j * k + i] = gram[i * k + j] *= scale;
+}
+
+template <typename ForRows>
+void finish(std::vector<InputStats>& sums, ForRows&& for_rows) {
   for (InputStats& stats : sums) {
     const int64_t k = stats.k;
     for (float& value : stats.mean_abs.f32())
@@ -120,8 +150,7 @@ void finish_statistics(std::vector<InputStats>& sums) {
     for (SplitStats* split : {&stats.search, &stats.held_out}) {
       const float scale = 1.0f / static_cast<float>(std::max<int64_t>(1, split->gram_tokens));
       float* gram = split->gram.data<float>();
-      for (int64_t i = 0; i < k; ++i)
-        for (int64_t j = i; j < k; ++j) gram[j * k + i] = gram[i * k + j] *= scale;
+      for_rows(k, [=](int64_t begin, int64_t end) { finish_gram(gram, k, scale, begin, end); });
       if (!split->cross.empty())
         for (float& value : split->cross.f32()) value *= scale;
     }
@@ -134,6 +163,23 @@ void finish_statistics(std::vector<InputStats>& sums) {
       stats.held_out.sample_rows = stats.search.sample_rows;
     }
   }
+}
+
+}  // namespace
+
+void finish_statistics(std::vector<InputStats>& sums) {
+  finish(sums, [](int64_t rows, const auto& f) { f(0, rows); });
+}
+
+void finish_statistics(std::vector<InputStats>& sums, ThreadPool& pool) {
+  // The first rows are the longest: small parts in turn keep threads equally busy.
+  finish(sums, [&pool](int64_t rows, const auto& f) {
+    constexpr int64_t kPart = 64;
+    pool.run([&](const Worker& worker) {
+      for (int64_t part = worker.index; part * kPart < rows; part += worker.count)
+        f(part * kPart, std::min(rows, (part + 1) * kPart));
+    });
+  });
 }
 
 }  // namespace whit

@@ -38,6 +38,21 @@ struct InputStats {
 // upper triangle alone was summed) and cross over gram_tokens. Without held-out rows the search
 // split judges itself.
 void finish_statistics(std::vector<InputStats>& sums);
+void finish_statistics(std::vector<InputStats>& sums, ThreadPool& pool);  // the same bits
+
+// Sums of nothing yet over a value of width `k`. `host_gram`: whether there is memory for Gram
+// matrices, zeroed.
+InputStats no_sums(ValueId value, int64_t k, bool host_gram = true);
+
+// Which of `count` rows that follow those a split has seen are kept as samples (by index, at most
+// as many as there is room for), and which go into its Gram matrix: rows first, first + every, …
+struct ObservedRows {
+  std::vector<int64_t> sampled;
+  int64_t first = 0, every = 1, gram_count = 0;
+};
+// `expected`: rows that the split will have seen in the end.
+ObservedRows observed_rows(const SplitStats& split, int64_t count, int64_t k, int64_t expected,
+                           int64_t gram_tokens_per_channel);
 
 // Contiguous rows of `width` values that go with observed rows, into `cross`.
 struct BesideRows {

@@ -101,7 +101,7 @@ GroupReport choose_and_fold(const LayerTask& task, const ScalingGroup& group, Gr
     if (held_out < report.rtn_error) {
       report.error = held_out;
       report.exponent = chosen->exponent;
-      fold(group, chosen->factors.data(), task.graph, weights);
+      fold(group, chosen->factors.data(), task.graph, weights, task.pool());
       decision.applied[group.input] = chosen->factors;
     } else {
       report.note = "the best factors lost to plain rounding on held-out tokens: not used";

@@ -18,7 +18,6 @@
 namespace whit {
 namespace {
 
-constexpr int kClipSteps = 10;      // ranges 1.00, 0.95 … 0.55 of the largest magnitude
 constexpr float kSmallest = 1e-4f;  // of a channel's factor before normalisation
 
 std::vector<Candidate> scale_candidates(const std::vector<float>& mean_abs,
@@ -38,126 +37,22 @@ std::vector<Candidate> scale_candidates(const std::vector<float>& mean_abs,
   return candidates;
 }
 
-// Bounds [N, G] of |w| that minimise each (row, group)'s own output error under `gram`.
-Tensor search_clip(const Tensor& w, const Tensor& gram, const QuantArgs& args, Matmul& matmul,
-                   int64_t& shrunk) {
-  const int64_t n = w.dim(0), k = w.dim(1), size = args.group_size, groups = ceil_div(k, size);
-  Tensor bounds(DType::kF32, {n, groups});
-  Tensor delta(DType::kF32, {n, size}), product(DType::kF32, {n, size}),
-      block(DType::kF32, {size, size});
-  std::vector<double> best(n);
-  std::vector<ValueRange> ranges(n);
-  std::vector<int64_t> shrunk_rows(n, 0);
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t first = g * size, width = std::min(size, k - first);
-    for (int64_t i = 0; i < width; ++i)
-      std::copy_n(gram.data<float>() + (first + i) * k + first, width,
-                  block.data<float>() + i * width);
-    const cpu::PackedWeight packed = matmul.pack(block.data<float>(), width, width);
-    for (int step = 0; step < kClipSteps; ++step) {
-      const float share = 1.0f - 0.05f * static_cast<float>(step);
-      matmul.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-          const float* from = w.data<float>() + row * k + first;
-          float* d = delta.data<float>() + row * width;
-          if (step == 0) ranges[row] = value_range(from, width);
-          const float bound = ranges[row].largest() * share;
-          const Int4Params params = int4_params(std::max(ranges[row].low, -bound),
-                                                std::min(ranges[row].high, bound), args.symmetric);
-          const float inverse = 1.0f / params.scale;
-          for (int64_t i = 0; i < width; ++i)
-            d[i] = int4_round_trip(from[i], params, inverse) - from[i];
-        }
-      });
-      matmul.multiply(delta.data<float>(), width, n, packed, product.data<float>(), width);
-      matmul.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-          const double error =
-              dot(delta.data<float>() + row * width, product.data<float>() + row * width, width);
-          if (step > 0 && !(error < best[row])) continue;
-          float& bound = bounds.data<float>()[row * groups + g];
-          if (step > 0 && bound >= ranges[row].largest()) ++shrunk_rows[row];
-          best[row] = error;
-          bound = ranges[row].largest() * share;
-        }
-      });
-    }
-  }
-  shrunk = 0;
-  for (const int64_t count : shrunk_rows) shrunk += count;
-  return bounds;
+// Shares 1.00, 0.95 … 0.55 of a group's largest magnitude that clipping tries.
+std::vector<float> clip_shares() {
+  std::vector<float> shares;
+  for (int step = 0; step < 10; ++step) shares.push_back(1.0f - 0.05f * static_cast<float>(step));
+  return shares;
 }
 
-// The same for scales of two levels, where a range is its group's multiple of the row's step: of
-// each row the step, of the shares that are tried, and for it the multiples of least error. Groups
-// keep their zero points.
-Grid search_two_level(const Tensor& w, const Tensor& gram, const QuantArgs& args, Matmul& matmul,
-                      int64_t& shrunk) {
+// W on the grid of searched two-level scales.
+QuantizedTensor round_two_level(const Tensor& w, const QuantArgs& args,
+                                GroupErrors::TwoLevelScales scales, ThreadPool& pool) {
   Grid grid(w, args);
-  const int64_t n = grid.n, k = grid.k, size = grid.group;
-  std::vector<TwoLevelRow> rows;
-  for (int64_t row = 0; row < n; ++row) rows.emplace_back(w.data<float>() + row * k, grid);
-  Tensor delta(DType::kF32, {n, size}), product(DType::kF32, {n, size}),
-      block(DType::kF32, {size, size});
-  std::vector<float> step(n), tried(n), scale(n * grid.groups);
-  std::vector<double> best(n), total(n), least(n);
-  for (const float share : kTwoLevelShares) {
-    std::fill(total.begin(), total.end(), 0.0);
-    for (int64_t row = 0; row < n; ++row) step[row] = two_level_step_above(rows[row].step * share);
-    for (int64_t g = 0; g < grid.groups; ++g) {
-      const int64_t first = g * size, width = std::min(size, k - first);
-      for (int64_t i = 0; i < width; ++i)
-        std::copy_n(gram.data<float>() + (first + i) * k + first, width,
-                    block.data<float>() + i * width);
-      const cpu::PackedWeight packed = matmul.pack(block.data<float>(), width, width);
-      bool more = true;
-      for (int below = 0; more; ++below) {
-        matmul.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
-          for (int64_t row = begin; row < end; ++row) {
-            const auto [smallest, largest] = rows[row].multiples(g, step[row]);
-            const float* from = w.data<float>() + row * k + first;
-            float* d = delta.data<float>() + row * width;
-            tried[row] =
-                largest - below < smallest ? 0 : static_cast<float>(largest - below) * step[row];
-            const Int4Params params{tried[row], rows[row].whole[g].zero};
-            const float inverse = 1.0f / params.scale;
-            for (int64_t i = 0; i < width; ++i)
-              d[i] = tried[row] == 0 ? 0 : int4_round_trip(from[i], params, inverse) - from[i];
-          }
-        });
-        more = std::any_of(tried.begin(), tried.end(), [](float each) { return each > 0; });
-        if (!more) break;
-        matmul.multiply(delta.data<float>(), width, n, packed, product.data<float>(), width);
-        matmul.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
-          for (int64_t row = begin; row < end; ++row) {
-            if (tried[row] == 0) continue;
-            const double error =
-                dot(delta.data<float>() + row * width, product.data<float>() + row * width, width);
-            if (below > 0 && !(error < best[row])) continue;
-            best[row] = error;
-            scale[row * grid.groups + g] = tried[row];
-          }
-        });
-      }
-      for (int64_t row = 0; row < n; ++row) total[row] += best[row];
-    }
-    for (int64_t row = 0; row < n; ++row) {
-      if (share != kTwoLevelShares[0] && !(total[row] < least[row])) continue;
-      least[row] = total[row];
-      grid.step[row] = step[row];
-      for (int64_t at = row * grid.groups; at < (row + 1) * grid.groups; ++at) {
-        grid.scale[at] = scale[at];
-        grid.lowest[at] = -rows[row].whole[at % grid.groups].zero;
-      }
-    }
-  }
-  shrunk = 0;
-  for (int64_t at = 0; at < n * grid.groups; ++at) {
-    const TwoLevelRow& row = rows[at / grid.groups];
-    shrunk += grid.scale[at] + grid.step[at / grid.groups] / 2 < row.whole[at % grid.groups].scale;
-  }
-  round_to_grid(w, matmul.pool(), grid);
-  return grid;
+  grid.step = std::move(scales.step);
+  grid.scale = std::move(scales.scale);
+  grid.lowest = std::move(scales.lowest);
+  round_to_grid(w, pool, grid);
+  return pack(grid, pool);
 }
 
 Tensor values_of(const QuantizedTensor& weight, ThreadPool& pool) {
@@ -183,15 +78,17 @@ void clip_group(const LayerTask& task, const ScalingGroup& group, const LayerWei
     double clipped = 0;
     groups_total += w.dim(0) * ceil_div(w.dim(1), args.group_size);
     if (args.two_level) {
-      QuantizedTensor rounded =
-          pack(search_two_level(w, trial.gram(), args, task.matmul, shrunk), task.pool());
+      GroupErrors::TwoLevelScales scales = trial.search_two_level(id, kTwoLevelShares);
+      shrunk = scales.shrunk;
+      QuantizedTensor rounded = round_two_level(w, args, std::move(scales), task.pool());
       Tensor values = values_of(rounded, task.pool());
       clipped = trial.rounded_error(Split::kHeldOut, id, nullptr, values);
       if (clipped < plain) decision.rounded[id] = std::move(rounded);
     } else {
-      Tensor bounds = search_clip(w, trial.gram(), args, task.matmul, shrunk);
-      clipped = trial.squared_error(Split::kHeldOut, id, nullptr, &bounds);
-      if (clipped < plain) decision.clips[id] = std::move(bounds);
+      GroupErrors::Bounds bounds = trial.search_bounds(id, clip_shares());
+      shrunk = bounds.shrunk;
+      clipped = trial.squared_error(Split::kHeldOut, id, nullptr, &bounds.values);
+      if (clipped < plain) decision.clips[id] = std::move(bounds.values);
     }
     error += std::min(plain, clipped);
     if (clipped < plain) shrunk_total += shrunk;

@@ -195,7 +195,7 @@ LayerDecision decide_gptq(const LayerTask& task, LayerWeights& weights) {
 }
 
 LayerDecision decide_awq_gptq(const LayerTask& task, LayerWeights& weights) {
-  const LayerWeights original = weights.clone();
+  const LayerWeights original = weights.clone(task.pool());
   LayerDecision decision;
   for (const ScalingGroup& group : scaling_groups(task.graph, task.range)) {
     GroupReport report{.name = group_name(task.graph, group), .algorithm = "awq-gptq"};
@@ -204,7 +204,7 @@ LayerDecision decide_awq_gptq(const LayerTask& task, LayerWeights& weights) {
         search_under_compensation(task, group, weights, trial, awq_candidates(task, group), report);
     if (chosen) {
       report.exponent = chosen->exponent;
-      fold(group, chosen->factors.data(), task.graph, weights);
+      fold(group, chosen->factors.data(), task.graph, weights, task.pool());
       decision.applied[group.input] = chosen->factors;
     }
     decision.reports.push_back(std::move(report));
@@ -214,7 +214,7 @@ LayerDecision decide_awq_gptq(const LayerTask& task, LayerWeights& weights) {
 }
 
 LayerDecision decide_smoothquant_gptq(const LayerTask& task, LayerWeights& weights) {
-  const LayerWeights original = weights.clone();
+  const LayerWeights original = weights.clone(task.pool());
   LayerDecision decision = decide_smoothquant(task, weights);
   compensate_layer(task, original, weights, decision);
   for (GroupReport& report : decision.reports) report.algorithm = "smoothquant-gptq";

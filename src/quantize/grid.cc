@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "calibrate/accelerator.h"
 #include "quantize/reductions.h"
 #include "tensor/dtype.h"
 
@@ -11,7 +12,7 @@ namespace {
 
 constexpr int kRangeSteps = 16;  // ranges 1.00, 0.97 … 0.55 of the largest
 constexpr float kRangeStep = 0.03f;
-constexpr float kLeastShare = 1.0f - kRangeStep * (kRangeSteps - 1);
+static_assert(GroupErrors::kLeastMultiple == 1.0f - kRangeStep * (kRangeSteps - 1));
 
 // Σ cost·(w − Q(w))² of a group of columns from `first` on.
 double range_cost(const float* w, std::span<const float> cost, int64_t first, int64_t count,
@@ -79,7 +80,7 @@ TwoLevelRow::Multiples TwoLevelRow::multiples(int64_t group, float row_step) con
   const float exact = whole[group].scale / row_step;
   const int most =
       std::max(1, std::min(most_multiple(whole[group].zero), static_cast<int>(std::ceil(exact))));
-  return {std::clamp(static_cast<int>(exact * kLeastShare), 1, most), most};
+  return {std::clamp(static_cast<int>(exact * GroupErrors::kLeastMultiple), 1, most), most};
 }
 
 void choose_ranges(const Tensor& w, std::span<const float> cost, ThreadPool& pool, Grid& grid) {

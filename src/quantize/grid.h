@@ -16,7 +16,8 @@ inline constexpr float kTwoLevelShares[] = {1.0f, 0.87f, 0.75f};
 
 // Codes are relative to their zero points: a value is code · scale.
 struct Grid {
-  Grid(const Tensor& w, const QuantArgs& args)
+  enum class Codes { kNone, kRoom };  // memory for them
+  Grid(const Tensor& w, const QuantArgs& args, Codes room = Codes::kRoom)
       : n(w.dim(0)),
         k(w.dim(1)),
         int4(args.num_bits == 4),
@@ -28,7 +29,7 @@ struct Grid {
         scale(n * groups),
         lowest(n * groups),
         step(two_level ? n : 0),
-        codes(DType::kF32, {n, k}) {}
+        codes(DType::kF32, {n, room == Codes::kRoom ? k : 0}) {}
 
   // The scale of group `at` as it is stored.
   float stored(float value, int64_t at) const {

@@ -59,8 +59,8 @@ void judge_statistics(const InputStats& input, GroupReport& report) {
                     input.search.gram_tokens, input.k, kTokensPerChannel * input.k));
 }
 
-LayerWeights LayerWeights::load(const Graph& graph, NodeRange range,
-                                const WeightProvider& provider) {
+LayerWeights LayerWeights::load(const Graph& graph, NodeRange range, const WeightProvider& provider,
+                                ThreadPool& pool) {
   LayerWeights weights;
   for (NodeId id = range.begin; id < range.end; ++id) {
     const Node& node = graph.node(id);
@@ -68,16 +68,25 @@ LayerWeights LayerWeights::load(const Graph& graph, NodeRange range,
     if (node.op != Op::kLinear) continue;
     const LinearWeight source = provider.linear(node);
     Tensor tensor(DType::kF32, {node.n, node.k});
-    dequantize_rows(source.view, 0, node.n, tensor.data<float>());
+    pool.parallel_for(node.n, [&](int64_t begin, int64_t end) {
+      dequantize_rows(source.view, begin, end, tensor.data<float>() + begin * node.k);
+    });
     weights.linears[id] = std::move(tensor);
     if (node.bias) weights.biases[id] = provider.bias(node);
   }
   return weights;
 }
 
-LayerWeights LayerWeights::clone() const {
+LayerWeights LayerWeights::clone(ThreadPool& pool) const {
   LayerWeights copy;
-  for (const auto& [id, tensor] : linears) copy.linears[id] = tensor.clone();
+  for (const auto& [id, tensor] : linears) {
+    const float* from = tensor.data<float>();
+    Tensor to(DType::kF32, tensor.shape());
+    pool.parallel_for(tensor.size(), [&](int64_t begin, int64_t end) {
+      std::copy(from + begin, from + end, to.data<float>() + begin);
+    });
+    copy.linears[id] = std::move(to);
+  }
   for (const auto& [id, tensor] : biases) copy.biases[id] = tensor.clone();
   for (const auto& [id, tensor] : norms) copy.norms[id] = tensor.clone();
   return copy;
@@ -96,12 +105,15 @@ int64_t channel_of_row(const ScalingGroup& group, int64_t row) {
   return row / group.head_dim * group.repeats * group.head_dim + row % group.head_dim;
 }
 
-void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWeights& weights) {
+void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWeights& weights,
+          ThreadPool& pool) {
   for (const NodeId id : group.linears) {
     Tensor& w = weights.linears.at(id);
-    const int64_t n = w.dim(0), k = w.dim(1);
-    for (int64_t row = 0; row < n; ++row)
-      for (int64_t i = 0; i < k; ++i) w.data<float>()[row * k + i] *= s[i];
+    const int64_t k = w.dim(1);
+    pool.parallel_for(w.dim(0), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        for (int64_t i = 0; i < k; ++i) w.data<float>()[row * k + i] *= s[i];
+    });
   }
   const Node& producer = graph.node(group.producer);
   if (producer.op == Op::kRmsNorm) {
@@ -111,11 +123,14 @@ void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWe
   }
   Tensor& w = weights.linears.at(group.producer);
   const bool bias = weights.biases.contains(group.producer);
-  for (int64_t row = 0; row < producer.n; ++row) {
-    const int64_t channel = channel_of_row(group, row);
-    for (int64_t i = 0; i < producer.k; ++i) w.data<float>()[row * producer.k + i] /= s[channel];
-    if (bias) weights.biases.at(group.producer).data<float>()[row] /= s[channel];
-  }
+  float* biases = bias ? weights.biases.at(group.producer).data<float>() : nullptr;
+  pool.parallel_for(producer.n, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float factor = s[channel_of_row(group, row)];
+      for (int64_t i = 0; i < producer.k; ++i) w.data<float>()[row * producer.k + i] /= factor;
+      if (bias) biases[row] /= factor;
+    }
+  });
 }
 
 }  // namespace whit

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "calibrate/observer.h"
+#include "calibrate/accelerator.h"
 #include "engine/program.h"
 #include "quant/scheme.h"
 
@@ -44,8 +44,9 @@ struct LayerWeights {
   std::map<NodeId, Tensor> biases;   // [N]
   std::map<NodeId, Tensor> norms;    // [D]
 
-  static LayerWeights load(const Graph& graph, NodeRange range, const WeightProvider& provider);
-  LayerWeights clone() const;
+  static LayerWeights load(const Graph& graph, NodeRange range, const WeightProvider& provider,
+                           ThreadPool& pool);
+  LayerWeights clone(ThreadPool& pool) const;
 };
 
 // Rounded: what is written, and what runs.
@@ -70,6 +71,7 @@ struct LayerTask {
   const QuantScheme& scheme;
   std::optional<double> fixed_alpha;  // SmoothQuant: no search
   Matmul& matmul;
+  Accelerator* accelerator = nullptr;  // of searches; null: the CPU
 
   const InputStats& stats_of(ValueId value) const;
   ThreadPool& pool() const { return matmul.pool(); }
@@ -78,7 +80,8 @@ struct LayerTask {
 // Divides what `group.producer` puts out by s [K] and multiplies its linears' columns by it: the
 // layer's function is unchanged (up to rounding of f32). Where query heads share a producer's row,
 // their factors must be equal.
-void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWeights& weights);
+void fold(const ScalingGroup& group, const float* s, const Graph& graph, LayerWeights& weights,
+          ThreadPool& pool);
 
 // The channel of `group.input` that row `row` of its producing linear becomes; the first of them
 // where query heads share it.

@@ -9,6 +9,7 @@
 namespace whit {
 namespace {
 
+constexpr int64_t kRank = 48;    // of the estimate
 constexpr int64_t kBlock = 128;  // columns: few enough to skip much, enough for a fast product
 
 // Fresh memory costs more than a product with few columns: it is kept from call to call.
@@ -58,13 +59,14 @@ double QuadraticForm::total(const Tensor& d) const {
   return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
-QuadraticEstimate::QuadraticEstimate(const Tensor& a, Matmul& matmul) : matmul_(matmul) {
+CholeskyColumns cholesky_columns(const Tensor& a) {
   const int64_t k = a.dim(0), rank = std::min(kRank, k);
-  for (int64_t i = 0; i < k; ++i) rest_.push_back(std::max(0.0f, a.data<float>()[i * k + i]));
+  std::vector<float> rest;
+  for (int64_t i = 0; i < k; ++i) rest.push_back(std::max(0.0f, a.data<float>()[i * k + i]));
   Tensor factor = Tensor::zeros(DType::kF32, {rank, k});
   for (int64_t step = 0; step < rank; ++step) {
-    const int64_t pivot = std::max_element(rest_.begin(), rest_.end()) - rest_.begin();
-    if (rest_[pivot] <= 0) break;
+    const int64_t pivot = std::max_element(rest.begin(), rest.end()) - rest.begin();
+    if (rest[pivot] <= 0) break;
     float* column = factor.data<float>() + step * k;
     std::copy_n(a.data<float>() + pivot * k, k, column);
     for (int64_t earlier = 0; earlier < step; ++earlier) {
@@ -72,15 +74,21 @@ QuadraticEstimate::QuadraticEstimate(const Tensor& a, Matmul& matmul) : matmul_(
       const float share = other[pivot];
       for (int64_t i = 0; i < k; ++i) column[i] -= share * other[i];
     }
-    const float inverse = 1 / std::sqrt(rest_[pivot]);
+    const float inverse = 1 / std::sqrt(rest[pivot]);
     for (int64_t i = 0; i < k; ++i) {
       column[i] *= inverse;
-      rest_[i] = std::max(0.0f, rest_[i] - column[i] * column[i]);
+      rest[i] = std::max(0.0f, rest[i] - column[i] * column[i]);
     }
-    rest_[pivot] = 0;
+    rest[pivot] = 0;
   }
-  factor_ = matmul.pack(factor.data<float>(), rank, k);
+  return {std::move(factor), std::move(rest)};
 }
+
+QuadraticEstimate::QuadraticEstimate(CholeskyColumns columns, Matmul& matmul)
+    : matmul_(matmul),
+      factor_(
+          matmul.pack(columns.factor.data<float>(), columns.factor.dim(0), columns.factor.dim(1))),
+      rest_(std::move(columns.rest)) {}
 
 double QuadraticEstimate::total(const Tensor& d) const {
   const int64_t n = d.dim(0), k = d.dim(1), rank = factor_.n;

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "calibrate/matmul.h"
+#include "calibrate/accelerator.h"
 #include "tensor/tensor.h"
 
 namespace whit {
@@ -30,15 +30,15 @@ class QuadraticForm {
   mutable Tensor product_;
 };
 
-// The same under A ≈ L·Lᵀ + diag(r): the first columns L [K, rank] of A's pivoted Cholesky
-// factorization (Harbrecht, Peters and Schneider 2012) and the diagonal r ≥ 0 of what they leave.
-// Rounding errors of different weights are nearly uncorrelated, so what is neglected averages to
-// nothing.
+// The first columns L [K, rank] of A's pivoted Cholesky factorization (Harbrecht, Peters and
+// Schneider 2012) and the diagonal r ≥ 0 of what they leave: A ≈ L·Lᵀ + diag(r). Rounding errors of
+// different weights are nearly uncorrelated, so what is neglected averages to nothing.
+CholeskyColumns cholesky_columns(const Tensor& a);
+
+// The same sums under that.
 class QuadraticEstimate {
  public:
-  static constexpr int64_t kRank = 48;
-
-  QuadraticEstimate(const Tensor& a, Matmul& matmul);
+  QuadraticEstimate(CholeskyColumns columns, Matmul& matmul);
   // Over all rows of d [N, K].
   double total(const Tensor& d) const;
 

@@ -70,7 +70,8 @@ TEST(QuadraticFormTest, the_estimate_is_exact_where_the_rank_suffices) {
     const Tensor gram = random_gram(k, 30, random), d = random_rows(9, k, random);
     const double exact = QuadraticForm(gram, matmul).total(d);
     // The factorization's f32 errors are about rank · 2⁻²⁴ of the largest diagonal entry.
-    EXPECT_NEAR(QuadraticEstimate(gram, matmul).total(d), exact, 1e-3 * exact) << k;
+    EXPECT_NEAR(QuadraticEstimate(cholesky_columns(gram), matmul).total(d), exact, 1e-3 * exact)
+        << k;
   }
 }
 
@@ -79,7 +80,9 @@ TEST(QuadraticFormTest, the_estimate_of_a_zero_matrix_is_zero) {
   Matmul matmul(pool, cpu::detected_isa());
   std::mt19937 random(7);
   const Tensor d = random_rows(2, 64, random);
-  EXPECT_EQ(QuadraticEstimate(Tensor::zeros(DType::kF32, {64, 64}), matmul).total(d), 0);
+  EXPECT_EQ(
+      QuadraticEstimate(cholesky_columns(Tensor::zeros(DType::kF32, {64, 64})), matmul).total(d),
+      0);
 }
 
 }  // namespace

@@ -213,7 +213,7 @@ std::vector<std::string> quantize_together(std::span<Job* const> jobs, const Mod
       stats = options.statistics->layer(graph, index);
     for (const InputStats& each : stats)
       coverage.push_back(coverage_of(each, reader_of(graph, each.value)));
-    const LayerWeights original = LayerWeights::load(graph, range, weights);
+    const LayerWeights original = LayerWeights::load(graph, range, weights, pool);
     const std::vector<ScalingGroup> groups = scaling_groups(graph, range);
     for (size_t j = 0; j < jobs.size(); ++j) {
       Job* const job = jobs[j];
@@ -229,7 +229,7 @@ std::vector<std::string> quantize_together(std::span<Job* const> jobs, const Mod
                            .scheme = job->recipe.scheme,
                            .fixed_alpha = job->recipe.alpha,
                            .matmul = matmul};
-      LayerWeights working = original.clone();
+      LayerWeights working = original.clone(pool);
       LayerDecision decision = job->algorithm.decide(task, working);
       std::vector<GroupProfile> profiles = profile_layer(task, groups, original, working, decision);
       const QuantizedLayer layer = round_layer(task, std::move(working), decision);

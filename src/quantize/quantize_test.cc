@@ -27,7 +27,7 @@ struct LayerFixture {
         scheme(chosen),
         stream(model.config(), model.graph(), model.weights(), data, cpu::detected_isa(), pool),
         stats(stream.observe(0, model.weights(), LayerStream::Advance::kNo)),
-        weights(LayerWeights::load(model.graph(), model.graph().layer(0), model.weights())),
+        weights(LayerWeights::load(model.graph(), model.graph().layer(0), model.weights(), pool)),
         task{.graph = model.graph(),
              .range = model.graph().layer(0),
              .stats = stats,
@@ -137,7 +137,7 @@ TEST(FoldTest, folding_factors_into_every_producer_preserves_the_layer) {
       std::vector<float> s(layer.model.graph().value(group.input).width);
       for (float& value : s) value = std::exp2(exponent(random));
       share_factors(group, s);
-      fold(group, s.data(), layer.model.graph(), layer.weights);
+      fold(group, s.data(), layer.model.graph(), layer.weights, layer.pool);
       ++folded;
     }
     EXPECT_EQ(folded, 4);
@@ -288,7 +288,7 @@ TEST(SmoothQuantTest, recovers_channels_that_plain_int8_loses) {
   const ScalingGroup group = scaling_groups(layer.model.graph(), layer.task.range)[0];
   std::vector<float> s(layer.model.graph().value(group.input).width, 1.0f);
   for (const size_t channel : {3u, 17u, 30u, 41u}) s[channel] = 0.01f;
-  fold(group, s.data(), layer.model.graph(), layer.weights);
+  fold(group, s.data(), layer.model.graph(), layer.weights, layer.pool);
   for (InputStats& stats : layer.stats) {
     if (stats.value != group.input) continue;
     for (SplitStats* split : {&stats.search, &stats.held_out}) {

@@ -57,7 +57,7 @@ class Chain {
                            .scheme = recipe_.scheme,
                            .fixed_alpha = recipe_.alpha,
                            .matmul = exact.matmul()};
-      LayerWeights working = LayerWeights::load(graph_, task.range, weights_);
+      LayerWeights working = LayerWeights::load(graph_, task.range, weights_, pool_);
       LayerDecision decision = find_algorithm(recipe_.mode).decide(task, working);
       const QuantizedLayer rounded = round_layer(task, std::move(working), decision);
       quantized.advance(layer, provider_of(rounded, graph_));

@@ -177,7 +177,7 @@ struct SensitivityStudy::Impl {
     const NodeRange range = graph.layer(layer);
     const std::vector<InputStats> stats =
         stream.observe(layer, original, LayerStream::Advance::kYes);
-    const LayerWeights weights = LayerWeights::load(graph, range, original);
+    const LayerWeights weights = LayerWeights::load(graph, range, original, pool);
     const std::vector<ScalingGroup> groups = scaling_groups(graph, range);
     const auto variants = static_cast<int64_t>(groups.size() * candidates.size());
     Tensor states(DType::kF32, {variants * rows, width});

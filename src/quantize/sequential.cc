@@ -34,7 +34,7 @@ class LayerRounder {
         range_(range),
         source_(original),
         options_(options),
-        weights_(LayerWeights::load(graph, range, original)) {
+        weights_(LayerWeights::load(graph, range, original, stream.matmul().pool())) {
     result_.layer.folded.norms = std::move(weights_.norms);
     result_.layer.folded.biases = std::move(weights_.biases);
   }

@@ -2,81 +2,38 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <numeric>
 
-#include "quantize/reductions.h"
+#include "quantize/cpu_group_errors.h"
 
 namespace whit {
+namespace {
 
-void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args,
-                         ThreadPool& pool, Tensor& out) {
-  const int64_t n = w.dim(0), k = w.dim(1);
-  const int64_t groups = args.num_bits == 4 ? ceil_div(k, args.group_size) : 1;
-  pool.parallel_for(n, [&](int64_t begin, int64_t end) {
-    std::vector<Int4Params> params(groups);
-    for (int64_t row = begin; row < end; ++row) {
-      const float* from = w.data<float>() + row * k;
-      float* to = out.data<float>() + row * k;
-      for (int64_t i = 0; i < k; ++i) to[i] = s == nullptr ? from[i] : from[i] * s[i];
-      if (args.num_bits != 4) {
-        const float scale = std::max(value_range(to, k).largest(), 1e-30f) / 127.0f;
-        const float inverse = 1.0f / scale;
-        for (int64_t i = 0; i < k; ++i) to[i] = round_nearest(to[i] * inverse) * scale;
-        continue;
-      }
-      const float* bounds = clip == nullptr ? nullptr : clip->data<float>() + row * groups;
-      int4_row_params(clipped_ranges(to, k, args.group_size, bounds), args.symmetric,
-                      args.two_level, params.data());
-      for (int64_t g = 0; g < groups; ++g) {
-        const float inverse = 1.0f / params[g].scale;
-        const int64_t last = std::min(k, (g + 1) * args.group_size);
-        for (int64_t i = g * args.group_size; i < last; ++i)
-          to[i] = int4_round_trip(to[i], params[g], inverse);
-      }
-    }
-  });
+std::unique_ptr<GroupErrors> errors_of(const LayerTask& task, const GroupErrorsInput& input) {
+  return task.accelerator != nullptr ? task.accelerator->group_errors(input)
+                                     : cpu_group_errors(input, task.matmul);
 }
+
+}  // namespace
 
 GroupTrial::GroupTrial(const LayerTask& task, const ScalingGroup& group,
                        const LayerWeights& weights, const float* applied)
-    : task_(task), group_(group), weights_(weights), k_(task.graph.value(group.input).width) {
-  const InputStats& stats = task.stats_of(group.input);
-  std::vector<float> inverse(k_, 1.0f);
+    : task_(task),
+      group_(group),
+      stats_(task.stats_of(group.input)),
+      k_(task.graph.value(group.input).width),
+      inverse_(k_, 1.0f) {
   for (int64_t i = 0; i < k_; ++i) {
-    if (applied != nullptr) inverse[i] = 1.0f / applied[i];
-    mean_abs_.push_back(stats.mean_abs.data<float>()[i] * inverse[i]);
-    max_abs_.push_back(stats.max_abs.data<float>()[i] * inverse[i]);
+    if (applied != nullptr) inverse_[i] = 1.0f / applied[i];
+    mean_abs_.push_back(stats_.mean_abs.data<float>()[i] * inverse_[i]);
+    max_abs_.push_back(stats_.max_abs.data<float>()[i] * inverse_[i]);
   }
-  const SplitStats* sources[2] = {&stats.search, &stats.held_out};
-  for (int which = 0; which < 2; ++which) {
-    SplitData& split = splits_[which];
-    split.gram = sources[which]->gram.clone();
-    split.sample = sources[which]->sample.clone();
-    split.sample_rows = sources[which]->sample_rows;
-    float* gram = split.gram.data<float>();
-    float* sample = split.sample.data<float>();
-    if (applied != nullptr)
-      task.pool().parallel_for(k_, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-          for (int64_t j = 0; j < k_; ++j) gram[i * k_ + j] *= inverse[i] * inverse[j];
-        for (int64_t t = 0; t < split.sample_rows; ++t)
-          for (int64_t i = begin; i < end; ++i) sample[t * k_ + i] *= inverse[i];
-      });
-  }
+  GroupErrorsInput input{.stats = &stats_, .applied = applied, .args = *task.scheme.weights};
+  for (const NodeId id : group.linears) input.weights.push_back(&weights.linears.at(id));
+  errors_ = errors_of(task, input);
 }
 
-std::vector<float> GroupTrial::max_abs_weight() const {
-  std::vector<float> largest(k_, 0.0f);
-  for (const NodeId id : group_.linears) {
-    const Tensor& w = weights_.linears.at(id);
-    task_.pool().parallel_for(k_, [&](int64_t begin, int64_t end) {
-      for (int64_t row = 0; row < w.dim(0); ++row)
-        for (int64_t i = begin; i < end; ++i)
-          largest[i] = std::max(largest[i], std::fabs(w.data<float>()[row * k_ + i]));
-    });
-  }
-  return largest;
+size_t GroupTrial::index_of(NodeId linear) const {
+  return std::find(group_.linears.begin(), group_.linears.end(), linear) - group_.linears.begin();
 }
 
 float GroupTrial::static_scale(const float* s) const {
@@ -86,6 +43,10 @@ float GroupTrial::static_scale(const float* s) const {
   return largest / 127.0f;
 }
 
+float GroupTrial::fixed_scale(const float* s) const {
+  return task_.scheme.static_activations() ? static_scale(s) : 0;
+}
+
 double GroupTrial::activation_noise(const float* s) const {
   if (!task_.scheme.int8_activations()) return 0;
   // A uniform error of one step.
@@ -93,12 +54,12 @@ double GroupTrial::activation_noise(const float* s) const {
     const double step = static_scale(s);
     return step * step / 12;
   }
-  const SplitData& split = splits_[static_cast<int>(Split::kSearch)];
+  const SplitStats& split = stats_.search;
   double sum = 0;
   for (int64_t t = 0; t < split.sample_rows; ++t) {
     float largest = 0;
     for (int64_t i = 0; i < k_; ++i) {
-      const float x = std::fabs(split.sample.data<float>()[t * k_ + i]);
+      const float x = std::fabs(split.sample.data<float>()[t * k_ + i] * inverse_[i]);
       largest = std::max(largest, s == nullptr ? x : x / s[i]);
     }
     const double step = largest / 127.0;
@@ -107,89 +68,32 @@ double GroupTrial::activation_noise(const float* s) const {
   return sum / static_cast<double>(std::max<int64_t>(1, split.sample_rows));
 }
 
-Tensor& GroupTrial::round_trip(NodeId linear, const float* s, const Tensor* clip) {
-  const Tensor& w = weights_.linears.at(linear);
-  Tensor& rounded = rounded_[linear];
-  if (rounded.empty()) rounded = Tensor(DType::kF32, w.shape());
-  quantize_round_trip(w, s, clip, *task_.scheme.weights, task_.pool(), rounded);
-  return rounded;
-}
-
-void GroupTrial::round_activations(const SplitData& split, int64_t rows, const float* s) {
-  if (activation_delta_.empty())
-    activation_delta_ = Tensor(DType::kF32, {Observer::kSampleRows, k_});
-  const float fixed = task_.scheme.static_activations() ? static_scale(s) : 0;
-  task_.pool().parallel_for(rows, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const float* x = split.sample.data<float>() + t * k_;
-      float* delta = activation_delta_.data<float>() + t * k_;
-      float largest = 1e-9f;
-      for (int64_t i = 0; i < k_; ++i) {
-        delta[i] = s == nullptr ? x[i] : x[i] / s[i];
-        largest = std::max(largest, std::fabs(delta[i]));
-      }
-      const float scale = fixed > 0 ? fixed : largest / 127.0f, inverse = 1.0f / scale;
-      for (int64_t i = 0; i < k_; ++i) {
-        const float code = std::clamp(round_nearest(delta[i] * inverse), -127.0f, 127.0f);
-        delta[i] = code * scale - delta[i];
-      }
-    }
-  });
-}
-
-double GroupTrial::activation_error(const SplitData& split, const Tensor& rounded, const float* s) {
-  const int64_t rows = split.sample_rows, n = rounded.dim(0);
-  if (rows == 0) return 0;
-  round_activations(split, rows, s);
-  if (product_.empty() || product_.size() < rows * n) product_ = Tensor(DType::kF32, {rows, n});
-  const cpu::PackedWeight packed = task_.matmul.pack(rounded.data<float>(), n, k_);
-  task_.matmul.multiply(activation_delta_.data<float>(), k_, rows, packed, product_.data<float>(),
-                        n);
-  std::vector<double> squares(rows);
-  task_.pool().parallel_for(rows, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const float* y = product_.data<float>() + t * n;
-      squares[t] = dot(y, y, n);
-    }
-  });
-  return std::accumulate(squares.begin(), squares.end(), 0.0) / static_cast<double>(rows);
-}
-
-const QuadraticForm& GroupTrial::form(Split split) {
-  SplitData& of = data(split);
-  if (!of.form) of.form.emplace(of.gram, task_.matmul);
-  return *of.form;
-}
-
 double GroupTrial::energy(Split split) {
-  SplitData& of = data(split);
-  if (!of.energy) {
+  std::optional<double>& known = energy_[static_cast<int>(split)];
+  if (!known) {
     double energy = 0;
-    for (const NodeId id : group_.linears) energy += form(split).total(weights_.linears.at(id));
-    of.energy = std::max(energy, 1e-30);
+    for (size_t i = 0; i < group_.linears.size(); ++i) energy += errors_->energy(split, i);
+    known = std::max(energy, 1e-30);
   }
-  return *of.energy;
-}
-
-void GroupTrial::subtract_weights(NodeId linear, const float* s, Tensor& rounded) {
-  const float* w = weights_.linears.at(linear).data<float>();
-  task_.pool().parallel_for(rounded.dim(0), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      float* r = rounded.data<float>() + row * k_;
-      for (int64_t i = 0; i < k_; ++i) r[i] = (s == nullptr ? r[i] : r[i] / s[i]) - w[row * k_ + i];
-    }
-  });
+  return *known;
 }
 
 double GroupTrial::squared_error(Split which, NodeId linear, const float* s, const Tensor* clip) {
-  return rounded_error(which, linear, s, round_trip(linear, s, clip));
+  errors_->round(index_of(linear), s, clip);
+  return candidate_error(which, index_of(linear), s);
 }
 
 double GroupTrial::rounded_error(Split which, NodeId linear, const float* s, Tensor& rounded) {
-  const double activations =
-      task_.scheme.int8_activations() ? activation_error(data(which), rounded, s) : 0;
-  subtract_weights(linear, s, rounded);
-  return activations + form(which).total(rounded);
+  errors_->take(index_of(linear), rounded);
+  return candidate_error(which, index_of(linear), s);
+}
+
+double GroupTrial::candidate_error(Split which, size_t linear, const float* s) {
+  const double activations = task_.scheme.int8_activations()
+                                 ? errors_->activation_error(which, linear, s, fixed_scale(s))
+                                 : 0;
+  errors_->subtract(linear, s);
+  return activations + errors_->quadratic(which, linear);
 }
 
 double GroupTrial::error(Split which, const float* s, const std::map<NodeId, Tensor>* clips) {
@@ -204,31 +108,17 @@ double GroupTrial::error(Split which, const float* s, const std::map<NodeId, Ten
 
 double GroupTrial::estimate(const float* s) {
   constexpr int64_t kRows = 128;  // of sampled inputs: their mean square has 1/√(2·128) of error
-  const SplitData& split = data(Split::kSearch);
-  if (!estimate_) estimate_.emplace(split.gram, task_.matmul);
-  const int64_t rows = task_.scheme.int8_activations() ? std::min(kRows, split.sample_rows) : 0;
-  std::vector<float> noise(k_, 0.0f);  // E[(Q8(x/s) − x/s)²] by channel
-  if (rows > 0) {
-    round_activations(split, rows, s);
-    for (int64_t t = 0; t < rows; ++t)
-      for (int64_t i = 0; i < k_; ++i) {
-        const float delta = activation_delta_.data<float>()[t * k_ + i];
-        noise[i] += delta * delta / static_cast<float>(rows);
-      }
-  }
+  if (!has_columns_) errors_->set_columns(cholesky_columns(gram()));
+  has_columns_ = true;
+  const int64_t rows =
+      task_.scheme.int8_activations() ? std::min(kRows, stats_.search.sample_rows) : 0;
+  if (rows > 0) errors_->measure_noise(rows, s, fixed_scale(s));
   double error = 0;
-  for (const NodeId id : group_.linears) {
-    Tensor& rounded = round_trip(id, s, nullptr);
-    if (rows > 0) {
-      std::vector<double> by_row(rounded.dim(0));
-      task_.pool().parallel_for(rounded.dim(0), [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row)
-          by_row[row] = weighted_squares(rounded.data<float>() + row * k_, noise.data(), k_);
-      });
-      error = std::accumulate(by_row.begin(), by_row.end(), error);
-    }
-    subtract_weights(id, s, rounded);
-    error += estimate_->total(rounded);
+  for (size_t i = 0; i < group_.linears.size(); ++i) {
+    errors_->round(i, s, nullptr);
+    if (rows > 0) error += errors_->noise_error(i);
+    errors_->subtract(i, s);
+    error += errors_->estimate(i);
   }
   return error;
 }

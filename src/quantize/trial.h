@@ -7,10 +7,13 @@
 // its linears, divided by the sum of their outputs' energies tr(W·E[x·xᵀ]·Wᵀ): a linear counts as
 // much as its output is large.
 //
-// estimate() ranks candidates at a fraction of the cost: the Gram matrix by QuadraticEstimate, and
-// the int8 roundings of different channels as uncorrelated.
+// The sums are GroupErrors' (calibrate/accelerator.h), on the CPU or a GPU.
+//
+// estimate() ranks candidates at a fraction of the cost: the Gram matrix by its leading columns,
+// and the int8 roundings of different channels as uncorrelated.
 #pragma once
 
+#include "calibrate/accelerator.h"
 #include "quantize/layer.h"
 #include "quantize/quadratic_form.h"
 #include "quantize/rounding.h"
@@ -41,44 +44,36 @@ class GroupTrial {
   const std::vector<float>& mean_abs() const { return mean_abs_; }
   const std::vector<float>& max_abs() const { return max_abs_; }
   // Largest |w| of each input channel over the group's linears.
-  std::vector<float> max_abs_weight() const;
+  std::vector<float> max_abs_weight() const { return errors_->max_abs_weight(); }
+  // GroupErrors' searches.
+  GroupErrors::Bounds search_bounds(NodeId linear, std::span<const float> shares) {
+    return errors_->search_bounds(index_of(linear), shares);
+  }
+  GroupErrors::TwoLevelScales search_two_level(NodeId linear, std::span<const float> shares) {
+    return errors_->search_two_level(index_of(linear), shares);
+  }
   // The per-tensor scale of static activations after s.
   float static_scale(const float* s) const;
 
   // gram of the search split, [K, K], after `applied`.
-  const Tensor& gram() const { return splits_[0].gram; }
+  const Tensor& gram() const { return errors_->gram(); }
   int64_t k() const { return k_; }
 
  private:
-  struct SplitData {
-    Tensor gram, sample;
-    int64_t sample_rows = 0;
-    std::optional<QuadraticForm> form;
-    std::optional<double> energy;
-  };
-
-  SplitData& data(Split split) { return splits_[static_cast<int>(split)]; }
-  const QuadraticForm& form(Split split);
-  // activation_delta_ becomes Q8(x/s) − x/s of the first `rows` sampled inputs.
-  void round_activations(const SplitData& split, int64_t rows, const float* s);
-  // Q(W·s)/s − W in place of Q(W·s).
-  void subtract_weights(NodeId linear, const float* s, Tensor& rounded);
-  Tensor& round_trip(NodeId linear, const float* s, const Tensor* clip);
-  double activation_error(const SplitData& split, const Tensor& rounded, const float* s);
+  size_t index_of(NodeId linear) const;
+  // static_scale(s) where the scheme is of static activations, else 0.
+  float fixed_scale(const float* s) const;
+  // Of what round() or take() has made of a linear.
+  double candidate_error(Split split, size_t linear, const float* s);
 
   const LayerTask& task_;
   const ScalingGroup& group_;
-  const LayerWeights& weights_;
+  const InputStats& stats_;
   int64_t k_;
-  std::vector<float> mean_abs_, max_abs_;
-  SplitData splits_[2];
-  std::optional<QuadraticEstimate> estimate_;  // of the search split's gram
-  std::map<NodeId, Tensor> rounded_;           // Q(W·s), then its error, of the last candidate
-  Tensor activation_delta_, product_;
+  std::vector<float> inverse_, mean_abs_, max_abs_;
+  std::unique_ptr<GroupErrors> errors_;
+  std::optional<double> energy_[2];
+  bool has_columns_ = false;
 };
-
-// W·s rounded to the scheme's weight format and back, [N, K]: row-parallel.
-void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, const QuantArgs& args,
-                         ThreadPool& pool, Tensor& out);
 
 }  // namespace whit
