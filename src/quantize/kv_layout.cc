@@ -49,11 +49,12 @@ double loss(const Tensor& exact, const float* got) {
 
 KvLayouts measure_kv_layouts(const ModelConfig& config, const Graph& graph,
                              const WeightProvider& original, const CalibrationData& data,
-                             cpu::Isa isa, ThreadPool& pool) {
+                             cpu::Isa isa, ThreadPool& pool, Accelerator* accelerator) {
   const CalibrationData part = held_out_part(data);
-  const int64_t tokens = part.samples * part.length, width = config.hidden_size;
+  const int64_t tokens = part.samples * part.length;
   const ProgramOptions options{.max_tokens = tokens, .isa = isa};
   const RopeTables rope = rope_tables(config, part.length);
+  Matmul matmul(pool, isa);
   Tensor hidden = embed(graph, original, part, isa, pool);
   const std::vector<int64_t> starts(part.samples, 0), lengths(part.samples, part.length);
   const int64_t page_tokens = round_up(part.length, kKvBlockTokens);
@@ -87,10 +88,9 @@ KvLayouts measure_kv_layouts(const ModelConfig& config, const Graph& graph,
       layouts.int8.push_back(losses(KvType::kInt8));
       layouts.int4.push_back(losses(KvType::kInt4));
     }
-    Program program(graph, range, original, options, pool);
-    KvCache cache(graph, range, DType::kF32, part.samples, page_tokens);
-    input.cache = &cache;
-    std::memcpy(hidden.data<float>(), program.run(input), tokens * width * 4);
+    make_layer_pass(graph, range, original, rope, {.max_rows = tokens, .length = part.length},
+                    matmul, isa, accelerator)
+        ->run(hidden.data<float>(), tokens, Split::kSearch, LayerPass::Advance::kYes);
     progress.update(index + 1);
   }
   return layouts;

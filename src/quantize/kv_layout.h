@@ -23,7 +23,7 @@ struct KvLayouts {
 
 KvLayouts measure_kv_layouts(const ModelConfig& config, const Graph& graph,
                              const WeightProvider& original, const CalibrationData& data,
-                             cpu::Isa isa, ThreadPool& pool);
+                             cpu::Isa isa, ThreadPool& pool, Accelerator* accelerator = nullptr);
 
 // {"int8": {"keys": ["token", …], "losses": [[token, channel], …]}, "int4": …}
 Json to_json(const KvLayouts& layouts);

@@ -192,7 +192,8 @@ std::vector<std::string> quantize_together(std::span<Job* const> jobs, const Mod
                     graph.layers());
   std::vector<Coverage>& coverage = jobs.front()->coverage;
   std::optional<LayerStream> stream;
-  if (data != nullptr) stream.emplace(source.config(), graph, weights, *data, options.isa, pool);
+  if (data != nullptr)
+    stream.emplace(source.config(), graph, weights, *data, options.isa, pool, options.accelerator);
   Matmul matmul(pool, options.isa);
   const std::vector<InputStats> none;
   // Several recipes keep nothing.
@@ -228,7 +229,8 @@ std::vector<std::string> quantize_together(std::span<Job* const> jobs, const Mod
                            .stats = needs_stats(*job) ? stats : none,
                            .scheme = job->recipe.scheme,
                            .fixed_alpha = job->recipe.alpha,
-                           .matmul = matmul};
+                           .matmul = matmul,
+                           .accelerator = options.accelerator};
       LayerWeights working = original.clone(pool);
       LayerDecision decision = job->algorithm.decide(task, working);
       std::vector<GroupProfile> profiles = profile_layer(task, groups, original, working, decision);
@@ -317,6 +319,14 @@ std::vector<QuantizeSummary> run_jobs(
 
 bool statistics_suffice(const std::string& mode) { return find_algorithm(mode).decide != nullptr; }
 
+void check_accelerated(const Recipe& recipe) {
+  if (find_algorithm(recipe.mode).decide == nullptr)
+    throw Error(ErrorKind::kUnsupported,
+                "--mode {} runs the model beside its quantized copy, which is done on the CPU "
+                "alone: use --backend cpu, or another mode",
+                recipe.mode);
+}
+
 void check_recipe(const Recipe& recipe, const Model& source) {
   const Algorithm& algorithm = find_algorithm(recipe.mode);
   const std::string refusal = algorithm.refuses(recipe.scheme);
@@ -379,6 +389,7 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
     const bool needs = algorithm.needs_calibration || recipe.scheme.static_activations();
     calibrate |= needs;
     together |= needs && algorithm.decide != nullptr;
+    if (options.accelerator != nullptr) check_accelerated(recipe);
     if (options.propagate && algorithm.decide == nullptr)
       throw Error(ErrorKind::kInvalidArgument,
                   "--mode {} calibrates on the quantized layers' outputs already: leave out "
@@ -439,8 +450,8 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
     }
   }
   if (data != nullptr) {
-    const Json layouts =
-        to_json(measure_kv_layouts(source.config(), graph, weights, *data, options.isa, pool));
+    const Json layouts = to_json(measure_kv_layouts(source.config(), graph, weights, *data,
+                                                    options.isa, pool, options.accelerator));
     for (const auto& job : jobs)
       if (job->algorithm.needs_calibration) job->manifest().kv_cache = layouts;
   }

@@ -31,6 +31,8 @@ struct Recipe {
 
 struct QuantizeOptions {
   cpu::Isa isa = cpu::Isa::kPortable;
+  // Of calibration and searches, where modes allow it: all but "auto". Null: the CPU.
+  Accelerator* accelerator = nullptr;
   // Later layers are calibrated on what the quantized layers before them put out; only with a
   // single recipe.
   bool propagate = false;
@@ -61,14 +63,19 @@ struct QuantizeSummary {
   Json rotation;                // of --rotate=auto: what was compared; null otherwise
   int64_t engine_bytes = 0;
   double bits_per_weight = 0;
-  int resumed_layers = 0;      // that an interrupted run had finished
-  Json quality;                // measured figures; null where none were
-  std::vector<Json> profiles;  // of its groups: quantize/profile.h
+  int resumed_layers = 0;         // that an interrupted run had finished
+  Json quality;                   // measured figures; null where none were
+  std::string device;             // that calibrated and searched; empty: the CPU
+  int64_t peak_device_bytes = 0;  // most of its memory that was in use
+  std::vector<Json> profiles;     // of its groups: quantize/profile.h
 };
 
 // Throws where the recipe cannot be applied to the model, or its output is taken by something that
 // is no engine: before minutes are spent on calibration data.
 void check_recipe(const Recipe& recipe, const Model& source);
+
+// Throws kUnsupported for a mode that runs on the CPU alone.
+void check_accelerated(const Recipe& recipe);
 
 // Whether a mode needs no more of calibration data than the statistics of `whit calibrate`: all but
 // "auto", which runs the data through the quantized model too.

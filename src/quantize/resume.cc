@@ -93,6 +93,7 @@ std::string run_name(const Recipe& recipe, const Model& source, const Json& cali
                         {"recipe", to_json(recipe)},
                         {"calibration", calibration},
                         {"isa", std::string(cpu::name(options.isa))},
+                        {"accelerated", options.accelerator != nullptr},
                         {"propagate", options.propagate},
                         {"statistics", options.statistics != nullptr}}
                        .dump(-1, ' ', false, Json::error_handler_t::replace))
