@@ -157,6 +157,11 @@ class Requests(BadInput):
         environment = self.environment | {"CUDA_VISIBLE_DEVICES": ""}
         self.refused(DAMAGED, ["--backend cpu"], "run", self.model, "--prompt", "x", "--backend", "cuda", env=environment)
         self.refused(DAMAGED, ["--backend cpu"], "bench", self.model, "--kernels", "--backend", "cuda", env=environment)
+        self.refused(DAMAGED, ["--backend cpu"], "calibrate", self.model, "--backend", "cuda", "--calib", self.text, "-o",
+                     self.folder / "s", env=environment)
+        for mode in ("awq", "auto"):
+            self.refused(DAMAGED, ["--backend cpu"], "quantize", self.model, "--backend", "cuda", "--mode", mode, "-o",
+                         self.folder / "e", env=environment)
 
     def test_models_that_cannot_be_compared(self):
         other = tiny_model(self.folder, "qwen2")

@@ -53,8 +53,10 @@ struct BuildConfig {
   int64_t max_model_len = 0;            // longest context; 0: the model's
   std::string kv_cache_dtype = "auto";  // keys and values: "auto" (the model's), "f32", "f16",
                                         // "int8" or "int4"
-  std::string isa;      // "portable", "avx2", "avx512", "amx"; empty: the best that the CPU has
-  std::string backend;  // where the model runs: "cpu" (or empty), or "cuda", an NVIDIA GPU
+  std::string isa;  // "portable", "avx2", "avx512", "amx"; empty: the best that the CPU has
+  // Where the model runs, and where it is calibrated and quantized (AUTO: on the CPU alone): "cpu"
+  // (or empty), or "cuda", an NVIDIA GPU.
+  std::string backend;
   int64_t max_batch_size = 32;  // answers generated together; others wait
   bool prefix_caching = true;   // what prompts begin with is kept for others, in pages of 32 tokens
 };

@@ -50,7 +50,7 @@ class BuildConfig:
     isa: str = ""
     """"portable", "avx2" or "avx512"; "": the best that the CPU has."""
     backend: str = "cpu"
-    """Where the model runs: "cpu", or "cuda" for an NVIDIA GPU."""
+    """Where the model runs, and where it is calibrated and quantized (but by AUTO): "cpu", or "cuda" for an NVIDIA GPU."""
     kv_cache_dtype: str = "auto"
     """Keys and values: "auto" (the model's), "f32", "f16", "int8" or "int4"."""
 

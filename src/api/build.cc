@@ -109,6 +109,12 @@ QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, T
   check_recipe(recipe, model);
   check_rotation(plan);
   QuantizeOptions options{.isa = isa, .propagate = plan.propagate, .notice = std::move(notice)};
+  std::unique_ptr<Accelerator> accelerator;
+  if (plan.backend == Backend::kCuda) {
+    check_accelerated(recipe);
+    accelerator = open_cuda_accelerator(pool);
+  }
+  options.accelerator = accelerator.get();
   if (plan.resumable) options.checkpoints = QuantizeOptions::Checkpoints::kPaced;
   std::optional<CalibrationData> data;
   std::optional<StatisticsFile> statistics;
@@ -143,6 +149,10 @@ QuantizeSummary build(const Model& model, const BuildPlan& plan, cpu::Isa isa, T
                                              data ? &*data : nullptr, options, pool)
                                   .at(0);
     summary.rotation = std::move(trial);
+    if (accelerator) {
+      summary.device = accelerator->description();
+      summary.peak_device_bytes = accelerator->peak_bytes();
+    }
     return summary;
   };
   if (!plan.quality.measure && !plan.quality.limits.any()) return quantize();

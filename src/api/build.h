@@ -5,6 +5,7 @@
 
 #include "api/calibration.h"
 #include "api/quality_gate.h"
+#include "engine/runner.h"
 #include "quantize/quantize.h"
 
 namespace whit {
@@ -16,6 +17,7 @@ struct BuildPlan {
   std::filesystem::path statistics;  // not empty: of whit calibrate, in place of `calibration`
   bool propagate = false;
   QualityRequest quality;
+  Backend backend = Backend::kCpu;  // of calibration and searches
   bool resumable = false;  // an interrupted build is gone on with by the next of the same plan
   // Whether the model is quantized in a rotated basis (quantize/rotate.h); kByLoss: where a trial
   // says so (quantize/rotation_trial.h).

@@ -25,6 +25,7 @@ BuildPlan plan_of(const fs::path& model_dir, QuantMode mode, const QuantPolicy& 
                       .samples = config.calib_samples,
                       .length = config.calib_length,
                       .seed = config.seed};
+  if (statistics_suffice(plan.recipe.mode)) plan.backend = parse_backend(config.backend);
   return plan;
 }
 

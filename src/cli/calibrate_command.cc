@@ -36,7 +36,10 @@ std::vector<std::string> calibrate_on_data(const CalibrateOptions& user, const M
   const Graph& graph = model.graph();
   const WeightProvider weights = model.weights();
   StatisticsWriter writer(path, graph, info_of(model, data));
-  LayerStream stream(model.config(), graph, weights, data, machine.isa, machine.pool);
+  std::unique_ptr<Accelerator> accelerator;
+  if (machine.backend == Backend::kCuda) accelerator = open_cuda_accelerator(machine.pool);
+  LayerStream stream(model.config(), graph, weights, data, machine.isa, machine.pool,
+                     accelerator.get());
   Progress progress("calibrating layer", graph.layers());
   for (int layer = 0; layer < graph.layers(); ++layer) {
     writer.write(stream.observe_sums(layer, weights, LayerStream::Advance::kYes));
@@ -126,6 +129,7 @@ Action add_calibrate(CLI::App& app) {
       ->excludes("--calib")
       ->expected(1, 1 << 16);
   user->machine.add_to(app);
+  user->machine.add_backend(app, "Where the layers run: cpu, or cuda for an NVIDIA GPU");
   add_json(app, user->json);
   app.footer(R"(
 'whit quantize MODEL --stats FILE' starts from such a file and gives the engine that calibrating on the same data gives, byte

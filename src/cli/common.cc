@@ -25,8 +25,8 @@ void MachineOptions::add_to(CLI::App& app) {
       ->capture_default_str();
 }
 
-void MachineOptions::add_backend(CLI::App& app) {
-  app.add_option("--backend", backend, "Where the model runs: cpu, or cuda for an NVIDIA GPU")
+void MachineOptions::add_backend(CLI::App& app, const std::string& help) {
+  app.add_option("--backend", backend, help)
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
 }
@@ -120,6 +120,10 @@ Json summary_json(const QuantizeSummary& summary) {
   if (!summary.mixed.empty()) json["mixed"] = summary.mixed;
   if (!summary.rotation.is_null()) json["rotation"] = summary.rotation;
   if (!summary.quality.is_null()) json["quality"] = summary.quality;
+  if (!summary.device.empty()) {
+    json["device"] = summary.device;
+    json["peak_device_memory_bytes"] = summary.peak_device_bytes;
+  }
   if (summary.resumed_layers > 0) json["resumed_layers"] = summary.resumed_layers;
   json["report"] = std::move(reports);
   return json;

@@ -18,7 +18,8 @@ struct MachineOptions {
   int threads = 0;
   std::string isa = "auto", backend = "cpu";
   void add_to(CLI::App& app);
-  void add_backend(CLI::App& app);
+  void add_backend(CLI::App& app, const std::string& help =
+                                      "Where the model runs: cpu, or cuda for an NVIDIA GPU");
 };
 
 // The thread pool, ISA and backend that the options ask for.

@@ -100,6 +100,9 @@ void add_options(CLI::App& app, QuantizeOptionsOfUser& user) {
   app.add_flag("--dry-run", user.dry_run,
                "Only say what it needs: peak memory, time, size, what does not divide");
   user.machine.add_to(app);
+  user.machine.add_backend(
+      app,
+      "Where calibration and searches run: cpu, or cuda for an NVIDIA GPU (every mode but auto)");
   add_json(app, user.json);
 }
 
@@ -152,6 +155,7 @@ BuildPlan plan_of(const QuantizeOptionsOfUser& user) {
   plan.calibration = user.calibration;
   plan.statistics = user.statistics;
   plan.quality = user.quality;
+  plan.backend = parse_backend(user.machine.backend);
   plan.resumable = true;
   plan.propagate = user.propagate;
   plan.rotate = user.rotate == "auto"   ? BuildPlan::Rotate::kByLoss
@@ -173,6 +177,12 @@ std::string error_line(const QuantizeSummary& summary) {
   return fmt::format(
       "output error {:.2f} x that of plain rounding; largest in {} ({:.2g} of its energy)\n",
       chosen / rtn, worst->name, worst->error);
+}
+
+std::string device_memory(const QuantizeSummary& summary) {
+  if (summary.device.empty()) return "";
+  return fmt::format(" and {} of the GPU's",
+                     format_bytes(static_cast<double>(summary.peak_device_bytes)));
 }
 
 std::string quality_line(const Json& quality) {
@@ -242,9 +252,10 @@ int report(const QuantizeSummary& summary, const QuantizeOptionsOfUser& user, do
   if (summary.resumed_layers > 0)
     fmt::print(stderr, "whit: went on behind the {} layers of an interrupted run\n",
                summary.resumed_layers);
-  fmt::print("{}\n{}, {:.2f} bits per weight; {} s, peak memory {}\n{}{}", summary.output.string(),
-             format_bytes(static_cast<double>(summary.engine_bytes)), summary.bits_per_weight,
-             fmt::format("{:.1f}", seconds), format_bytes(static_cast<double>(peak_memory_bytes())),
+  fmt::print("{}\n{}, {:.2f} bits per weight; {} s, peak memory {}{}\n{}{}",
+             summary.output.string(), format_bytes(static_cast<double>(summary.engine_bytes)),
+             summary.bits_per_weight, fmt::format("{:.1f}", seconds),
+             format_bytes(static_cast<double>(peak_memory_bytes())), device_memory(summary),
              error_line(summary), quality_line(summary.quality));
   if (!summary.mixed.empty()) print_front(summary.mixed);
   return 0;
@@ -252,6 +263,8 @@ int report(const QuantizeSummary& summary, const QuantizeOptionsOfUser& user, do
 
 int dry_run(const QuantizeOptionsOfUser& user, const Model& model, const BuildPlan& plan,
             Machine& machine) {
+  if (plan.backend == Backend::kCuda)
+    throw Error(ErrorKind::kUnsupported, "--dry-run predicts runs of --backend cpu alone");
   const Preflight result = preflight(model, plan, machine.isa, machine.pool);
   if (user.json) {
     print_json(to_json(result));
