@@ -1,7 +1,7 @@
 // Decode and prefill attention of the CUDA backend at Llama-3-8B's heads (32 query, 8 key/value, of
 // 128), paged, from device memory.
 //
-//   bench_cuda_attention [BANDWIDTH in GB/s, default 3090]
+//   bench_cuda_attention [BANDWIDTH in GB/s, default 3090] [decode | prefill]
 //
 // Each time is a replay of one graph of several launches over caches that together exceed the L2
 // several times, divided by their number: median of 25. %BW: keys and values read once, over that
@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cmath>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "base/error.h"
@@ -64,21 +65,26 @@ struct Bench {
     return times[3 + 25 / 2] / static_cast<double>(launches);
   }
 
-  void measure(bool int8, int64_t batch, int64_t context, int64_t tokens) {
+  void measure(KvStorage storage, int64_t batch, int64_t context, int64_t tokens) {
+    const bool coded = storage != KvStorage::kBf16;
+    const char* name = storage == KvStorage::kBf16   ? "bf16"
+                       : storage == KvStorage::kInt8 ? "int8"
+                                                     : "fp8";
     const int64_t blocks = context / kPage, pages = batch * blocks;
     const int64_t cache_values = pages * kPage * kKvHeads * kDim;
-    const int64_t cache_bytes = 2 * cache_values * (int8 ? 1 : 2);
+    const int64_t cache_bytes = 2 * cache_values * (coded ? 1 : 2);
     const int64_t copies = std::clamp<int64_t>(kRing / cache_bytes + 1, 2, 40);
     const int64_t launches = tokens > 1 ? copies : std::max<int64_t>(copies, 24);
     std::vector<DeviceBuffer> memory;
     std::vector<DeviceKv> caches;
     for (int64_t i = 0; i < copies; ++i) {
-      DeviceKv cache{.page_tokens = kPage, .kv_heads = kKvHeads, .head_dim = kDim};
+      DeviceKv cache{
+          .storage = storage, .page_tokens = kPage, .kv_heads = kKvHeads, .head_dim = kDim};
       for (void** where : {&cache.k, &cache.v}) {
-        memory.push_back(random(cache_values * (int8 ? 1 : 2)));
+        memory.push_back(random(cache_values * (coded ? 1 : 2)));
         *where = memory.back().as<void>();
       }
-      if (int8)
+      if (coded)
         for (float** where : {&cache.k_scales, &cache.v_scales}) {
           memory.push_back(copy(std::vector<float>(pages * kPage * kKvHeads, 0.01f)));
           *where = memory.back().as<float>();
@@ -100,6 +106,13 @@ struct Bench {
     DeviceBuffer q = random(batch * tokens * kHeads * kDim * 2), out = random(q.bytes());
     DeviceBuffer query_start = copy(starts), context_len = copy(lengths), block_table = copy(table);
     DeviceBuffer tile_list = copy(tiles);
+    std::vector<int32_t> firsts;
+    const int64_t own_chunks = (context + kChunk - 1) / kChunk;
+    for (int64_t b = 0; b < batch; ++b) firsts.push_back(static_cast<int32_t>(b * own_chunks));
+    DeviceBuffer widened_first = copy(firsts);
+    DeviceBuffer widened(
+        device, attention_widened_bytes(decode || !coded ? 1 : batch * own_chunks, kKvHeads, kDim),
+        "the benchmark");
     DeviceBuffer partials(
         device, attention_partial_bytes(batch, kKvHeads, std::max<int64_t>(chunks, 1), kDim), "");
     DeviceBuffer counters = copy(std::vector<int32_t>(batch * kKvHeads));
@@ -123,7 +136,11 @@ struct Bench {
                                .partials = partials.as<float>(),
                                .counters = counters.as<int32_t>(),
                                .tiles = tile_list.as<int32_t>(),
-                               .tile_count = static_cast<int64_t>(tiles.size()) / 2},
+                               .tile_count = static_cast<int64_t>(tiles.size()) / 2,
+                               .widened = decode || !coded ? nullptr : widened.as<void>(),
+                               .widened_first = widened_first.as<int32_t>(),
+                               .widened_chunks = batch * own_chunks,
+                               .widened_most = own_chunks},
                               device.stream());
     };
     enqueue();
@@ -131,11 +148,10 @@ struct Bench {
     const auto graph = device.record(enqueue);
     const double us = median_us(*graph, launches);
     if (decode)
-      fmt::print("| decode {} | {} | {} | {:.1f} | {:.0f} %BW |\n", int8 ? "int8" : "bf16", batch,
-                 context, us, 100 * static_cast<double>(cache_bytes) / (bandwidth * 1e3) / us);
+      fmt::print("| decode {} | {} | {} | {:.1f} | {:.0f} %BW |\n", name, batch, context, us,
+                 100 * static_cast<double>(cache_bytes) / (bandwidth * 1e3) / us);
     else
-      fmt::print("| prefill {} | {} | {} | {:.1f} | {:.0f} TFLOP/s |\n", int8 ? "int8" : "bf16",
-                 batch, context, us,
+      fmt::print("| prefill {} | {} | {} | {:.1f} | {:.0f} TFLOP/s |\n", name, batch, context, us,
                  static_cast<double>(batch * kHeads * 4 * kDim) *
                      (static_cast<double>(context) * static_cast<double>(tokens) -
                       static_cast<double>(tokens) * static_cast<double>(tokens - 1) / 2) /
@@ -144,14 +160,17 @@ struct Bench {
   }
 };
 
-int run(double bandwidth) {
+int run(double bandwidth, std::string_view only) {
   const auto device = open_device();
   Bench bench{*device, bandwidth};
   fmt::print("| attention | batch | context | us | |\n|---|--:|--:|--:|--:|\n");
-  for (const bool int8 : {false, true}) {
-    for (const int64_t batch : {1, 16, 64}) bench.measure(int8, batch, 4096, 1);
-    bench.measure(int8, 1, 32768, 1);
-    bench.measure(int8, 1, 4096, 4096);
+  for (const KvStorage storage : {KvStorage::kBf16, KvStorage::kInt8, KvStorage::kFp8}) {
+    if (only != "prefill") {
+      for (const int64_t batch : {1, 16, 64}) bench.measure(storage, batch, 4096, 1);
+      for (const int64_t context : {1024, 32768}) bench.measure(storage, 1, context, 1);
+    }
+    if (only != "decode")
+      for (const int64_t tokens : {1024, 4096, 16384}) bench.measure(storage, 1, tokens, tokens);
   }
   return 0;
 }
@@ -161,7 +180,7 @@ int run(double bandwidth) {
 
 int main(int argc, char** argv) {
   try {
-    return whit::cuda::run(argc > 1 ? std::stod(argv[1]) : 3090);
+    return whit::cuda::run(argc > 1 ? std::stod(argv[1]) : 3090, argc > 2 ? argv[2] : "");
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_cuda_attention: {}\n", error.what());
     return 1;

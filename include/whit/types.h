@@ -52,7 +52,7 @@ struct BuildConfig {
   int threads = 0;                      // 0: one for each CPU that the process may use
   int64_t max_model_len = 0;            // longest context; 0: the model's
   std::string kv_cache_dtype = "auto";  // keys and values: "auto" (the model's), "f32", "f16",
-                                        // "int8" or "int4"
+                                        // "int8", "int4" or, on a GPU, "fp8"
   std::string isa;  // "portable", "avx2", "avx512", "amx"; empty: the best that the CPU has
   // Where the model runs, and where it is calibrated and quantized (AUTO: on the CPU alone): "cpu"
   // (or empty), or "cuda", an NVIDIA GPU.

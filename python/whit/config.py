@@ -9,7 +9,7 @@ from typing import Any
 from . import _checks, _native
 
 
-_KV_CACHE_DTYPES = ("auto", "f32", "f16", "int8", "int4")
+_KV_CACHE_DTYPES = ("auto", "f32", "f16", "int8", "int4", "fp8")
 
 
 def _kv_cache_dtype(name: str, value: Any) -> None:

@@ -50,8 +50,10 @@ void add_json(CLI::App& app, bool& json) {
 }
 
 void add_kv_cache_dtype(CLI::App& app, std::string& dtype) {
-  app.add_option("--kv-cache-dtype", dtype,
-                 "Keys and values in f32, f16, or by codes of 8 or 4 bits; auto: the model's")
+  app.add_option(
+         "--kv-cache-dtype", dtype,
+         "Keys and values in f32, f16, or by codes of 8 or 4 bits, fp8 on a GPU alone; auto: the "
+         "model's")
       ->check(CLI::IsMember(std::vector<std::string>(kKvCacheDtypes.begin(), kKvCacheDtypes.end())))
       ->capture_default_str();
 }

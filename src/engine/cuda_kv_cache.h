@@ -9,12 +9,12 @@ namespace whit {
 
 class CudaKvCache : public DeviceKvCache {
  public:
-  // INT8 for DType::kI8, bfloat16 for any other.
-  CudaKvCache(cuda::Device& device, const Graph& graph, NodeRange range, DType dtype, int64_t pages,
-              int64_t page_tokens);
+  CudaKvCache(cuda::Device& device, const Graph& graph, NodeRange range, cuda::KvStorage storage,
+              int64_t pages, int64_t page_tokens);
   int64_t bytes() const override;
   cuda::DeviceKv layer(int layer) const;
   int64_t page_tokens() const { return page_tokens_; }
+  bool coded() const { return storage_ != cuda::KvStorage::kBf16; }
   // Distinct for every cache that was ever made.
   uint64_t id() const { return id_; }
 
@@ -23,6 +23,7 @@ class CudaKvCache : public DeviceKvCache {
     cuda::DeviceBuffer k, v, k_scales, v_scales;
     int64_t kv_heads = 0, head_dim = 0;
   };
+  cuda::KvStorage storage_;
   int64_t page_tokens_;
   uint64_t id_;
   int first_layer_ = 0;

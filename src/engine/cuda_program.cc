@@ -418,6 +418,10 @@ void CudaProgram::lower_attention(const Node& node) {
     args.counters = input.counters;
     args.tiles = input.tiles;
     args.tile_count = input.tile_count;
+    args.widened = input.widened;
+    args.widened_first = input.widened_first;
+    args.widened_chunks = input.widened_chunks;
+    args.widened_most = input.widened_most;
     cuda::small_ops().attention(args, device_.stream());
   });
 }

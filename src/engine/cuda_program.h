@@ -40,6 +40,9 @@ class CudaProgram {
     float* partials = nullptr;
     int32_t* counters = nullptr;
     const int32_t* tiles = nullptr;
+    void* widened = nullptr;
+    const int32_t* widened_first = nullptr;
+    int64_t widened_chunks = 0, widened_most = 0;
     int64_t tile_count = 0;
     float* logits = nullptr;  // f32 [T, V], where the range ends with lm_head
   };

@@ -66,9 +66,10 @@ struct StepArrays {
     context_len = layout.add(shape.b);
     block_table = layout.add(shape.b * shape.max_blocks);
     tiles = layout.add(2 * shape.tile_count);
+    widened_first = layout.add(shape.b);
     bytes = layout.bytes();
   }
-  int64_t ids, positions, slots, query_start, context_len, block_table, tiles, bytes;
+  int64_t ids, positions, slots, query_start, context_len, block_table, tiles, widened_first, bytes;
 };
 
 // What rows are drawn by, on its way to the device, and the tokens on their way back.
@@ -231,11 +232,14 @@ class CudaRunner : public ModelRunner {
     const KvType type = options.format.type;
     if (type == KvType::kInt4)
       throw Error(ErrorKind::kUnsupported,
-                  "keys and values in int4 run on the CPU; on a GPU choose auto, f16 or int8");
+                  "keys and values in int4 run on the CPU; on a GPU choose auto, f16, int8 or fp8");
     // Keys and values of a token share a scale for each head, whatever layout the CPU would choose.
-    const DType stored = type == KvType::kInt8 ? DType::kI8 : DType::kBF16;
-    return KvCache(stored, options.page_tokens,
-                   std::make_shared<CudaKvCache>(*device_, graph_, graph_.body(), stored,
+    const KvType kept = type == KvType::kF32 ? KvType::kF16 : type;
+    const cuda::KvStorage storage = kept == KvType::kInt8  ? cuda::KvStorage::kInt8
+                                    : kept == KvType::kFp8 ? cuda::KvStorage::kFp8
+                                                           : cuda::KvStorage::kBf16;
+    return KvCache(kept, options.page_tokens,
+                   std::make_shared<CudaKvCache>(*device_, graph_, graph_.body(), storage,
                                                  options.pages, options.page_tokens));
   }
 
@@ -294,6 +298,8 @@ class CudaRunner : public ModelRunner {
     int64_t longest = 1, chunks = 0;
     std::vector<int32_t>& tiles = tile_list_;
     tiles.clear();
+    widened_first_.assign(batch.b, -1);
+    widened_chunks_ = widened_most_ = 0;
     recordable_ = batch.t == batch.b && batch.t > 0;
     for (int64_t b = 0; b < batch.b; ++b) {
       const int64_t tokens = batch.query_start[b + 1] - batch.query_start[b];
@@ -304,6 +310,10 @@ class CudaRunner : public ModelRunner {
       if (rows <= cuda::kDecodeRows) {
         chunks = std::max(chunks, ceil_div(context, cuda::kChunk));
       } else {
+        const int64_t own = ceil_div(context, cuda::kChunk);
+        widened_first_[b] = static_cast<int32_t>(widened_chunks_);
+        widened_chunks_ += own;
+        widened_most_ = std::max(widened_most_, own);
         for (int64_t row = 0; row < rows; row += cuda::kPrefillRows) {
           tiles.push_back(static_cast<int32_t>(b));
           tiles.push_back(static_cast<int32_t>(row));
@@ -322,6 +332,7 @@ class CudaRunner : public ModelRunner {
       shape_.max_blocks = ceil_div(chunks_ * cuda::kChunk, page_tokens);
     }
     reserve_partials();
+    reserve_widened();
 
     const StepArrays arrays(shape_);
     if (metadata_.bytes() < arrays.bytes) {
@@ -345,6 +356,24 @@ class CudaRunner : public ModelRunner {
                   std::min(batch.max_blocks, shape_.max_blocks),
                   host + arrays.block_table + b * shape_.max_blocks);
     std::copy(tiles.begin(), tiles.end(), host + arrays.tiles);
+    std::copy(widened_first_.begin(), widened_first_.end(), host + arrays.widened_first);
+    std::fill(host + arrays.widened_first + batch.b, host + arrays.widened_first + shape_.b, -1);
+  }
+
+  // Room for the step's prompts as bf16, where the cache is of 8 bits and they take no more than
+  // kMostWidened.
+  void reserve_widened() {
+    if (!cache_->coded() || !device_->hopper()) widened_chunks_ = 0;
+    const int64_t bytes = cuda::attention_widened_bytes(widened_chunks_, kv_heads_, head_dim_);
+    if (bytes > kMostWidened) widened_chunks_ = 0;
+    if (widened_chunks_ == 0 || widened_.bytes() >= bytes) return;
+    settle();
+    widened_ = DeviceBuffer();
+    try {
+      widened_ = DeviceBuffer(*device_, bytes, "attention");
+    } catch (const Error&) {
+      widened_chunks_ = 0;  // no memory is left for it
+    }
   }
 
   void reserve_partials() {
@@ -392,6 +421,10 @@ class CudaRunner : public ModelRunner {
     input.counters = counters_.as<int32_t>();
     input.tiles = data + arrays.tiles;
     input.tile_count = shape_.tile_count;
+    if (widened_chunks_ > 0) input.widened = widened_.as<void>();
+    input.widened_first = data + arrays.widened_first;
+    input.widened_chunks = widened_chunks_;
+    input.widened_most = widened_most_;
     body_.run(input);
   }
 
@@ -483,6 +516,8 @@ class CudaRunner : public ModelRunner {
   }
 
   static constexpr size_t kMaxGraphs = 256;
+  // 258 000 tokens of eight heads of 128 values, an eightieth of an H100's memory.
+  static constexpr int64_t kMostWidened = int64_t{1} << 30;
 
   const Graph& graph_;
   const int64_t vocab_, width_;
@@ -492,7 +527,7 @@ class CudaRunner : public ModelRunner {
   RopeTables rope_;  // while lowering
   CudaRows rows_;
   CudaProgram body_, head_;
-  DeviceBuffer logits_, keys_, logit_rows_, counters_, partials_, metadata_;
+  DeviceBuffer logits_, keys_, logit_rows_, counters_, partials_, widened_, metadata_;
   CudaSampling sampling_;
   HostBuffer host_keys_, host_logit_rows_, host_logits_, host_hidden_, host_metadata_;
   int64_t kv_heads_ = 1, group_ = 1, head_dim_ = 1, window_ = 0;
@@ -504,7 +539,8 @@ class CudaRunner : public ModelRunner {
   StepShape shape_;
   int64_t chunks_ = 0, t_ = 0;
   bool recordable_ = false, pending_ = false, busy_ = false;
-  std::vector<int32_t> tile_list_;
+  std::vector<int32_t> tile_list_, widened_first_;
+  int64_t widened_chunks_ = 0, widened_most_ = 0;
   std::map<GraphKey, std::unique_ptr<cuda::Graph>> graphs_;
 };
 

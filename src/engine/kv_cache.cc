@@ -35,6 +35,11 @@ int64_t kv_page_multiple(KvType type) { return is_integer(type) ? kKvBlockTokens
 
 KvCache::KvCache(const Graph& graph, NodeRange range, const KvCacheOptions& options)
     : format_(options.format), page_tokens_(options.page_tokens) {
+  if (format_.type == KvType::kFp8)
+    throw Error(
+        ErrorKind::kUnsupported,
+        "keys and values in fp8 need --backend cuda; on a CPU choose auto, f32, f16, int8 or "
+        "int4");
   if (page_tokens_ % kv_page_multiple(format_.type) != 0)
     throw Error(ErrorKind::kInvalidArgument,
                 "{} tokens a page; {} keys and values need a multiple of {}", page_tokens_,

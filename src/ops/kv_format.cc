@@ -14,6 +14,8 @@ std::string_view name(KvType type) {
       return "int8";
     case KvType::kInt4:
       return "int4";
+    case KvType::kFp8:
+      return "fp8";
   }
   return "";
 }
@@ -23,11 +25,12 @@ std::string_view name(KeyLayout layout) {
 }
 
 KvType parse_kv_type(std::string_view text) {
-  for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kInt8, KvType::kInt4})
+  for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kInt8, KvType::kInt4, KvType::kFp8})
     if (name(type) == text) return type;
-  throw Error(ErrorKind::kInvalidArgument,
-              "\"{}\" is no type of keys and values; the possible ones are f32, f16, int8 and int4",
-              text);
+  throw Error(
+      ErrorKind::kInvalidArgument,
+      "\"{}\" is no type of keys and values; the possible ones are f32, f16, int8, int4 and fp8",
+      text);
 }
 
 KeyLayout parse_key_layout(std::string_view text) {

@@ -30,7 +30,7 @@
 
 namespace whit {
 
-enum class KvType : uint8_t { kF32, kF16, kInt8, kInt4 };
+enum class KvType : uint8_t { kF32, kF16, kInt8, kInt4, kFp8 };
 enum class KeyLayout : uint8_t { kToken, kChannel };
 
 namespace {

@@ -1,12 +1,20 @@
-// Attention of 16 query rows over a block of 64 keys, with tensor cores (mma m16n8k16, bf16, f32
-// sums): the pieces that decode and prefill put together differently and to the same bits.
+// What the attention kernels share: their sums, and pieces of them with mma m16n8k16 (bf16, f32
+// sums) on 16 query rows.
 //
-//   s = (q · k) · scale · log2 e      sums over Dh in steps of 16, ascending
-//   m' = max(m, max s);  p = 2^(s − m');  acc = acc · 2^(m − m') + bf16(p) · v;  l likewise with v
-//   = 1
-// Keys and values lie in shared memory as rows of kPitch bytes, an odd number of 16-byte units, so
-// that eight rows of one column lie in different banks. INT8 ones are widened to bf16 (exactly) on
-// their way to the tensor cores; a key's scale multiplies s, a value's scale multiplies p.
+// Of a chunk of 128 keys, with f = scale · log2 e:
+//   s = q · k        over Dh, 16 at a time in ascending order
+//   m = f · max s;   p = 2^(s · f − m), the difference rounded once
+//   o = Σ bf16(p) · v                  over keys, 16 at a time in ascending order
+//   l = Σ p          of keys ≡ 2c, 2c + 1 (mod 8), each 16 keys' four summed in pairs, then the
+//                    sixteens in ascending order; then (c = 0 + 1) + (2 + 3)
+// and chunks are merged in ascending order: M = max(M, m); O = O · 2^(M − M') + o · 2^(m − M').
+// Every kernel makes these sums; that what an mma adds to its sum depends neither on the order of
+// its 16 products nor on the instruction (mma, wgmma) is not documented: a test compares the bits.
+//
+// Codes of 8 bits are widened to bf16 (exactly) on their way to the tensor cores; a key's
+// scale multiplies s, a value's scale multiplies p (not in l). In shared memory rows lie kPitch
+// bytes apart, an odd number of 16-byte units, so that eight rows of one column lie in different
+// banks.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,7 +24,6 @@
 
 namespace whit::cuda {
 
-constexpr int kBlockKeys = 64;
 constexpr float kLowest = -1e30f;  // a maximum of nothing; finite, so that no difference is NaN
 constexpr float kLog2E = 1.4426950408889634f;
 
@@ -29,10 +36,6 @@ __device__ __forceinline__ float exp2_fast(float x) {
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
 // Copies 16 bytes, or zeros where `valid` is false.
@@ -60,23 +63,67 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                : "memory");
 }
 
-// Two int8 in bytes 0 and 2 of x (the others zero) as bf16: 128 + the low seven bits, less 128 or,
-// for a negative number, 256: both exact.
+// (x & mask) | bits in one instruction: ptxas makes two of it where both are constants.
+__device__ __forceinline__ uint32_t masked_or(uint32_t x, uint32_t mask, uint32_t bits) {
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+  return y;
+}
+
+// Two codes in bytes 0 and 2 of x, whatever is in the others, as bf16: exact.
+template <KvStorage storage>
 __device__ __forceinline__ uint32_t widen(uint32_t x) {
-  const uint32_t low = (x & 0x007f007fu) | 0x43004300u, sign = (x & 0x00800080u) | 0x43004300u;
-  const __nv_bfloat162 y = __hsub2(reinterpret_cast<const __nv_bfloat162&>(low),
-                                   reinterpret_cast<const __nv_bfloat162&>(sign));
+  static_assert(storage != KvStorage::kBf16);
+  uint32_t a, b;
+  __nv_bfloat162 y;
+  if constexpr (storage == KvStorage::kInt8) {
+    // 128 + the low seven bits, less 128 or, for a negative number, 256.
+    a = masked_or(x, 0x007f007fu, 0x43004300u), b = masked_or(x, 0x00800080u, 0x43004300u);
+    y = __hsub2(reinterpret_cast<const __nv_bfloat162&>(a),
+                reinterpret_cast<const __nv_bfloat162&>(b));
+  } else {
+    // e4m3's exponent, of bias 7, in the place of bf16's, of bias 127: 2¹²⁰ too small.
+    a = masked_or(x << 4, 0x07f007f0u, x << 8 & 0x80008000u), b = 0x7b807b80u;
+    y = __hmul2(reinterpret_cast<const __nv_bfloat162&>(a),
+                reinterpret_cast<const __nv_bfloat162&>(b));
+  }
   return reinterpret_cast<const uint32_t&>(y);
 }
 
-template <int D, bool kInt8>
+// The same of bytes 1 and 3.
+template <KvStorage storage>
+__device__ __forceinline__ uint32_t widen_odd(uint32_t x) {
+  if constexpr (storage == KvStorage::kInt8) return widen<storage>(x >> 8);
+  const uint32_t a = masked_or(x >> 4, 0x07f007f0u, x & 0x80008000u), b = 0x7b807b80u;
+  const __nv_bfloat162 y = __hmul2(reinterpret_cast<const __nv_bfloat162&>(a),
+                                   reinterpret_cast<const __nv_bfloat162&>(b));
+  return reinterpret_cast<const uint32_t&>(y);
+}
+
+// 2^(s · factor − m)
+__device__ __forceinline__ float probability(float s, float factor, float m) {
+  return exp2_fast(fmaf(s, factor, -m));
+}
+
+// Over the four lanes that have a row's columns.
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+template <int D, KvStorage storage>
 struct Tile {
-  static constexpr int kPitch = (kInt8 ? D : 2 * D) + 16;
-  static constexpr int kUnits = (kInt8 ? D : 2 * D) / 16;  // of 16 bytes a row
+  static constexpr bool kCoded = storage != KvStorage::kBf16;
+  static constexpr int kPitch = (kCoded ? D : 2 * D) + 16;
+  static constexpr int kUnits = (kCoded ? D : 2 * D) / 16;  // of 16 bytes a row
   static constexpr int kSteps = D / 16;
 
   // A fragments of 16 rows: `row(r)` points to the D (of them `dim` stored) bf16 of row r, or is
-  // null for a row of zeros. INT8 tiles want the dimensions of a step in the order in which one
+  // null for a row of zeros. Tiles of codes want the dimensions of a step in the order in which one
   // 32-bit load of a key gives them.
   template <typename Row>
   static __device__ __forceinline__ void load_queries(uint32_t (&q)[kSteps][4], int dim, Row row) {
@@ -86,7 +133,7 @@ struct Tile {
     for (int step = 0; step < kSteps; ++step)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int d = step * 16 + (kInt8 ? lane % 4 * 4 + i / 2 * 2 : lane % 4 * 2 + i / 2 * 8);
+        const int d = step * 16 + (kCoded ? lane % 4 * 4 + i / 2 * 2 : lane % 4 * 2 + i / 2 * 8);
         const __nv_bfloat16* base = rows[i % 2];
         q[step][i] = base != nullptr && d < dim ? *reinterpret_cast<const uint32_t*>(base + d) : 0;
       }
@@ -112,13 +159,13 @@ struct Tile {
     for (int step = 0; step < kSteps; ++step)
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
-        if constexpr (kInt8) {
+        if constexpr (kCoded) {
 #pragma unroll
           for (int tile = 0; tile < 2; ++tile) {
             const uint32_t word = *reinterpret_cast<const uint32_t*>(
                 word_at + (16 * pair + 8 * tile) * kPitch + step * 16);
-            mma_bf16(s[2 * pair + tile], q[step], widen(__byte_perm(word, 0, 0x4140)),
-                     widen(__byte_perm(word, 0, 0x4342)));
+            mma_bf16(s[2 * pair + tile], q[step], widen<storage>(__byte_perm(word, 0, 0x4140)),
+                     widen<storage>(__byte_perm(word, 0, 0x4342)));
           }
         } else {
           uint32_t b[4];
@@ -135,7 +182,7 @@ struct Tile {
                                                     const unsigned char* values, int step,
                                                     int pair) {
     const int lane = threadIdx.x % 32;
-    if constexpr (kInt8) {
+    if constexpr (kCoded) {
       // Output tile 4·g + j has the dimensions 32·g + 4·column + j, so that one word of a value
       // serves four tiles.
       const unsigned char* first =
@@ -145,15 +192,15 @@ struct Tile {
       for (int i = 0; i < 4; ++i)
         words[i] = *reinterpret_cast<const uint32_t*>(first + (i / 2 * 8 + i % 2) * kPitch);
       if (pair % 2 == 0) {
-        mma_bf16(acc0, p, widen(__byte_perm(words[0], words[1], 0x0400) & 0x00ff00ffu),
-                 widen(__byte_perm(words[2], words[3], 0x0400) & 0x00ff00ffu));
-        mma_bf16(acc1, p, widen(__byte_perm(words[0], words[1], 0x0501) & 0x00ff00ffu),
-                 widen(__byte_perm(words[2], words[3], 0x0501) & 0x00ff00ffu));
+        mma_bf16(acc0, p, widen<storage>(__byte_perm(words[0], words[1], 0x0400)),
+                 widen<storage>(__byte_perm(words[2], words[3], 0x0400)));
+        mma_bf16(acc1, p, widen<storage>(__byte_perm(words[0], words[1], 0x0501)),
+                 widen<storage>(__byte_perm(words[2], words[3], 0x0501)));
       } else {
-        mma_bf16(acc0, p, widen(__byte_perm(words[0], words[1], 0x0602) & 0x00ff00ffu),
-                 widen(__byte_perm(words[2], words[3], 0x0602) & 0x00ff00ffu));
-        mma_bf16(acc1, p, widen(__byte_perm(words[0], words[1], 0x0703) & 0x00ff00ffu),
-                 widen(__byte_perm(words[2], words[3], 0x0703) & 0x00ff00ffu));
+        mma_bf16(acc0, p, widen<storage>(__byte_perm(words[0], words[1], 0x0602)),
+                 widen<storage>(__byte_perm(words[2], words[3], 0x0602)));
+        mma_bf16(acc1, p, widen<storage>(__byte_perm(words[0], words[1], 0x0703)),
+                 widen<storage>(__byte_perm(words[2], words[3], 0x0703)));
       }
     } else {
       uint32_t b[4];
@@ -167,7 +214,7 @@ struct Tile {
   // The dimension of accumulator i (0…3, of which i % 2 counts) of an output tile.
   static __device__ __forceinline__ int dimension(int tile, int i) {
     const int column = threadIdx.x % 4 * 2 + i % 2;
-    return kInt8 ? tile / 4 * 32 + column * 4 + tile % 4 : tile * 8 + column;
+    return kCoded ? tile / 4 * 32 + column * 4 + tile % 4 : tile * 8 + column;
   }
 };
 

@@ -3,7 +3,7 @@
 //
 // Every byte of a chunk is requested at once (64 KB of bf16 at Dh = 128; three blocks on an SM keep
 // 192 KB in flight, far above the 40–56 KB that saturate Hopper's memory); arithmetic is idle.
-// Warps share the keys for q·k and the output dimensions for p·v: sums are those of prefill. The
+// Warps share the keys for q·k and the output dimensions for p·v. The
 // block that finishes last for a sequence and head merges its chunks, in ascending order.
 //
 // Bound: the bytes of keys and values; at batch 1 about 4 µs of latency (page table, keys, merge).
@@ -22,16 +22,18 @@ constexpr int kRows = static_cast<int>(kDecodeRows);
 constexpr int kKeys = static_cast<int>(kChunk);
 constexpr int kProbabilityPitch = 2 * kKeys + 16;
 
-template <int D, bool kInt8>
+template <int D, KvStorage storage>
 struct Shared {
+  static constexpr bool kCoded = storage != KvStorage::kBf16;
   // The probabilities of the chunk take the keys' place once the scores are there.
-  static constexpr int kKeyBytes = kKeys * Tile<D, kInt8>::kPitch;
-  static constexpr int kProbabilityBytes = (kInt8 ? 2 : 1) * kRows * kProbabilityPitch;
+  static constexpr int kKeyBytes = kKeys * Tile<D, storage>::kPitch;
+  static constexpr int kProbabilityBytes = kRows * kProbabilityPitch;
   alignas(16) unsigned char keys[kKeyBytes > kProbabilityBytes ? kKeyBytes : kProbabilityBytes];
-  alignas(16) unsigned char values[kKeys * Tile<D, kInt8>::kPitch];
+  alignas(16) unsigned char values[kKeys * Tile<D, storage>::kPitch];
   int64_t rows[kKeys];
-  float key_scales[kInt8 ? kKeys : 1], value_scales[kInt8 ? kKeys : 1];
-  float maxima[2][kWarps][kRows];  // of each block of 64 keys
+  float key_scales[kCoded ? kKeys : 1], value_scales[kCoded ? kKeys : 1];
+  float maxima[kWarps][kRows];
+  float lengths[kKeys / 16][kRows][4];  // of 16 keys, by a quad's column
   int last;
 };
 
@@ -114,11 +116,12 @@ __device__ void merge_chunks(const AttentionArgs& args, int sequence, int kv_hea
   }
 }
 
-template <int D, bool kInt8>
+template <int D, KvStorage storage>
 __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
-  using T = Tile<D, kInt8>;
+  using T = Tile<D, storage>;
+  constexpr bool kCoded = T::kCoded;
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared<D, kInt8>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<D, storage>*>(memory);
   let_next_kernel_launch();
   wait_for_previous_kernel();
   const int sequence = blockIdx.z, kv_head = blockIdx.y;
@@ -141,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
     const int key = first_key + static_cast<int>(threadIdx.x);
     const int64_t row = key < context ? cache_row(args, pages, kv_head, key) : -1;
     shared.rows[threadIdx.x] = row;
-    if constexpr (kInt8) {
+    if constexpr (kCoded) {
       shared.key_scales[threadIdx.x] = row < 0 ? 0 : args.cache.k_scales[row];
       shared.value_scales[threadIdx.x] = row < 0 ? 0 : args.cache.v_scales[row];
     }
@@ -149,10 +152,10 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
   __syncthreads();
   const auto copy = [&](unsigned char* to, const void* from) {
     constexpr int kRowStep = kThreads / T::kUnits;
-    constexpr int kUnitValues = kInt8 ? 16 : 8;
+    constexpr int kUnitValues = kCoded ? 16 : 8;
     const int unit = threadIdx.x % T::kUnits;
     const bool stored = unit * kUnitValues < dim;
-    const int64_t pitch = int64_t{dim} * (kInt8 ? 1 : 2);
+    const int64_t pitch = int64_t{dim} * (kCoded ? 1 : 2);
 #pragma unroll 8
     for (int r = threadIdx.x / T::kUnits; r < kKeys; r += kRowStep) {
       const int64_t row = shared.rows[r];
@@ -175,97 +178,80 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
   wait_for_copies<1>();
   __syncthreads();
 
-  // Warp w: keys 16·w … 16·w + 15 of either block of 64.
-  float s[2][2][4];
+  // Warp w: keys 32·w … 32·w + 31.
+  float s[4][4];
   const int row0 = lane / 4;
   const float factor = args.scale * kLog2E;
+  T::template scores<2>(s, q, shared.keys + 32 * warp * T::kPitch, 0);
+  float largest[2] = {kLowest, kLowest};
 #pragma unroll
-  for (int block = 0; block < 2; ++block) {
-    T::template scores<1>(s[block], q, shared.keys + block * kBlockKeys * T::kPitch, warp);
-    float largest[2] = {kLowest, kLowest};
+  for (int tile = 0; tile < 4; ++tile)
 #pragma unroll
-    for (int tile = 0; tile < 2; ++tile)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = block * kBlockKeys + 16 * warp + 8 * tile + lane % 4 * 2 + i % 2;
-        const int row = row0 + i / 2 * 8;
-        float& value = s[block][tile][i];
-        if constexpr (kInt8) value = value * shared.key_scales[at];
-        value = row < rows && visible(first_key + at, first_position + row / group, window)
-                    ? value * factor
-                    : -INFINITY;
-        largest[i / 2] = fmaxf(largest[i / 2], value);
-      }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      largest[half] = fmaxf(largest[half], __shfl_xor_sync(0xffffffffu, largest[half], 1));
-      largest[half] = fmaxf(largest[half], __shfl_xor_sync(0xffffffffu, largest[half], 2));
-      if (lane % 4 == 0) shared.maxima[block][warp][row0 + 8 * half] = largest[half];
+    for (int i = 0; i < 4; ++i) {
+      const int at = 32 * warp + 8 * tile + lane % 4 * 2 + i % 2;
+      const int row = row0 + i / 2 * 8;
+      float& value = s[tile][i];
+      if constexpr (kCoded) value = value * shared.key_scales[at];
+      if (row >= rows || !visible(first_key + at, first_position + row / group, window))
+        value = -INFINITY;
+      largest[i / 2] = fmaxf(largest[i / 2], value);
     }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    largest[half] = quad_max(largest[half]);
+    if (lane % 4 == 0) shared.maxima[warp][row0 + 8 * half] = largest[half];
   }
   __syncthreads();
-  float m[2][2];  // after block 0 and 1, of rows row0 and row0 + 8
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-#pragma unroll
-    for (int block = 0; block < 2; ++block) {
-      float largest = block == 0 ? kLowest : m[0][half];
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w)
-        largest = fmaxf(largest, shared.maxima[block][w][row0 + 8 * half]);
-      m[block][half] = largest;
-    }
+  float m[2];
   unsigned char* probabilities = shared.keys;
-  unsigned char* scaled = shared.keys + kRows * kProbabilityPitch;  // times the values' scales
 #pragma unroll
-  for (int block = 0; block < 2; ++block)
+  for (int half = 0; half < 2; ++half) {
+    const int row = row0 + 8 * half;
+    float most = kLowest;
 #pragma unroll
-    for (int tile = 0; tile < 2; ++tile)
+    for (int w = 0; w < kWarps; ++w) most = fmaxf(most, shared.maxima[w][row]);
+    m[half] = most * factor;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int at = block * kBlockKeys + 16 * warp + 8 * tile + lane % 4 * 2;
-        const float p0 = exp2_fast(s[block][tile][2 * half] - m[block][half]);
-        const float p1 = exp2_fast(s[block][tile][2 * half + 1] - m[block][half]);
-        const int to = (row0 + 8 * half) * kProbabilityPitch + 2 * at;
-        *reinterpret_cast<uint32_t*>(probabilities + to) = pack_bf16(p0, p1);
-        if constexpr (kInt8)
-          *reinterpret_cast<uint32_t*>(scaled + to) =
-              pack_bf16(p0 * shared.value_scales[at], p1 * shared.value_scales[at + 1]);
+    for (int sixteen = 0; sixteen < 2; ++sixteen) {
+      float sums[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int tile = 2 * sixteen + i;
+        const int at = 32 * warp + 8 * tile + lane % 4 * 2;
+        float p0 = probability(s[tile][2 * half], factor, m[half]);
+        float p1 = probability(s[tile][2 * half + 1], factor, m[half]);
+        sums[i] = p0 + p1;
+        if constexpr (kCoded) p0 *= shared.value_scales[at], p1 *= shared.value_scales[at + 1];
+        *reinterpret_cast<uint32_t*>(probabilities + row * kProbabilityPitch + 2 * at) =
+            pack_bf16(p0, p1);
       }
+      shared.lengths[2 * warp + sixteen][row][lane % 4] = sums[0] + sums[1];
+    }
+  }
   wait_for_copies<0>();
   __syncthreads();
 
   // Warp w: output tiles w · kTiles …
   constexpr int kTiles = D / 8 / kWarps;
   constexpr int kPairs = (kTiles + 1) / 2;
-  float acc[2 * kPairs][4] = {}, length[4] = {};
-  constexpr uint32_t kOnes = 0x3f803f80u;
+  float acc[2 * kPairs][4] = {}, length[2] = {};
   const uint32_t matrix =
       shared_address(probabilities) + lane % 16 * kProbabilityPitch + lane / 16 * 16;
-  const uint32_t scaled_matrix = matrix + kRows * kProbabilityPitch;
 #pragma unroll
-  for (int block = 0; block < 2; ++block) {
-    if (block == 1) {
-      const float alpha[2] = {exp2_fast(m[0][0] - m[1][0]), exp2_fast(m[0][1] - m[1][1])};
+  for (int step = 0; step < kKeys / 16; ++step) {
+    uint32_t p[4];
+    load_matrices(p, matrix + step * 32);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        length[i] *= alpha[i / 2];
+    for (int pair = 0; pair < kPairs; ++pair)
+      T::accumulate(acc[2 * pair], acc[2 * pair + 1], p, shared.values, step,
+                    warp * kTiles / 2 + pair);
+  }
 #pragma unroll
-        for (int tile = 0; tile < 2 * kPairs; ++tile) acc[tile][i] *= alpha[i / 2];
-      }
-    }
+  for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int step = 0; step < kBlockKeys / 16; ++step) {
-      uint32_t p[4], weighted[4];
-      const int at = block * (kBlockKeys / 16) + step;
-      load_matrices(p, matrix + at * 32);
-      mma_bf16(length, p, kOnes, kOnes);
-      if constexpr (kInt8) load_matrices(weighted, scaled_matrix + at * 32);
-#pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair)
-        T::accumulate(acc[2 * pair], acc[2 * pair + 1], kInt8 ? weighted : p, shared.values, at,
-                      warp * kTiles / 2 + pair);
-    }
+    for (int step = 0; step < kKeys / 16; ++step)
+      length[half] += shared.lengths[step][row0 + 8 * half][lane % 4];
+    length[half] = quad_sum(length[half]);
   }
 
   const int64_t slot =
@@ -289,7 +275,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
     for (int half = 0; half < 2; ++half)
       if (row0 + 8 * half < rows) {
         __stcg(reinterpret_cast<float2*>(sums) + row0 + 8 * half,
-               make_float2(m[1][half], length[2 * half]));
+               make_float2(m[half], length[half]));
       }
   __threadfence();
   __syncthreads();
@@ -302,29 +288,40 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs args) {
   merge_chunks<D>(args, sequence, kv_head, chunks, rows);
 }
 
-template <int D, bool kInt8>
+template <int D, KvStorage storage>
 void launch_decode(const AttentionArgs& args, cudaStream_t stream) {
-  constexpr int kShared = sizeof(Shared<D, kInt8>);
-  check(cudaFuncSetAttribute(decode_kernel<D, kInt8>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  constexpr int kShared = sizeof(Shared<D, storage>);
+  check(cudaFuncSetAttribute(decode_kernel<D, storage>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              kShared),
         "asking for shared memory");
   launch_dependent(
-      decode_kernel<D, kInt8>,
+      decode_kernel<D, storage>,
       dim3(static_cast<unsigned>(args.max_chunks), static_cast<unsigned>(args.cache.kv_heads),
            static_cast<unsigned>(args.batch.b)),
       dim3(kThreads), kShared, stream, args);
 }
 
+template <KvStorage storage>
+void launch_decode(const AttentionArgs& args, cudaStream_t stream) {
+  if (args.cache.head_dim <= 32)
+    launch_decode<32, storage>(args, stream);
+  else if (args.cache.head_dim <= 64)
+    launch_decode<64, storage>(args, stream);
+  else
+    launch_decode<128, storage>(args, stream);
+}
+
 }  // namespace
 
 void attention_decode(const AttentionArgs& args, cudaStream_t stream) {
-  const bool int8 = args.cache.k_scales != nullptr;
-  if (args.cache.head_dim <= 32)
-    int8 ? launch_decode<32, true>(args, stream) : launch_decode<32, false>(args, stream);
-  else if (args.cache.head_dim <= 64)
-    int8 ? launch_decode<64, true>(args, stream) : launch_decode<64, false>(args, stream);
-  else
-    int8 ? launch_decode<128, true>(args, stream) : launch_decode<128, false>(args, stream);
+  switch (args.cache.storage) {
+    case KvStorage::kBf16:
+      return launch_decode<KvStorage::kBf16>(args, stream);
+    case KvStorage::kInt8:
+      return launch_decode<KvStorage::kInt8>(args, stream);
+    case KvStorage::kFp8:
+      return launch_decode<KvStorage::kFp8>(args, stream);
+  }
 }
 
 }  // namespace whit::cuda

@@ -1,9 +1,7 @@
 // Attention of many rows of a sequence: tiles of 128 rows (token-major, the query heads that share
 // a key/value head side by side), one block of eight warps a tile and key/value head, sixteen rows
-// a warp; blocks of 64 keys stream through shared memory, the next one while one is computed.
-//
-// Sums are those of attention_decode.cu: two accumulators, one of the chunk of 128 keys and one of
-// the chunks before it.
+// a warp; chunks of keys stream through shared memory, the next one while one is computed. Two
+// accumulators, one of the chunk and one of the chunks before it.
 //
 // Bound: tensor cores by mma.sync (about 60 % of what wgmma reaches on Hopper), and ex2 at 16 a
 // clock and SM.
@@ -12,6 +10,7 @@
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/sm90/attention_sm90.h"
 
 namespace whit::cuda {
 namespace {
@@ -20,30 +19,32 @@ constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kWarpRows = 16;
 constexpr int kStages = 2;
+constexpr int kKeys = static_cast<int>(kChunk);
 static_assert(kWarps * kWarpRows == kPrefillRows);
-static_assert(kChunk == 2 * kBlockKeys);
 
-template <int D, bool kInt8>
+template <int D, KvStorage storage>
 struct Shared {
-  alignas(16) unsigned char keys[kStages][kBlockKeys * Tile<D, kInt8>::kPitch];
-  alignas(16) unsigned char values[kStages][kBlockKeys * Tile<D, kInt8>::kPitch];
-  float key_scales[kStages][kInt8 ? kBlockKeys : 1], value_scales[kStages][kInt8 ? kBlockKeys : 1];
+  static constexpr bool kCoded = storage != KvStorage::kBf16;
+  alignas(16) unsigned char keys[kStages][kKeys * Tile<D, storage>::kPitch];
+  alignas(16) unsigned char values[kStages][kKeys * Tile<D, storage>::kPitch];
+  float key_scales[kStages][kCoded ? kKeys : 1], value_scales[kStages][kCoded ? kKeys : 1];
 };
 
-template <int D, bool kInt8>
-__device__ __forceinline__ void load_block(const AttentionArgs& args, Shared<D, kInt8>& shared,
+template <int D, KvStorage storage>
+__device__ __forceinline__ void load_chunk(const AttentionArgs& args, Shared<D, storage>& shared,
                                            int stage, const int32_t* pages, int kv_head,
                                            int first_key, int context) {
-  using T = Tile<D, kInt8>;
+  using T = Tile<D, storage>;
+  constexpr bool kCoded = T::kCoded;
   constexpr int kRowStep = kThreads / T::kUnits;
   const int unit = threadIdx.x % T::kUnits;
   const int dim = static_cast<int>(args.cache.head_dim);
-  const bool stored = unit * (kInt8 ? 16 : 8) < dim;
-  const int64_t pitch = int64_t{dim} * (kInt8 ? 1 : 2);
+  const bool stored = unit * (kCoded ? 16 : 8) < dim;
+  const int64_t pitch = int64_t{dim} * (kCoded ? 1 : 2);
   const auto* keys = static_cast<const unsigned char*>(args.cache.k);
   const auto* values = static_cast<const unsigned char*>(args.cache.v);
 #pragma unroll
-  for (int r = threadIdx.x / T::kUnits; r < kBlockKeys; r += kRowStep) {
+  for (int r = threadIdx.x / T::kUnits; r < kKeys; r += kRowStep) {
     const int key = first_key + r;
     const bool valid = stored && key < context;
     const int64_t at = valid ? cache_row(args, pages, kv_head, key) * pitch + unit * 16 : 0;
@@ -51,8 +52,8 @@ __device__ __forceinline__ void load_block(const AttentionArgs& args, Shared<D, 
     copy_async(shared.keys[stage] + to, keys + at, valid);
     copy_async(shared.values[stage] + to, values + at, valid);
   }
-  if constexpr (kInt8) {
-    if (threadIdx.x < kBlockKeys) {
+  if constexpr (kCoded) {
+    if (threadIdx.x < kKeys) {
       const int key = first_key + static_cast<int>(threadIdx.x);
       const int64_t row = key < context ? cache_row(args, pages, kv_head, key) : -1;
       shared.key_scales[stage][threadIdx.x] = row < 0 ? 0 : args.cache.k_scales[row];
@@ -62,12 +63,13 @@ __device__ __forceinline__ void load_block(const AttentionArgs& args, Shared<D, 
   commit_copies();
 }
 
-template <int D, bool kInt8>
+template <int D, KvStorage storage>
 __global__ void __launch_bounds__(kThreads, 1) prefill_kernel(AttentionArgs args) {
-  using T = Tile<D, kInt8>;
+  using T = Tile<D, storage>;
+  constexpr bool kCoded = T::kCoded;
   constexpr int kTiles = D / 8;
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared<D, kInt8>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<D, storage>*>(memory);
   let_next_kernel_launch();
   wait_for_previous_kernel();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -85,10 +87,8 @@ __global__ void __launch_bounds__(kThreads, 1) prefill_kernel(AttentionArgs args
 
   const int last_row = min(tile_row + static_cast<int>(kPrefillRows), rows) - 1;
   const int tile_position = first_position + tile_row / group;
-  const int first_chunk =
-      window == 0 ? 0 : max(0, tile_position - window + 1) / static_cast<int>(kChunk);
-  const int first_block = 2 * first_chunk;
-  const int last_block = (first_position + last_row / group) / kBlockKeys;
+  const int first_chunk = window == 0 ? 0 : max(0, tile_position - window + 1) / kKeys;
+  const int last_chunk = (first_position + last_row / group) / kKeys;
 
   // This warp's rows.
   const int warp_row = tile_row + kWarpRows * warp;
@@ -109,105 +109,74 @@ __global__ void __launch_bounds__(kThreads, 1) prefill_kernel(AttentionArgs args
            (kv_head * group + row % group) * dim;
   });
 
-  float acc[kTiles][4], length[4], total[kTiles][4], total_length[4];
-  float m[2], total_m[2] = {kLowest, kLowest};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    total_length[i] = 0;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) total[tile][i] = 0;
-  }
+  float total[kTiles][4] = {}, total_length[2] = {}, total_m[2] = {kLowest, kLowest};
   const float factor = args.scale * kLog2E;
-  constexpr uint32_t kOnes = 0x3f803f80u;
 
-  load_block(args, shared, 0, pages, kv_head, first_block * kBlockKeys, context);
-  for (int block = first_block; block <= last_block; ++block) {
-    const int stage = (block - first_block) % kStages;
+  load_chunk(args, shared, 0, pages, kv_head, first_chunk * kKeys, context);
+  for (int chunk = first_chunk; chunk <= last_chunk; ++chunk) {
+    const int stage = (chunk - first_chunk) % kStages;
     wait_for_copies<0>();
-    __syncthreads();  // the block is there, and nobody reads the other stage any more
-    if (block < last_block)
-      load_block(args, shared, 1 - stage, pages, kv_head, (block + 1) * kBlockKeys, context);
-    const int first_key = block * kBlockKeys;
-    const bool begins_chunk = block % 2 == 0;
-    if (begins_chunk) {
-      m[0] = m[1] = kLowest;
+    __syncthreads();  // the chunk is there, and nobody reads the other stage any more
+    if (chunk < last_chunk)
+      load_chunk(args, shared, 1 - stage, pages, kv_head, (chunk + 1) * kKeys, context);
+    const int first_key = chunk * kKeys;
+    // A chunk that none of the warp's rows sees changes nothing.
+    if (idle || first_key > high || (window != 0 && first_key + kKeys - 1 <= low - window))
+      continue;
+    const bool masked = first_key + kKeys - 1 > low || (window != 0 && first_key <= high - window);
+    float s[kKeys / 8][4];
+    float largest[2] = {kLowest, kLowest};
+    T::template scores<kKeys / 16>(s, q, shared.keys[stage], 0);
+#pragma unroll
+    for (int tile = 0; tile < kKeys / 8; ++tile)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        length[i] = 0;
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) acc[tile][i] = 0;
+        const int at = 8 * tile + lane % 4 * 2 + i % 2;
+        float value = s[tile][i];
+        if constexpr (kCoded) value = value * shared.key_scales[stage][at];
+        if (masked && !visible(first_key + at, position[i / 2], window)) value = -INFINITY;
+        s[tile][i] = value;
+        largest[i / 2] = fmaxf(largest[i / 2], value);
       }
+    float m[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) m[half] = quad_max(largest[half]) * factor;
+    float acc[kTiles][4] = {}, length[2] = {};
+#pragma unroll
+    for (int step = 0; step < kKeys / 16; ++step) {
+      uint32_t p[4], weighted[4];
+      float sums[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* pair = s[2 * step + i / 2] + i % 2 * 2;
+        const float p0 = probability(pair[0], factor, m[i % 2]);
+        const float p1 = probability(pair[1], factor, m[i % 2]);
+        sums[i] = p0 + p1;
+        p[i] = pack_bf16(p0, p1);
+        if constexpr (kCoded) {
+          const int at = 16 * step + i / 2 * 8 + lane % 4 * 2;
+          weighted[i] = pack_bf16(p0 * shared.value_scales[stage][at],
+                                  p1 * shared.value_scales[stage][at + 1]);
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) length[half] += sums[half] + sums[half + 2];
+#pragma unroll
+      for (int pair = 0; pair < kTiles / 2; ++pair)
+        T::accumulate(acc[2 * pair], acc[2 * pair + 1], kCoded ? weighted : p, shared.values[stage],
+                      step, pair);
     }
-    // A block that none of the warp's rows sees changes nothing.
-    if (!idle && first_key <= high && (window == 0 || first_key + kBlockKeys - 1 > low - window)) {
-      const bool masked =
-          first_key + kBlockKeys - 1 > low || (window != 0 && first_key <= high - window);
-      float s[kBlockKeys / 8][4];
-      float largest[2] = {kLowest, kLowest};
-      T::template scores<kBlockKeys / 16>(s, q, shared.keys[stage], 0);
-#pragma unroll
-      for (int tile = 0; tile < kBlockKeys / 8; ++tile)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = 8 * tile + lane % 4 * 2 + i % 2;
-          float value = s[tile][i];
-          if constexpr (kInt8) value = value * shared.key_scales[stage][at];
-          value = value * factor;
-          if (masked && !visible(first_key + at, position[i / 2], window)) value = -INFINITY;
-          s[tile][i] = value;
-          largest[i / 2] = fmaxf(largest[i / 2], value);
-        }
-      float alpha[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        largest[half] = fmaxf(largest[half], __shfl_xor_sync(0xffffffffu, largest[half], 1));
-        largest[half] = fmaxf(largest[half], __shfl_xor_sync(0xffffffffu, largest[half], 2));
-        const float next = fmaxf(m[half], largest[half]);
-        alpha[half] = exp2_fast(m[half] - next);
-        m[half] = next;
-      }
-      if (!begins_chunk) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          length[i] *= alpha[i / 2];
-#pragma unroll
-          for (int tile = 0; tile < kTiles; ++tile) acc[tile][i] *= alpha[i / 2];
-        }
-      }
-#pragma unroll
-      for (int step = 0; step < kBlockKeys / 16; ++step) {
-        uint32_t p[4], weighted[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* pair = s[2 * step + i / 2] + i % 2 * 2;
-          const float p0 = exp2_fast(pair[0] - m[i % 2]), p1 = exp2_fast(pair[1] - m[i % 2]);
-          p[i] = pack_bf16(p0, p1);
-          if constexpr (kInt8) {
-            const int at = 16 * step + i / 2 * 8 + lane % 4 * 2;
-            weighted[i] = pack_bf16(p0 * shared.value_scales[stage][at],
-                                    p1 * shared.value_scales[stage][at + 1]);
-          }
-        }
-        mma_bf16(length, p, kOnes, kOnes);
-#pragma unroll
-        for (int pair = 0; pair < kTiles / 2; ++pair)
-          T::accumulate(acc[2 * pair], acc[2 * pair + 1], kInt8 ? weighted : p,
-                        shared.values[stage], step, pair);
-      }
-    }
-    if (begins_chunk && block < last_block) continue;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float both = fmaxf(total_m[half], m[half]);
       const Merge factors = merge_factors(total_m[half], m[half], both);
       total_m[half] = both;
+      total_length[half] = merge(total_length[half], quad_sum(length[half]), factors);
 #pragma unroll
-      for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        total_length[i] = merge(total_length[i], length[i], factors);
+      for (int i = 2 * half; i < 2 * half + 2; ++i)
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile)
           total[tile][i] = merge(total[tile][i], acc[tile][i], factors);
-      }
     }
   }
 
@@ -217,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 1) prefill_kernel(AttentionArgs args
     if (row >= rows) continue;
     auto* out = static_cast<__nv_bfloat16*>(args.out) + (start + row / group) * args.out_stride +
                 (kv_head * group + row % group) * dim;
-    const float sum = total_length[2 * half];
+    const float sum = total_length[half];
     const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
@@ -229,33 +198,47 @@ __global__ void __launch_bounds__(kThreads, 1) prefill_kernel(AttentionArgs args
   }
 }
 
-template <int D, bool kInt8>
+template <int D, KvStorage storage>
 void launch_prefill(const AttentionArgs& args, cudaStream_t stream) {
-  constexpr int kShared = sizeof(Shared<D, kInt8>);
-  check(cudaFuncSetAttribute(prefill_kernel<D, kInt8>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             kShared),
+  constexpr int kShared = sizeof(Shared<D, storage>);
+  check(cudaFuncSetAttribute(prefill_kernel<D, storage>,
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "asking for shared memory");
   launch_dependent(
-      prefill_kernel<D, kInt8>,
+      prefill_kernel<D, storage>,
       dim3(static_cast<unsigned>(args.tile_count), static_cast<unsigned>(args.cache.kv_heads)),
       dim3(kThreads), kShared, stream, args);
+}
+
+template <KvStorage storage>
+void launch_prefill(const AttentionArgs& args, cudaStream_t stream) {
+  if (args.cache.head_dim <= 32)
+    launch_prefill<32, storage>(args, stream);
+  else if (args.cache.head_dim <= 64)
+    launch_prefill<64, storage>(args, stream);
+  else
+    launch_prefill<128, storage>(args, stream);
 }
 
 }  // namespace
 
 void attention_prefill(const AttentionArgs& args, cudaStream_t stream) {
-  const bool int8 = args.cache.k_scales != nullptr;
-  if (args.cache.head_dim <= 32)
-    int8 ? launch_prefill<32, true>(args, stream) : launch_prefill<32, false>(args, stream);
-  else if (args.cache.head_dim <= 64)
-    int8 ? launch_prefill<64, true>(args, stream) : launch_prefill<64, false>(args, stream);
-  else
-    int8 ? launch_prefill<128, true>(args, stream) : launch_prefill<128, false>(args, stream);
+  switch (args.cache.storage) {
+    case KvStorage::kBf16:
+      return launch_prefill<KvStorage::kBf16>(args, stream);
+    case KvStorage::kInt8:
+      return launch_prefill<KvStorage::kInt8>(args, stream);
+    case KvStorage::kFp8:
+      return launch_prefill<KvStorage::kFp8>(args, stream);
+  }
 }
 
 void attention(const AttentionArgs& args, cudaStream_t stream) {
-  if (args.tile_count > 0) attention_prefill(args, stream);
-  if (args.max_chunks > 0) attention_decode(args, stream);
+  static const bool hopper = kernels_wait();
+  if (args.tile_count > 0 && !(hopper && attention_prefill_sm90(args, stream)))
+    attention_prefill(args, stream);
+  if (args.max_chunks > 0)
+    hopper ? attention_decode_sm90(args, stream) : attention_decode(args, stream);
 }
 
 }  // namespace whit::cuda

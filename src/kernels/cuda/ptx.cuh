@@ -5,6 +5,10 @@
 
 namespace whit::cuda {
 
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
 // Programmatic dependent launch: no-ops below SM 9.0, where launches are ordered anyway.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900

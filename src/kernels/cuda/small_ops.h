@@ -74,9 +74,12 @@ struct QuantizeArgs {
 };
 
 // Keys and values of one layer on the device, in pages of P tokens, P a multiple of 16:
-//   k, v     [pages, Hkv, P, Dh] bf16 or int8
-//   scales   [pages, Hkv, P] f32, of int8: one for each token and head, absmax / 127
+//   k, v     [pages, Hkv, P, Dh] bf16, int8 or e4m3
+//   scales   [pages, Hkv, P] f32, of the 8-bit ones: one for each token and head, absmax / 127 or
+//            absmax / 448
+enum class KvStorage : uint8_t { kBf16, kInt8, kFp8 };
 struct DeviceKv {
+  KvStorage storage = KvStorage::kBf16;
   void* k = nullptr;
   void* v = nullptr;
   float* k_scales = nullptr;
@@ -134,6 +137,11 @@ struct AttentionArgs {
   const int32_t*
       tiles;  // [tile_count, 2] sequence and first of its packed rows (token · H/Hkv + head)
   int64_t tile_count;  // 0: none
+  // Of a cache of 8-bit codes: room in which the tiles' sequences are widened to bf16 first, on
+  // Hopper (attention_widened_bytes), or null, which is slower.
+  void* widened = nullptr;
+  const int32_t* widened_first = nullptr;  // [B] each one's first chunk in it; negative: no tiles
+  int64_t widened_chunks = 0, widened_most = 0;  // chunks of all; of the longest
 };
 inline constexpr int64_t kChunk = 128;
 inline constexpr int64_t kDecodeRows = 16;
@@ -148,6 +156,12 @@ inline int64_t attention_partial_bytes(int64_t sequences, int64_t kv_heads, int6
                                        int64_t head_dim) {
   const int64_t padded = head_dim <= 32 ? 32 : head_dim <= 64 ? 64 : 128;
   return sequences * kv_heads * chunks * kDecodeRows * (padded + 2) * 4;
+}
+
+// Keys [chunks, Hkv, kChunk, Dh] bf16, values alike, and the scales [chunks, Hkv, 2, kChunk] f32 of
+// keys and values.
+inline int64_t attention_widened_bytes(int64_t chunks, int64_t kv_heads, int64_t head_dim) {
+  return chunks * kv_heads * kChunk * (2 * 2 * head_dim + 2 * 4);
 }
 
 // keys[i] = the largest of logits[i, 0…V−1] and its place; argmax_token reads the place, the lowest

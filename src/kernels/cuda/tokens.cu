@@ -2,6 +2,7 @@
 // argmax.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cfloat>
 
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(32 * kRopeWarps) rope_kv_write_kernel(RopeKvAr
   const int64_t page = slot / cache.page_tokens, offset = slot % cache.page_tokens;
   const int64_t token = (page * kv_heads + head) * cache.page_tokens + offset;
   void* destination = is_k ? cache.k : cache.v;
-  if (cache.k_scales == nullptr) {
+  if (cache.storage == KvStorage::kBf16) {
     auto* out = static_cast<__nv_bfloat16*>(destination) + token * dim;
 #pragma unroll
     for (int j = 0; j < kMaxHalf; ++j) {
@@ -118,11 +119,14 @@ __global__ void __launch_bounds__(32 * kRopeWarps) rope_kv_write_kernel(RopeKvAr
 #pragma unroll
   for (int offset_lanes = 16; offset_lanes > 0; offset_lanes /= 2)
     magnitude = fmaxf(magnitude, __shfl_xor_sync(0xffffffffu, magnitude, offset_lanes));
-  const float scale = magnitude / 127.0f;
+  const bool int8 = cache.storage == KvStorage::kInt8;
+  const float scale = magnitude / (int8 ? 127.0f : 448.0f);
   const float inverse = scale >= FLT_MIN && scale <= FLT_MAX ? 1.0f / scale : 0.0f;
-  auto* out = static_cast<int8_t*>(destination) + token * dim;
+  auto* out = static_cast<uint8_t*>(destination) + token * dim;
   const auto code = [&](float x) {
-    return static_cast<int8_t>(fminf(fmaxf(rintf(x * inverse), -127.0f), 127.0f));
+    if (!int8) return __nv_cvt_float_to_fp8(x * inverse, __NV_SATFINITE, __NV_E4M3);
+    return static_cast<uint8_t>(
+        static_cast<int8_t>(fminf(fmaxf(rintf(x * inverse), -127.0f), 127.0f)));
   };
 #pragma unroll
   for (int j = 0; j < kMaxHalf; ++j) {

@@ -25,6 +25,8 @@ void kv_write(const KvWriteArgs& args, const Worker& worker) {
     case KvType::kInt8:
     case KvType::kInt4:
       return kv_write_codes<Avx2>(args, worker);
+    case KvType::kFp8:  // no cache of it is made in host memory
+      return;
   }
 }
 
@@ -49,6 +51,8 @@ void attention(const AttentionArgs& args, const Worker& worker) {
       return codes_attention<Avx2, 8>(args, worker);
     case KvType::kInt4:
       return codes_attention<Avx2, 4>(args, worker);
+    case KvType::kFp8:  // no cache of it is made in host memory
+      return;
   }
 }
 

@@ -26,6 +26,8 @@ void kv_write(const KvWriteArgs& args, const Worker& worker) {
     case KvType::kInt8:
     case KvType::kInt4:
       return kv_write_codes<Avx512>(args, worker);
+    case KvType::kFp8:  // no cache of it is made in host memory
+      return;
   }
 }
 
@@ -50,6 +52,8 @@ void attention(const AttentionArgs& args, const Worker& worker) {
       return codes_attention<Avx512, 8>(args, worker);
     case KvType::kInt4:
       return codes_attention<Avx512, 4>(args, worker);
+    case KvType::kFp8:  // no cache of it is made in host memory
+      return;
   }
 }
 

@@ -5,11 +5,9 @@
 
 #include <cstdint>
 
-namespace whit::cuda {
+#include "kernels/cuda/ptx.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
+namespace whit::cuda {
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
@@ -27,6 +25,15 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       "again: mbarrier.try_wait.parity.shared.b64 p, [%0], %1, %2;\n"
       "@!p bra again; }" ::"r"(barrier),
       "r"(parity), "n"(10'000'000)  // ns that it may sleep instead of asking again
+      : "memory");
+}
+// The same without sleep, from which a warp comes back late: where every microsecond counts.
+__device__ __forceinline__ void barrier_spin(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{ .reg .pred p;\n"
+      "again: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n"
+      "@!p bra again; }" ::"r"(barrier),
+      "r"(parity)
       : "memory");
 }
 
@@ -107,6 +114,13 @@ __device__ __forceinline__ uint64_t swizzled_operand(uint32_t address) {
          uint64_t{1} << 62;
 }
 
+// Operand B of which K are the rows: 64 columns are a row of 128 bytes, swizzled; eight rows are
+// 1024 bytes apart from the next eight, 64 columns `columns` bytes from the next 64.
+__device__ __forceinline__ uint64_t transposed_operand(uint32_t address, uint32_t columns) {
+  return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{columns >> 4} << 16 | uint64_t{64} << 32 |
+         uint64_t{1} << 62;
+}
+
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -162,6 +176,21 @@ WHIT_WGMMA(wgmma, int, "+r", 64, "m64n128k32.s32.s8.s8", "", 64, 65, 66, 67, 68,
 WHIT_WGMMA(wgmma, int, "+r", 128, "m64n256k32.s32.s8.s8", "", 128, 129, 130, 131, 132, 133)
 WHIT_WGMMA(wgmma, float, "+f", 16, "m64n32k16.f32.bf16.bf16", ", 1, 1, 0", 16, 17, 18, 19, 20, 21)
 WHIT_WGMMA(wgmma, float, "+f", 32, "m64n64k16.f32.bf16.bf16", ", 1, 1, 0", 32, 33, 34, 35, 36, 37)
+// b: operand of transposed_operand.
+WHIT_WGMMA(wgmma_transposed, float, "+f", 32, "m64n64k16.f32.bf16.bf16", ", 1, 1, 1", 32, 33, 34,
+           35, 36, 37)
+WHIT_WGMMA(wgmma_transposed, float, "+f", 64, "m64n128k16.f32.bf16.bf16", ", 1, 1, 1", 64, 65, 66,
+           67, 68, 69)
+
+// d (+)= a · bᵀ with a in shared memory too, 64 rows × 16 of K of bf16.
+__device__ __forceinline__ void wgmma(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WHIT_D64
+      "}, %64, %65, p, 1, 1, 0, 0; }"
+      : WHIT_INOUT64("+f", d, 0)
+      : "l"(a), "l"(b), "r"(accumulate));
+}
 
 #undef WHIT_WGMMA
 #undef WHIT_INOUT4
