@@ -4,6 +4,8 @@
 # either way and include no header of CUDA's: packing is tested where there is no toolkit.
 
 option(WHIT_CUDA "Build the CUDA backend where the CUDA toolkit is found" ON)
+# Sources in profiles; it writes the folders of this machine into the binaries.
+option(WHIT_CUDA_LINEINFO "Compile CUDA sources with -lineinfo" OFF)
 set(WHIT_CUDA_ENABLED OFF)
 if(WHIT_CUDA AND NOT WHIT_SANITIZE AND NOT WHIT_FUZZ)
   include(CheckLanguage)
@@ -42,7 +44,7 @@ endif()
 # whit_cuda_sources(FILE...): the flags of CUDA sources. A folder sm90/ is machine code for Hopper alone (wgmma, bulk copies);
 # everything else is that, and PTX for any GPU from SM 80 up, which the driver compiles.
 function(whit_cuda_sources)
-  set(flags --expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall,-Wextra,-Wno-unused-parameter
+  set(flags --expt-relaxed-constexpr $<$<BOOL:${WHIT_CUDA_LINEINFO}>:-lineinfo> -Xcompiler=-Wall,-Wextra,-Wno-unused-parameter
     # As for the CPU: contraction is written where it is wanted.
     -fmad=false
     # nvcc 13 stumbles over fmt 9: no compile-time check of format strings in .cu files, and constexpr as for g++.

@@ -52,7 +52,7 @@ class BuildConfig:
     backend: str = "cpu"
     """Where the model runs, and where it is calibrated and quantized (but by AUTO): "cpu", or "cuda" for an NVIDIA GPU."""
     kv_cache_dtype: str = "auto"
-    """Keys and values: "auto" (the model's), "f32", "f16", "int8" or "int4"."""
+    """Keys and values: "auto" (the model's), "f32", "f16", "int8", "int4" or, with backend="cuda", "fp8"."""
 
     def __post_init__(self) -> None:
         _checks.only_default("BuildConfig", vars(self), {"max_beam_width": 1}, "beam search is not implemented")

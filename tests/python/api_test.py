@@ -379,7 +379,8 @@ class Errors(ModelTest):
             "use_beam_search=True": lambda: whit.SamplingParams(use_beam_search=True),
             "tensor_parallel_size=2": lambda: whit.LLM(self.model, tensor_parallel_size=2),
             "FP8 is not implemented": lambda: whit.QuantConfig(quant_algo="FP8"),
-            "dtype='fp8'": lambda: whit.KvCacheConfig(dtype="fp8"),
+            "fp8 need --backend cuda": lambda: whit.LLM(self.model, kv_cache_config=whit.KvCacheConfig(dtype="fp8"),
+                                                        progress=False).generate("x"),
             "mode smoothquant with int4 weights": lambda: self.engine(
                 quant_mode=QuantMode.SMOOTHQUANT, quant_policy={"weight_dtype": "int4", "activation_dtype": "float"}),
         }.items():
