@@ -103,19 +103,15 @@ std::span<const LogitChange> Sampler::changes(std::span<const int32_t> prompt,
   return changes;
 }
 
-uint64_t Sampler::next_random() const {
-  uint64_t state = random_state_;
-  return split_mix(state);
-}
-
 RowDraw Sampler::next_draw(std::span<const int32_t> prompt, std::span<const int32_t> output,
                            SamplerWorkspace& workspace) const {
   const std::span<const LogitChange> changed = changes(prompt, output, workspace);
+  uint64_t state = random_state_;  // which drawn() moves on
   return {.temperature = params_.greedy() ? 0.0f : params_.temperature,
           .top_k = params_.top_k,
           .top_p = params_.top_p,
           .min_p = params_.min_p,
-          .random = next_random(),
+          .random = split_mix(state),
           .changes = {changed.begin(), changed.end()},
           .allowed = {}};
 }
@@ -227,8 +223,7 @@ int32_t Sampler::draw() {
   uint64_t total = 0;
   for (const Candidate& candidate : candidates) total += sampling_mass(candidate.weight);
   const auto target =
-      static_cast<uint64_t>(static_cast<unsigned __int128>(next_random()) * total >> 64);
-  drawn();
+      static_cast<uint64_t>(static_cast<unsigned __int128>(split_mix(random_state_)) * total >> 64);
   uint64_t sum = 0;
   size_t i = 0;
   while ((sum += sampling_mass(candidates[i].weight)) <= target) ++i;

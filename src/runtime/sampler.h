@@ -113,7 +113,6 @@ class Sampler {
   std::span<const LogitChange> changes(std::span<const int32_t> prompt,
                                        std::span<const int32_t> output,
                                        SamplerWorkspace& workspace) const;
-  uint64_t next_random() const;
   void collect(std::span<const float> logits, float largest);
   void take_border(int bin);
   void keep_top_k();

@@ -234,6 +234,26 @@ __device__ __forceinline__ float merge(float total, float chunk, const Merge& fa
   return fmaf(total, factors.before, chunk * factors.chunk);
 }
 
+// Of 32 chunks in a row, one a lane, behind others whose maximum `carry` is: the maximum before
+// each and with it; carry becomes the last.
+struct RunningMaximum {
+  float before, with;
+};
+__device__ __forceinline__ RunningMaximum running_maximum(float own, float& carry) {
+  const int lane = threadIdx.x % 32;
+  float running = own;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const float other = __shfl_up_sync(0xffffffffu, running, offset);
+    if (lane >= offset) running = fmaxf(running, other);
+  }
+  running = fmaxf(running, carry);
+  float before = __shfl_up_sync(0xffffffffu, running, 1);
+  if (lane == 0) before = carry;
+  carry = __shfl_sync(0xffffffffu, running, 31);
+  return {before, running};
+}
+
 // Index of a key's row in the cache, in tokens.
 __device__ __forceinline__ int64_t cache_row(const AttentionArgs& args, const int32_t* pages,
                                              int kv_head, int key) {

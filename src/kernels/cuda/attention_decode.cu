@@ -60,16 +60,7 @@ __device__ void merge_chunks(const AttentionArgs& args, int sequence, int kv_hea
       const int count = min(32, chunks - begin);
       float2 own = {kLowest, 0};
       if (lane < count) own = __ldcg(sums + int64_t{begin + lane} * kRows + row);
-      float running = own.x;
-#pragma unroll
-      for (int offset = 1; offset < 32; offset *= 2) {
-        const float other = __shfl_up_sync(0xffffffffu, running, offset);
-        if (lane >= offset) running = fmaxf(running, other);
-      }
-      running = fmaxf(running, carry);
-      float before = __shfl_up_sync(0xffffffffu, running, 1);
-      if (lane == 0) before = carry;
-      carry = __shfl_sync(0xffffffffu, running, 31);
+      const auto [before, running] = running_maximum(own.x, carry);
       const Merge factors = merge_factors(before, own.x, running);
       for (int ahead = 0; ahead < count; ahead += kAhead) {
         float values[kAhead][kOwn];
@@ -314,14 +305,7 @@ void launch_decode(const AttentionArgs& args, cudaStream_t stream) {
 }  // namespace
 
 void attention_decode(const AttentionArgs& args, cudaStream_t stream) {
-  switch (args.cache.storage) {
-    case KvStorage::kBf16:
-      return launch_decode<KvStorage::kBf16>(args, stream);
-    case KvStorage::kInt8:
-      return launch_decode<KvStorage::kInt8>(args, stream);
-    case KvStorage::kFp8:
-      return launch_decode<KvStorage::kFp8>(args, stream);
-  }
+  with_storage(args.cache.storage, [&](auto storage) { launch_decode<storage()>(args, stream); });
 }
 
 }  // namespace whit::cuda

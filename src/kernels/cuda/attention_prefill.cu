@@ -223,14 +223,7 @@ void launch_prefill(const AttentionArgs& args, cudaStream_t stream) {
 }  // namespace
 
 void attention_prefill(const AttentionArgs& args, cudaStream_t stream) {
-  switch (args.cache.storage) {
-    case KvStorage::kBf16:
-      return launch_prefill<KvStorage::kBf16>(args, stream);
-    case KvStorage::kInt8:
-      return launch_prefill<KvStorage::kInt8>(args, stream);
-    case KvStorage::kFp8:
-      return launch_prefill<KvStorage::kFp8>(args, stream);
-  }
+  with_storage(args.cache.storage, [&](auto storage) { launch_prefill<storage()>(args, stream); });
 }
 
 void attention(const AttentionArgs& args, cudaStream_t stream) {

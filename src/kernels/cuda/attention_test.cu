@@ -10,40 +10,11 @@
 #include <numeric>
 #include <random>
 
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/device_test_util.h"
 #include "kernels/cuda/small_ops.h"
 
 namespace whit::cuda {
 namespace {
-
-bool has_gpu() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
-}
-
-// Device memory of one launch.
-class Memory {
- public:
-  ~Memory() {
-    for (void* p : all_) cudaFree(p);
-  }
-  void* filled(size_t bytes, int with) {
-    void* p = nullptr;
-    check(cudaMalloc(&p, bytes + 256), "test memory");
-    all_.push_back(p);
-    check(cudaMemset(p, with, bytes + 256), "test memory");
-    return p;
-  }
-  template <typename T>
-  T* copy(const std::vector<T>& from) {
-    T* p = static_cast<T*>(filled(from.size() * sizeof(T), 0));
-    check(cudaMemcpy(p, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice), "copy");
-    return p;
-  }
-
- private:
-  std::vector<void*> all_;
-};
 
 struct Case {
   int64_t heads, kv_heads, dim, page_tokens, window;
@@ -163,7 +134,7 @@ class Sequences {
     cache.v = coded ? static_cast<void*>(memory.copy(codes_[1])) : memory.copy(cache_[1]);
     if (coded) cache.k_scales = memory.copy(scales_[0]), cache.v_scales = memory.copy(scales_[1]);
     const int64_t rows = starts.back();
-    void* out = memory.filled(rows * width * 2, 0xff);
+    void* out = memory.bytes(rows * width * 2, 0xff);
     int32_t* counters = memory.copy(std::vector<int32_t>(count * c.kv_heads));
     const AttentionArgs args{
         .q = memory.copy(q),
@@ -182,11 +153,11 @@ class Sequences {
         .out_stride = width,
         .max_chunks = chunks,
         .partials = static_cast<float*>(
-            memory.filled(attention_partial_bytes(count, c.kv_heads, chunks, c.dim), 0xff)),
+            memory.bytes(attention_partial_bytes(count, c.kv_heads, chunks, c.dim), 0xff)),
         .counters = counters,
         .tiles = memory.copy(tiles),
         .tile_count = static_cast<int64_t>(tiles.size()) / 2,
-        .widened = coded ? memory.filled(attention_widened_bytes(widened, c.kv_heads, c.dim), 0xff)
+        .widened = coded ? memory.bytes(attention_widened_bytes(widened, c.kv_heads, c.dim), 0xff)
                          : nullptr,
         .widened_first = memory.copy(widened_first),
         .widened_chunks = widened,

@@ -6,15 +6,18 @@
 namespace whit::cuda {
 
 struct Add {
-  __device__ float operator()(float a, float b) const { return a + b; }
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
 };
 // The larger one; NaN where one is.
 struct MaxNan {
   __device__ float operator()(float a, float b) const { return a >= b || a != a ? a : b; }
 };
 
-template <typename Combine>
-__device__ __forceinline__ float warp_reduce(float value, Combine combine) {
+template <typename T, typename Combine>
+__device__ __forceinline__ T warp_reduce(T value, Combine combine) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2)
     value = combine(value, __shfl_xor_sync(0xffffffffu, value, offset));

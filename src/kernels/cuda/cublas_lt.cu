@@ -16,6 +16,19 @@ void resolve(void* library, const char* symbol, F& function) {
     throw Error(ErrorKind::kUnsupported, "cuBLASLt: the library has no {}", symbol);
 }
 
+// Also where the first product comes while a graph is captured.
+void* allocate_workspace() {
+  void* workspace = nullptr;
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  const cudaError_t allocated = cudaMalloc(&workspace, kCublasWorkspaceBytes);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  if (allocated != cudaSuccess)
+    throw Error(ErrorKind::kResource, "cuBLASLt: {} MiB of GPU memory for its workspace: {}",
+                kCublasWorkspaceBytes >> 20, cudaGetErrorString(allocated));
+  return workspace;
+}
+
 }  // namespace
 
 CublasLt open_cublas_lt() {
@@ -50,16 +63,19 @@ void check(cublasStatus_t status, const char* what) {
     throw Error(ErrorKind::kResource, "cuBLASLt: {}: status {}", what, static_cast<int>(status));
 }
 
-void* allocate_cublas_workspace() {
-  void* workspace = nullptr;
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  const cudaError_t allocated = cudaMalloc(&workspace, kCublasWorkspaceBytes);
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  if (allocated != cudaSuccess)
-    throw Error(ErrorKind::kResource, "cuBLASLt: {} MiB of GPU memory for its workspace: {}",
-                kCublasWorkspaceBytes >> 20, cudaGetErrorString(allocated));
-  return workspace;
+CublasSession::CublasSession() {
+  check(library.create(&handle), "create");
+  try {
+    workspace = allocate_workspace();
+  } catch (...) {
+    library.destroy(handle);
+    throw;
+  }
+}
+
+CublasSession::~CublasSession() {
+  cudaFree(workspace);
+  library.destroy(handle);
 }
 
 }  // namespace whit::cuda

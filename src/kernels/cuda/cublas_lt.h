@@ -31,8 +31,16 @@ CublasLt open_cublas_lt();
 // Throws kResource, naming what was asked.
 void check(cublasStatus_t status, const char* what);
 
-// Device memory for products; also where the first of them comes while a graph is captured. Throws
-// kResource.
-void* allocate_cublas_workspace();
+// The library with a handle and a workspace for products. Throws as open_cublas_lt, and kResource.
+struct CublasSession {
+  CublasSession();
+  ~CublasSession();
+  CublasSession(const CublasSession&) = delete;
+  CublasSession& operator=(const CublasSession&) = delete;
+
+  CublasLt library = open_cublas_lt();
+  cublasLtHandle_t handle = nullptr;
+  void* workspace = nullptr;  // kCublasWorkspaceBytes of device memory
+};
 
 }  // namespace whit::cuda

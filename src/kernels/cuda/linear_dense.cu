@@ -32,31 +32,17 @@ struct Plan {
 
 }  // namespace
 
-struct DenseLinear::State {
-  CublasLt library = open_cublas_lt();
-  cublasLtHandle_t handle = nullptr;
-  void* workspace = nullptr;
+struct DenseLinear::State : CublasSession {
   using Key =
       std::tuple<LinearFormat, OutputType, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
   std::map<Key, Plan> plans;
 
-  State() {
-    check(library.create(&handle), "create");
-    try {
-      workspace = allocate_cublas_workspace();
-    } catch (...) {
-      library.destroy(handle);
-      throw;
-    }
-  }
   ~State() {
     for (auto& [key, plan] : plans) {
       library.desc_destroy(plan.desc);
       for (cublasLtMatrixLayout_t layout : {plan.w, plan.x, plan.y, plan.residual})
         library.layout_destroy(layout);
     }
-    cudaFree(workspace);
-    library.destroy(handle);
   }
 
   template <typename T>

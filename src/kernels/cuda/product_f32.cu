@@ -25,30 +25,16 @@ uint32_t alignment(const float* pointer, int64_t step) {
 
 }  // namespace
 
-struct ProductF32::State {
-  CublasLt library = open_cublas_lt();
-  cublasLtHandle_t handle = nullptr;
-  void* workspace = nullptr;
+struct ProductF32::State : CublasSession {
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, bool,
                          int64_t, int64_t, int64_t, int64_t, uint32_t, uint32_t, uint32_t>;
   std::map<Key, Plan> plans;
 
-  State() {
-    check(library.create(&handle), "create");
-    try {
-      workspace = allocate_cublas_workspace();
-    } catch (...) {
-      library.destroy(handle);
-      throw;
-    }
-  }
   ~State() {
     for (auto& [key, plan] : plans) {
       library.desc_destroy(plan.desc);
       for (cublasLtMatrixLayout_t layout : {plan.w, plan.x, plan.y}) library.layout_destroy(layout);
     }
-    cudaFree(workspace);
-    library.destroy(handle);
   }
 
   static Key key_of(const ProductArgs& args) {

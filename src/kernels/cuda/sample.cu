@@ -10,6 +10,7 @@
 
 #include <cfloat>
 
+#include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/small_ops_table.h"
@@ -129,19 +130,6 @@ struct Row {
   }
 };
 
-struct Plus {
-  template <typename T>
-  __device__ T operator()(T a, T b) const {
-    return a + b;
-  }
-};
-template <typename T, typename Combine>
-__device__ __forceinline__ T warp_total(T value, Combine combine) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2)
-    value = combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
-  return value;
-}
 // Sums before each lane.
 template <typename T>
 __device__ __forceinline__ T warp_prefix(T value) {
@@ -156,7 +144,7 @@ __device__ __forceinline__ T warp_prefix(T value) {
 
 // Of all threads of the block, in every thread.
 __device__ __forceinline__ Sums block_sums(Shared& shared, Sums sums) {
-  sums = {warp_total(sums.mass, Plus{}), warp_total(sums.size, Plus{})};
+  sums = {warp_reduce(sums.mass, Add{}), warp_reduce(sums.size, Add{})};
   __syncthreads();
   if (threadIdx.x % 32 == 0) {
     shared.warp_mass[threadIdx.x / 32] = sums.mass;
@@ -337,6 +325,7 @@ __device__ bool find_last(const Row& row, const SampleDraw& draw, Shared& shared
   Sums all = row_sums(shared, team, 0, fill_bins(row, shared, team, 0, kLikelyBins));
   const Sums likely = sums_of_bins(shared, kLikelyBins);
   const bool cut_by_k = draw.top_k > 0 && draw.top_k < all.size;
+  if (!cut_by_k && draw.top_p >= 1) return true;
   if (cut_by_k ? likely.size < draw.top_k : below_top_p(likely.mass, draw.top_p, all.mass))
     fill_bins(row, shared, team, kLikelyBins, kSamplingBins);
 
@@ -404,7 +393,7 @@ __device__ int32_t draw_token(const Row& row, const SampleDraw& draw, Shared& sh
     uint64_t sum = 0;
 #pragma unroll
     for (int i = 0; i < kPiece / 32; ++i) sum += mass_of(first + 32 * i + lane, end);
-    sum = warp_total(sum, Plus{});
+    sum = warp_reduce(sum, Add{});
     if (lane == 0) pieces[piece] = sum;
     mass += sum;
   }

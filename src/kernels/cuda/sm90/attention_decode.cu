@@ -17,6 +17,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/sm90/attention_map.cuh"
 #include "kernels/cuda/sm90/attention_merge.cuh"
@@ -581,14 +582,7 @@ void launch_decode(const AttentionArgs& args, cudaStream_t stream) {
 }  // namespace
 
 void attention_decode_sm90(const AttentionArgs& args, cudaStream_t stream) {
-  switch (args.cache.storage) {
-    case KvStorage::kBf16:
-      return launch_decode<KvStorage::kBf16>(args, stream);
-    case KvStorage::kInt8:
-      return launch_decode<KvStorage::kInt8>(args, stream);
-    case KvStorage::kFp8:
-      return launch_decode<KvStorage::kFp8>(args, stream);
-  }
+  with_storage(args.cache.storage, [&](auto storage) { launch_decode<storage()>(args, stream); });
 }
 
 }  // namespace whit::cuda

@@ -1,10 +1,7 @@
 // Tensor maps of keys and values in pages: boxes of rows of up to 128 bytes, swizzled.
 #pragma once
 
-#include <cuda.h>
-#include <cuda_runtime.h>
-
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/sm90/tensor_map.h"
 #include "kernels/cuda/small_ops.h"
 
 namespace whit::cuda {
@@ -18,17 +15,6 @@ inline int cache_box_tokens(const DeviceKv& cache) {
 
 inline CUtensorMap cache_map(const void* data, bool coded, int64_t dim, int box_columns,
                              int box_rows, CUtensorMapL2promotion promotion) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {
-    void* symbol = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, 12000,
-                                           cudaEnableDefault, &found),
-          "cuTensorMapEncodeTiled");
-    if (found != cudaDriverEntryPointSuccess)
-      throw Error(ErrorKind::kUnsupported, "CUDA: the driver is too old for tensor maps (12.0)");
-    return reinterpret_cast<Encode>(symbol);
-  }();
   const unsigned element = coded ? 1 : 2;
   CUtensorMap map;
   // Rows are tokens of a head in a page; how many there are nobody need know here.
@@ -41,9 +27,10 @@ inline CUtensorMap cache_map(const void* data, bool coded, int64_t dim, int box_
   const auto swizzle = box_bytes == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
                        : box_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
                                          : CU_TENSOR_MAP_SWIZZLE_32B;
-  if (encode(&map, coded ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
-             const_cast<void*>(data), sizes, stride, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
+  if (tensor_map_encoder()(
+          &map, coded ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+          const_cast<void*>(data), sizes, stride, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+          promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
     throw Error(ErrorKind::kResource, "CUDA: no tensor map of heads of {} values", dim);
   return map;
 }

@@ -106,16 +106,7 @@ __device__ __forceinline__ void merge_part(const AttentionArgs& args, const Sequ
 #pragma unroll 1
         for (int i = lane; i < here + lane; i += 32) {
           const float m = i < here ? factors[r * here + i].before : kLowest;
-          float running = m;
-#pragma unroll
-          for (int offset = 1; offset < 32; offset *= 2) {
-            const float other = __shfl_up_sync(0xffffffffu, running, offset);
-            if (lane >= offset) running = fmaxf(running, other);
-          }
-          running = fmaxf(running, carry);
-          float before = __shfl_up_sync(0xffffffffu, running, 1);
-          if (lane == 0) before = carry;
-          carry = __shfl_sync(0xffffffffu, running, 31);
+          const auto [before, running] = running_maximum(m, carry);
           if (i < here) factors[r * here + i] = merge_factors(before, m, running);
         }
         __syncwarp();

@@ -2,9 +2,6 @@
 // source of their own (linear_wide_*.cu), which nvcc compiles side by side.
 #pragma once
 
-#include <cuda.h>
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <type_traits>
 
@@ -14,6 +11,7 @@
 #include "kernels/cuda/linear_unpack.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sm90/ptx_sm90.cuh"
+#include "kernels/cuda/sm90/tensor_map.h"
 
 namespace whit::cuda {
 
@@ -460,17 +458,6 @@ __global__ void __launch_bounds__(kWideThreads, 1)
 }
 
 inline CUtensorMap wide_input_map(const LinearArgs& args, int rows) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {
-    void* symbol = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, 12000,
-                                           cudaEnableDefault, &found),
-          "cuTensorMapEncodeTiled");
-    if (found != cudaDriverEntryPointSuccess)
-      throw Error(ErrorKind::kUnsupported, "CUDA: the driver is too old for tensor maps (12.0)");
-    return reinterpret_cast<Encode>(symbol);
-  }();
   const bool bf16 = input_of(args.weight.format) == LinearInput::kBf16;
   const unsigned element = bf16 ? 2 : 1;
   CUtensorMap map;
@@ -478,10 +465,11 @@ inline CUtensorMap wide_input_map(const LinearArgs& args, int rows) {
                                static_cast<cuuint64_t>(args.m)};
   const cuuint64_t stride[1] = {static_cast<cuuint64_t>(args.x_stride) * element};
   const cuuint32_t box[2] = {128 / element, static_cast<cuuint32_t>(rows)}, ones[2] = {1, 1};
-  if (encode(&map, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 2,
-             const_cast<void*>(args.x), sizes, stride, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
+  if (tensor_map_encoder()(
+          &map, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 2,
+          const_cast<void*>(args.x), sizes, stride, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+          CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
     throw Error(ErrorKind::kResource, "CUDA: no tensor map of [{}, {}], stride {}", args.m,
                 args.weight.k, args.x_stride);
   return map;
