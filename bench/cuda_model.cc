@@ -2,7 +2,8 @@
 // likeliest token each time. The model has the shape of Llama-3-8B and random weights, made here,
 // so that nothing need be downloaded: speed does not depend on their values.
 //
-//   bench_cuda_model [--scheme w4a8|w4a8-2l|w4a16|w8a8|w8a16|bf16] [--kv bf16|int8] [--batch 1,64]
+//   bench_cuda_model [--scheme w4a8|w4a8-2l|w4a16|w8a8|w8a16|bf16] [--kv bf16|int8|fp8] [--batch
+//   1,64]
 //                    [--prompt 1024] [--generate 128] [--layers 32] [--graphs on|off]
 //
 // w4a8-2l: scales of two levels.
@@ -125,7 +126,9 @@ struct Options {
 
 void measure(Executor& executor, const Options& options, int64_t batch) {
   const int64_t prompt = options.number("--prompt"), generate = options.number("--generate");
-  const DType kv = options.values.at("--kv") == "int8" ? DType::kI8 : DType::kBF16;
+  // 16-bit caches are bf16 on a GPU.
+  const std::string& type = options.values.at("--kv");
+  const KvFormat kv(parse_kv_type(type == "bf16" ? "f16" : type));
   KvCache cache = executor.make_cache(batch, prompt + generate + 1, kv);
   const int64_t vocab = executor.config().vocab_size, room = executor.options().max_tokens;
   std::mt19937 random(2);

@@ -145,8 +145,8 @@ void pack_int4_block(LinearFormat format, std::span<const WeightView> parts,
   }
 }
 
-void pack_int8_block(std::span<const WeightView> parts, const TileLayout& layout, int64_t block,
-                     std::byte* out) {
+void pack_int8_block(LinearFormat format, std::span<const WeightView> parts,
+                     const TileLayout& layout, int64_t block, std::byte* out) {
   auto* all_scales = reinterpret_cast<float*>(out + layout.scales_offset());
   for (int row = 0; row < kTileRows; ++row) {
     const Source source = source_of(parts, block * kTileRows + row);
@@ -168,7 +168,10 @@ void pack_int8_block(std::span<const WeightView> parts, const TileLayout& layout
           for (int jj = 0; jj < 2; ++jj) {
             uint32_t word = 0;
             for (int b = 0; b < 4; ++b) {
-              const int64_t k = tile * 64 + 32 * jj + 8 * t + 4 * upper + b;
+              const int inside = format == LinearFormat::kW8A8
+                                     ? 32 * jj + 8 * t + 4 * upper + b
+                                     : b / 2 * 32 + 16 * jj + 4 * t + 2 * upper + b % 2;
+              const int64_t k = tile * 64 + inside;
               if (k < k_end) word |= uint32_t{static_cast<uint8_t>(codes[k])} << (8 * b);
             }
             words[unit * 256 + unit_word(r, t, upper, jj)] = word;
@@ -280,7 +283,7 @@ LinearWeight pack_linear(LinearFormat format, std::span<const WeightView> parts,
       if (layout.bits == 4)
         pack_int4_block(format, parts, layout, block, out);
       else
-        pack_int8_block(parts, layout, block, out);
+        pack_int8_block(format, parts, layout, block, out);
     }
   });
   return weight;

@@ -12,7 +12,8 @@
 // m64k16 of 16 bits) is made of 8-byte reads, 256 contiguous bytes a warp.
 //   kW4A8, kW4A8TwoLevel   kTileK 128: byte b, nibble i of a word: k = 64·i + 32·jj + 8·t + 4·upper
 //   + b kW4A16   kTileK 128: half-word b, nibble i:      k = 32·i + 16·jj + 4·t + 2·upper + b
-//   kW8A8, kW8A16   kTileK 64: byte b:               k = 32·jj + 8·t + 4·upper + b
+//   kW8A8    kTileK 64: byte b:                      k = 32·jj + 8·t + 4·upper + b
+//   kW8A16   kTileK 64: half-word i, byte b of it:   k = 32·i + 16·jj + 4·t + 2·upper + b
 // 4 bits: the scale word of (row, group) is the f16 scale in the low half and in the high half the
 // zero point (kW4A8) or the bf16 number 128 + zero point (kW4A16); words of a tile are
 // [unit][group][row % 8][row / 8], one group for group_size 128, else four of 32 (a group of 64 is
@@ -63,13 +64,15 @@ WHIT_HOST_DEVICE inline int unit_word(int row, int t, int upper, int jj) {
   return (row / 8) * 128 + (t / 2) * 64 + (row % 8) * 8 + (t % 2) * 4 + upper * 2 + jj;
 }
 
-// In how many chunks K is summed: part of the numerics, so it depends on the weight's shape alone.
+// In how many chunks K is summed, each of whole steps of kChunkStep (chunk c begins at step
+// c · steps / chunks): part of the numerics, so it depends on the weight's shape alone.
 // Enough for eight warps on each of 132 SMs where a warp takes one unit; 1, 2 or 4, the blocks of a
 // cluster that wide kernels may share it among.
+constexpr int64_t kChunkStep = 128;
 inline int k_chunks(int64_t n, int64_t k) {
-  const int64_t units = (n + kUnitRows - 1) / kUnitRows, tiles = (k + 127) / 128;
+  const int64_t units = (n + kUnitRows - 1) / kUnitRows, steps = (k + kChunkStep - 1) / kChunkStep;
   int chunks = 1;
-  while (chunks < 4 && units * chunks < 1056 && chunks * 2 <= tiles) chunks *= 2;
+  while (chunks < 4 && units * chunks < 1056 && chunks * 2 <= steps) chunks *= 2;
   return chunks;
 }
 

@@ -30,7 +30,7 @@ Packed pack(LinearFormat format, std::span<const WeightView> parts) {
 // The value that a kernel reads for (row, k), by the formulas of linear_layout.h.
 float value_at(const Packed& packed, int64_t row, int64_t k) {
   const LinearFormat format = packed.weight.format;
-  const bool int4 = format != LinearFormat::kW8A8;
+  const bool int4 = format != LinearFormat::kW8A8 && format != LinearFormat::kW8A16;
   const TileLayout layout =
       tile_layout(int4 ? 4 : 8, packed.weight.n, packed.weight.k, packed.weight.group_size);
   const std::byte* tile =
@@ -43,9 +43,15 @@ float value_at(const Packed& packed, int64_t row, int64_t k) {
     return bits;
   };
   if (!int4) {
-    const uint32_t bits =
-        word(tile, unit * 256 + unit_word(r, inside % 32 / 8, inside % 8 / 4, inside / 32));
-    const auto code = static_cast<int8_t>(bits >> (8 * (inside % 4)));
+    uint32_t bits;
+    if (format == LinearFormat::kW8A8)
+      bits = word(tile, unit * 256 + unit_word(r, inside % 32 / 8, inside % 8 / 4, inside / 32)) >>
+             (8 * (inside % 4));
+    else
+      bits = word(tile,
+                  unit * 256 + unit_word(r, inside % 16 / 4, inside % 4 / 2, inside % 32 / 16)) >>
+             (16 * (inside / 32) + 8 * (inside % 2));
+    const auto code = static_cast<int8_t>(bits);
     float scale;
     std::memcpy(&scale, packed.bytes.data() + layout.scales_offset() + row * 4, 4);
     return static_cast<float>(code) * scale;
@@ -87,7 +93,8 @@ void expect_same_values(LinearFormat format, std::span<const WeightView> parts) 
   EXPECT_EQ(packed.weight.n, row);
   // Padding is zero: rows to a multiple of 64, columns to the tile's end.
   for (int64_t i = row; i < round_up(row, 64); ++i) ASSERT_EQ(value_at(packed, i, 0), 0) << i;
-  const int64_t k_end = round_up(k, format == LinearFormat::kW8A8 ? 64 : 128);
+  const bool int8 = format == LinearFormat::kW8A8 || format == LinearFormat::kW8A16;
+  const int64_t k_end = round_up(k, int8 ? 64 : 128);
   for (int64_t c = k; c < k_end; ++c) ASSERT_EQ(value_at(packed, 0, c), 0) << c;
 }
 
@@ -113,6 +120,7 @@ TEST(CudaLinearLayout, keeps_every_weight_of_stacked_parts) {
   const auto b = random_weight(WeightFormat::kInt8Channel, 9, 200, 0, false, 4);
   const WeightView parts[] = {a.view(), b.view()};
   expect_same_values(LinearFormat::kW8A8, parts);
+  expect_same_values(LinearFormat::kW8A16, parts);
 }
 
 TEST(CudaLinearLayout, says_whether_zero_points_differ_from_eight) {

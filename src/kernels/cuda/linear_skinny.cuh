@@ -44,7 +44,7 @@ struct SkinnyTraits {
   static constexpr int kTileK = kInt4 ? 128 : 64;
   static constexpr int kInputBytes = kInteger ? 1 : 2;
   // A lane's inputs of one tile and token: 8 of every 32 of K, in runs.
-  static constexpr int kRun = format == LinearFormat::kW4A16 ? 4 : 8;
+  static constexpr int kRun = kInteger ? 8 : 4;
   static constexpr int kRunWords = kRun * kInputBytes / 4;
   static constexpr int kRuns = kTileK / (4 * kRun);
 };
@@ -188,16 +188,14 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
     }
   } else if constexpr (format == LinearFormat::kW8A16) {
 #pragma unroll
-    for (int jj = 0; jj < 2; ++jj)
+    for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int upper = 0; upper < 2; ++upper) {
-        const uint32_t l = low[2 * upper + jj], h = high[2 * upper + jj];
-        const uint32_t a[4] = {bf16_of_bytes(l, 0), bf16_of_bytes(h, 0), bf16_of_bytes(l, 1),
-                               bf16_of_bytes(h, 1)};
+      for (int jj = 0; jj < 2; ++jj) {
+        const uint32_t a[4] = {bf16_of_bytes(low[jj], i), bf16_of_bytes(high[jj], i),
+                               bf16_of_bytes(low[2 + jj], i), bf16_of_bytes(high[2 + jj], i)};
 #pragma unroll
         for (int nt = 0; nt < kTokenTiles; ++nt)
-          mma_bf16(sums[nt], a, x.words[nt][4 * jj + 2 * upper],
-                   x.words[nt][4 * jj + 2 * upper + 1]);
+          mma_bf16(sums[nt], a, x.words[nt][4 * i + 2 * jj], x.words[nt][4 * i + 2 * jj + 1]);
       }
   } else {
 #pragma unroll
@@ -271,8 +269,10 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
       reinterpret_cast<uint32_t*>(shared + p.slots * p.chunks * Ring::kBytes);
   int unit = static_cast<int>(int64_t{blockIdx.x} * p.units / gridDim.x) + slot;
   const int end_unit = static_cast<int>((int64_t{blockIdx.x} + 1) * p.units / gridDim.x);
-  const int tile_begin = chunk * p.layout.tiles / p.chunks;
-  const int tile_end = (chunk + 1) * p.layout.tiles / p.chunks;
+  constexpr int kTilesOfStep = static_cast<int>(kChunkStep) / T::kTileK;
+  const int steps = (p.layout.tiles + kTilesOfStep - 1) / kTilesOfStep;
+  const int tile_begin = chunk * steps / p.chunks * kTilesOfStep;
+  const int tile_end = min(p.layout.tiles, (chunk + 1) * steps / p.chunks * kTilesOfStep);
   const int token = blockIdx.y * 8 * kTokenTiles;
 
   Ring ring(shared + warp * Ring::kBytes, lane);

@@ -67,14 +67,14 @@ __device__ __forceinline__ uint32_t minus_zero_of(uint32_t word) {
   return __byte_perm(word, 0, 0x3232) ^ 0x80008000u;
 }
 
-// Bytes 2·i and 2·i + 1 of four int8 weights as two bf16 numbers, exact.
+// Bytes 2·i and 2·i + 1 of four int8 weights as two bf16 numbers, exact: bf16 has the bits of
+// 128 + (weight & 127), from which 128 is taken, or 256 where the weight is negative.
 __device__ __forceinline__ uint32_t bf16_of_bytes(uint32_t word, int i) {
-  const uint32_t unsigned_bytes = word ^ 0x80808080u;
-  // 2^23 + (weight + 128) as f32.
-  const float low = __uint_as_float(__byte_perm(unsigned_bytes, 0x4b000000u, 0x7540 + 2 * i));
-  const float high = __uint_as_float(__byte_perm(unsigned_bytes, 0x4b000000u, 0x7541 + 2 * i));
+  const uint32_t bytes = __byte_perm(word, 0, 0x4140 + 0x0202 * i);
+  const uint32_t biased = and_or(bytes, 0x007f007fu, 0x43004300u);
+  const uint32_t minus_bias = and_or(bytes, 0x00800080u, 0xc300c300u);
   uint32_t out;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high - 8388736.0f), "f"(low - 8388736.0f));
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(biased), "r"(0x3f803f80u), "r"(minus_bias));
   return out;
 }
 

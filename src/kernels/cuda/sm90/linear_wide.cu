@@ -4,14 +4,14 @@
 namespace whit::cuda {
 
 bool wide_supports(const LinearWeight& weight, const DeviceInfo& device) {
-  return device.capability == 90 && weight.format != LinearFormat::kW8A16 &&
-         (weight.format == LinearFormat::kW8A8 || weight.group_size == 128);
+  return device.capability == 90 && (is_8_bits(weight.format) || weight.group_size == 128);
 }
 
 void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* stream) {
   const LinearWeight& weight = args.weight;
-  const bool int4 = weight.format != LinearFormat::kW8A8;
-  const bool exact = !int4 || weight.format == LinearFormat::kW4A8TwoLevel;
+  const bool int4 = !is_8_bits(weight.format);
+  const bool exact =
+      weight.format == LinearFormat::kW8A8 || weight.format == LinearFormat::kW4A8TwoLevel;
   WideParams p{};
   p.weight = static_cast<const uint8_t*>(weight.data);
   p.layout = tile_layout(int4 ? 4 : 8, weight.n, weight.k, weight.group_size);
@@ -54,6 +54,8 @@ void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* str
     wide_w4a8_two_level(args, p, tokens, device.sms, stream);
   else if (weight.format == LinearFormat::kW4A16)
     wide_w4a16(args, p, tokens, device.sms, stream);
+  else if (weight.format == LinearFormat::kW8A16)
+    wide_w8a16(args, p, tokens, device.sms, stream);
   else
     wide_w8a8(args, p, tokens, device.sms, stream);
 }

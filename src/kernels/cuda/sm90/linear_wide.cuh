@@ -37,12 +37,21 @@ struct WideParams {
   bool vectors;     // whether rows of y and of the residual can be moved in 16-byte vectors
 };
 
+constexpr bool is_8_bits(LinearFormat format) {
+  return format == LinearFormat::kW8A8 || format == LinearFormat::kW8A16;
+}
+constexpr bool is_bf16(LinearFormat format) {
+  return format == LinearFormat::kW4A16 || format == LinearFormat::kW8A16;
+}
+
 // kPiece: tokens whose sums are staged at once; all where K has chunks.
 template <LinearFormat format, int kTokens, int kPiece>
 struct WideShape {
-  static constexpr bool kInt4 = format != LinearFormat::kW8A8;
-  static constexpr bool kInteger = format != LinearFormat::kW4A16;
-  // Whether sums are integers to the end: one set of them, and no groups.
+  static constexpr bool kInt4 = !is_8_bits(format);
+  static constexpr bool kInteger = !is_bf16(format);
+  // Whether each group's sums are scaled before the next one's are added.
+  static constexpr bool kGrouped = format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16;
+  // Whether sums are integers to the end.
   static constexpr bool kExact =
       format == LinearFormat::kW8A8 || format == LinearFormat::kW4A8TwoLevel;
   using Product = std::conditional_t<kInteger, int, float>;
@@ -50,7 +59,7 @@ struct WideShape {
   static constexpr int kRuns = kInteger ? 1 : 2;
   static constexpr int kMmas = 4 * kRuns;  // along K of a step
   // Groups of products are halves of a tile's tokens, one multiplied while the other is scaled.
-  static constexpr int kHalves = !kExact && kTokens == 128 ? 2 : 1;
+  static constexpr int kHalves = kGrouped && kTokens == 128 ? 2 : 1;
   // Sets of A operands: with two, the next step's are unpacked while this one's are multiplied; one
   // is what the registers of 128 tokens × 8 operands leave room for.
   static constexpr int kSets = kHalves == 2 && !kInteger ? 1 : 2;
@@ -75,8 +84,8 @@ struct WideShape {
 // A thread's packed words of a warp's 16 rows × 128 of K, and what of them is an A operand.
 template <LinearFormat format>
 struct WideWords {
-  uint2 codes[format == LinearFormat::kW8A8 ? 2 : 1][2][2];  // [tile of 8 bits][row half][pair]
-  uint2 scales;                                              // of 4 bits: rows r and r + 8
+  uint2 codes[is_8_bits(format) ? 2 : 1][2][2];  // [tile of 8 bits][row half][pair]
+  uint2 scales;                                  // of 4 bits: rows r and r + 8
 
   __device__ __forceinline__ void load(const uint8_t* weights, int warp, int lane) {
 #pragma unroll
@@ -87,7 +96,7 @@ struct WideWords {
         for (int pair = 0; pair < 2; ++pair)
           codes[tile][half][pair] = *reinterpret_cast<const uint2*>(
               weights + (tile * 4 + warp) * kUnitBytes + lane * 8 + half * 512 + pair * 256);
-    if constexpr (format != LinearFormat::kW8A8)
+    if constexpr (!is_8_bits(format))
       scales = *reinterpret_cast<const uint2*>(weights + 4 * kUnitBytes + warp * 64 + lane / 4 * 8);
   }
 };
@@ -95,7 +104,7 @@ struct WideWords {
 // What the words of a step are as A operands.
 template <LinearFormat format>
 struct WideFragments {
-  static constexpr int kMmas = format == LinearFormat::kW4A16 ? 8 : 4;
+  static constexpr int kMmas = is_bf16(format) ? 8 : 4;
   uint32_t a[kMmas][4];
 
   template <bool kZeroPoints>
@@ -106,7 +115,7 @@ struct WideFragments {
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
-          const uint2 both = words.codes[format == LinearFormat::kW8A8 ? mma / 2 : 0][half][pair];
+          const uint2 both = words.codes[is_8_bits(format) ? mma / (kMmas / 2) : 0][half][pair];
           const uint32_t word = mma % 2 == 0 ? both.x : both.y;
           const uint32_t scale_word = half == 0 ? words.scales.x : words.scales.y;
           uint32_t& to = a[mma][2 * pair + half];
@@ -117,6 +126,8 @@ struct WideFragments {
                                    two_level_offset_of(scale_word));
           else if constexpr (format == LinearFormat::kW4A16)
             to = bf16_of_nibbles(word, mma / 2, minus_zero_of(scale_word));
+          else if constexpr (format == LinearFormat::kW8A16)
+            to = bf16_of_bytes(word, mma / 2 % 2);
           else
             to = word;
         }
@@ -127,7 +138,7 @@ template <LinearFormat format, int kTokens, int kPiece, bool kZeroPoints>
 __global__ void __launch_bounds__(kWideThreads, 1)
     wide(const __grid_constant__ WideParams p, const __grid_constant__ CUtensorMap inputs) {
   using S = WideShape<format, kTokens, kPiece>;
-  constexpr bool kExact = S::kExact;
+  constexpr bool kExact = S::kExact, kGrouped = S::kGrouped;
   extern __shared__ uint8_t unaligned[];
   // The swizzle is of address bits: stages begin at multiples of 1024.
   uint8_t* const stages = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
@@ -229,8 +240,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     };
     wait_for_previous_kernel();
 
-    typename S::Product products[kExact ? 1 : 2][S::kValues];
-    float sum[S::kHalves][kExact ? 1 : S::kValues];
+    typename S::Product products[kGrouped ? 2 : 1][S::kValues];
+    float sum[S::kHalves][kGrouped ? S::kValues : 1];
     WideFragments<format> fragments[S::kSets];
     float scales[2][2];  // [parity of the step][rows r and r + 8]
     WideWords<format> words;
@@ -257,19 +268,20 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       }
     };
     auto unpack_scales = [&](float(&to)[2]) {
-      if constexpr (!kExact) {
+      if constexpr (kGrouped) {
         constexpr float kUnit = format == LinearFormat::kW4A8 ? kInt4Unit<kZeroPoints> : 1.0f;
         to[0] = scale_of(words.scales.x) * kUnit;
         to[1] = scale_of(words.scales.y) * kUnit;
       }
     };
-    // sum = weights · tokens over steps begin … end − 1. One unit of products is always being
-    // multiplied: while it is, the one before is scaled and the weights after are unpacked.
+    // sum (without groups, products[0]) = weights · tokens over steps begin … end − 1. One unit of
+    // products is always being multiplied: while it is, the one before is scaled and the weights
+    // after are unpacked.
     auto multiply = [&](int begin, int end) {
       int stage = load(), before = stage, after = stage;
       fragments[0].template unpack<kZeroPoints>(words);
       unpack_scales(scales[0]);
-      if constexpr (!kExact) {
+      if constexpr (kGrouped) {
         // What the first unit finds to be scaled: nothing.
         scales[1][0] = scales[1][1] = 0;
 #pragma unroll
@@ -287,19 +299,19 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         for (int half = 0; half < S::kHalves; ++half) {
           const uint64_t b = swizzled_operand(shared_address(stages) + stage * S::kStageBytes) +
                              half * (S::kUnitTokens * 128 / 16);
-          auto& unit = products[kExact ? 0 : S::kHalves == 2 ? half : kParity];
+          auto& unit = products[!kGrouped ? 0 : S::kHalves == 2 ? half : kParity];
           wgmma_fence();
 #pragma unroll
           for (int i = 0; i < S::kMmas; ++i)
             wgmma(unit, now.a[i], b + i / 4 * (S::kRunBytes / 16) + i % 4 * 2,
-                  i > 0 || (kExact && step > begin));
+                  i > 0 || (!kGrouped && step > begin));
           wgmma_commit();
           wgmma_wait<1>();
           if (half == 0) {
             if (step > begin) release(before);
             if (step + 1 < end) after = load();
           }
-          if constexpr (!kExact) {
+          if constexpr (kGrouped) {
             if (half == 0)
               scale_products(sum[S::kHalves - 1], products[S::kHalves == 2 ? 1 : 1 - kParity],
                              scales[1 - kParity]);
@@ -325,7 +337,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         [[maybe_unused]] constexpr int kParity = decltype(parity)::value;
         wgmma_wait<0>();
         release(before);
-        if constexpr (!kExact)
+        if constexpr (kGrouped)
           scale_products(sum[S::kHalves - 1], products[S::kHalves == 2 ? 1 : kParity],
                          scales[kParity]);
       };
@@ -342,6 +354,14 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       }
     };
 
+    // What `multiply` left of a thread's values of the tile.
+    auto sum_of = [&](int value) {
+      if constexpr (kGrouped)
+        return sum[value / S::kValues][value % S::kValues];
+      else
+        return products[0][value];
+    };
+
     for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
       if (kExact || kPiece < kTokens || own_chunks == 1) {
         multiply(step_begin, step_end);
@@ -354,12 +374,10 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           const int area = p.parts > 1 ? i * S::kAreaFloats : 0;
           if constexpr (!kExact) {
 #pragma unroll
-            for (int h = 0; h < S::kHalves; ++h)
-#pragma unroll
-              for (int v = 0; v < S::kValues; ++v) {
-                float& to = (&staged(h * S::kValues + v))[area];
-                to = i == 0 || area > 0 ? sum[h][v] : __fadd_rn(to, sum[h][v]);
-              }
+            for (int v = 0; v < kTokens / 2; ++v) {
+              float& to = (&staged(v))[area];
+              to = i == 0 || area > 0 ? sum_of(v) : __fadd_rn(to, sum_of(v));
+            }
           }
         }
       }
@@ -369,7 +387,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       const int block = row_block(tile) + group;
       const int row = block * kTileRows + thread % 8 * 8;
       float row_scales[8];
-      if constexpr (kExact) {
+      if constexpr (!kGrouped) {
         const int from = min(block, p.layout.row_blocks - 1) * kTileRows + thread % 8 * 8;
 #pragma unroll
         for (int e = 0; e < 8; ++e)
@@ -384,11 +402,11 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           named_barrier(1 + group, 128);  // what was staged before has been stored
 #pragma unroll
           for (int i = 0; i < kPiece / 2; ++i) {
+            const auto value = sum_of(piece * (kPiece / 2) + i);
             if constexpr (kExact)
-              staged(i) = __int_as_float(products[0][piece * (kPiece / 2) + i]);
+              staged(i) = __int_as_float(value);
             else
-              staged(i) = sum[(piece * (kPiece / 2) + i) / S::kValues]
-                             [(piece * (kPiece / 2) + i) % S::kValues];
+              staged(i) = value;
           }
         }
         if (p.parts > 1) cluster_sync();
@@ -441,8 +459,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
 #pragma unroll
           for (int e = 0; e < 8; ++e) {
             values[e] = __uint_as_float(bits[e]);
-            if constexpr (kExact)
-              values[e] = __fmul_rn(__int2float_rn(static_cast<int>(bits[e])), row_scales[e]);
+            if constexpr (kExact) values[e] = __int2float_rn(static_cast<int>(bits[e]));
+            if constexpr (!kGrouped) values[e] = __fmul_rn(values[e], row_scales[e]);
             if constexpr (S::kInteger) values[e] = __fmul_rn(values[e], x_scale);
           }
           p.epilogue.store_8(values, token, row, p.n, p.vectors);
@@ -535,6 +553,8 @@ void wide_w4a8(const LinearArgs& args, const WideParams& p, int tokens, int sms,
 void wide_w4a8_two_level(const LinearArgs& args, const WideParams& p, int tokens, int sms,
                          cudaStream_t stream);
 void wide_w4a16(const LinearArgs& args, const WideParams& p, int tokens, int sms,
+                cudaStream_t stream);
+void wide_w8a16(const LinearArgs& args, const WideParams& p, int tokens, int sms,
                 cudaStream_t stream);
 void wide_w8a8(const LinearArgs& args, const WideParams& p, int tokens, int sms,
                cudaStream_t stream);

@@ -176,6 +176,7 @@ WHIT_WGMMA(wgmma, int, "+r", 64, "m64n128k32.s32.s8.s8", "", 64, 65, 66, 67, 68,
 WHIT_WGMMA(wgmma, int, "+r", 128, "m64n256k32.s32.s8.s8", "", 128, 129, 130, 131, 132, 133)
 WHIT_WGMMA(wgmma, float, "+f", 16, "m64n32k16.f32.bf16.bf16", ", 1, 1, 0", 16, 17, 18, 19, 20, 21)
 WHIT_WGMMA(wgmma, float, "+f", 32, "m64n64k16.f32.bf16.bf16", ", 1, 1, 0", 32, 33, 34, 35, 36, 37)
+WHIT_WGMMA(wgmma, float, "+f", 64, "m64n128k16.f32.bf16.bf16", ", 1, 1, 0", 64, 65, 66, 67, 68, 69)
 // b: operand of transposed_operand.
 WHIT_WGMMA(wgmma_transposed, float, "+f", 32, "m64n64k16.f32.bf16.bf16", ", 1, 1, 1", 32, 33, 34,
            35, 36, 37)
