@@ -7,7 +7,7 @@
 #include "cli/command.h"
 #include "cli/common.h"
 #include "cli/tuned.h"
-#include "engine/cuda_linears.h"
+#include "engine/cuda_kernels.h"
 #include "evaluate/bench.h"
 
 namespace whit::cli {
@@ -60,12 +60,23 @@ int run_tune(const BenchOptionsOfUser& user) {
 int run_kernels(const BenchOptionsOfUser& user) {
   if (user.machine.backend != "cuda")
     throw Error(ErrorKind::kInvalidArgument,
-                "--kernels measures the linears of the CUDA backend: give --backend cuda "
+                "--kernels measures the kernels of the CUDA backend: give --backend cuda "
                 "(the CPU's are measured by bench_kernels of a build)");
-  const CudaLinearTimings timings = time_cuda_linears(Model::open(user.model), user.rows);
+  const CudaKernelTimings timings = time_cuda_kernels(Model::open(user.model), user.rows);
   if (user.json) {
-    Json list = Json::array();
-    for (const CudaLinearTiming& row : timings.rows)
+    Json list = Json::array(), others = Json::array();
+    for (const CudaKernelTiming& row : timings.others)
+      others.push_back({{"kernel", row.kernel},
+                        {"format", row.format},
+                        {"m", row.m},
+                        {"context", row.context},
+                        {"tokens", row.tokens},
+                        {"us", row.us},
+                        {"bytes_per_s", row.bytes_per_s},
+                        {"operations_per_s", row.operations_per_s},
+                        {"percent_of_bandwidth", row.percent_of_bandwidth},
+                        {"percent_of_peak", row.percent_of_peak}});
+    for (const CudaLinearTiming& row : timings.linears)
       list.push_back({{"linears", row.linears},
                       {"format", row.format},
                       {"group_size", row.group_size},
@@ -85,11 +96,12 @@ int run_kernels(const BenchOptionsOfUser& user) {
                 {"read_bytes_per_s", timings.read_bytes_per_s},
                 {"int8_operations_per_s", timings.int8_operations_per_s},
                 {"bf16_operations_per_s", timings.bf16_operations_per_s},
-                {"rows", list}});
+                {"rows", list},
+                {"others", others}});
     return 0;
   }
   std::vector<std::vector<std::string>> table;
-  for (const CudaLinearTiming& row : timings.rows)
+  for (const CudaLinearTiming& row : timings.linears)
     table.push_back(
         {row.linears, row.format, fmt::format("{} x {}", row.n, row.k), fmt::format("{}", row.m),
          fmt::format("{:.1f}", row.us), fmt::format("{:.2f}", row.weight_bytes_per_s / 1e12),
@@ -99,6 +111,15 @@ int run_kernels(const BenchOptionsOfUser& user) {
   print_table({"linears", "format", "N x K", "M", "us", "TB/s", "%BW", "bare us", "%bare", "TOP/s",
                "%peak"},
               table);
+  table.clear();
+  for (const CudaKernelTiming& row : timings.others)
+    table.push_back(
+        {row.kernel, row.format, fmt::format("{}", row.m),
+         row.context > 0 ? fmt::format("{}", row.context) : "", fmt::format("{:.1f}", row.us),
+         fmt::format("{:.2f}", row.bytes_per_s / 1e12), percent(row.percent_of_bandwidth),
+         fmt::format("{:.0f}", row.operations_per_s / 1e12), percent(row.percent_of_peak)});
+  fmt::print("\n");
+  print_table({"kernel", "format", "M", "context", "us", "TB/s", "%BW", "TOP/s", "%peak"}, table);
   fmt::print(
       "\n{}, {} SMs; weights from device memory; %BW: of {:.2f} TB/s read; bare: a kernel that "
       "only "
@@ -220,9 +241,11 @@ Action add_bench(CLI::App& app) {
                "Measure which instruction set and how many threads run this engine fastest here, "
                "and store the choice");
   app.add_flag("--kernels", user->kernels,
-               "With --backend cuda: time the model's linears one by one, beside the device's read "
+               "With --backend cuda: time the model's kernels one by one, beside the device's read "
                "bandwidth and dense peaks");
-  app.add_option("--rows", user->rows, "Rows of activations of --kernels, comma-separated")
+  app.add_option(
+         "--rows", user->rows,
+         "Rows (of attention, sequences or a prompt's tokens) of --kernels, comma-separated")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::Range(int64_t{1}, int64_t{8192}))

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "ops/sampling.h"
 
@@ -78,6 +79,9 @@ struct QuantizeArgs {
 //   scales   [pages, Hkv, P] f32, of the 8-bit ones: one for each token and head, absmax / 127 or
 //            absmax / 448
 enum class KvStorage : uint8_t { kBf16, kInt8, kFp8 };
+inline std::string_view name(KvStorage storage) {
+  return storage == KvStorage::kBf16 ? "bf16" : storage == KvStorage::kInt8 ? "int8" : "fp8";
+}
 struct DeviceKv {
   KvStorage storage = KvStorage::kBf16;
   void* k = nullptr;
