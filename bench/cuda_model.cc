@@ -2,8 +2,8 @@
 // likeliest token each time. The model has the shape of Llama-3-8B and random weights, made here,
 // so that nothing need be downloaded: speed does not depend on their values.
 //
-//   bench_cuda_model [--scheme w4a8|w4a8-2l|w4a16|w8a8|w8a16|bf16] [--kv bf16|int8|fp8] [--batch
-//   1,64]
+//   bench_cuda_model [--scheme w4a8|w4a8-2l|w4a16|w4afp8|w8a8|fp8|w8a16|bf16] [--kv bf16|int8|fp8]
+//                    [--batch 1,64]
 //                    [--prompt 1024] [--generate 128] [--layers 32] [--graphs on|off]
 //
 // w4a8-2l: scales of two levels.
@@ -60,6 +60,8 @@ class RandomWeights {
     std::mt19937_64 random(1);
     auto* words = bytes_.as<uint64_t>();
     for (int64_t i = 0; i < bytes_.bytes() / 8; ++i) words[i] = random();
+    if (scheme_ == "fp8")  // no NaNs
+      for (int64_t i = 0; i < bytes_.bytes() / 8; ++i) words[i] &= 0xbfbfbfbfbfbfbfbf;
     if (scheme_ == "bf16") {
       // Values in ±2⁻⁶ … ±2⁻⁵.
       auto* values = bytes_.as<uint16_t>();
@@ -103,12 +105,14 @@ class RandomWeights {
       view.scales = scales;
       view.zeros = bytes_.as<uint8_t>();
     } else {
-      view.format = WeightFormat::kInt8Channel;
+      view.format =
+          in_layer && scheme_ == "fp8" ? WeightFormat::kFp8Channel : WeightFormat::kInt8Channel;
       auto* scales = channel_scales_.as<float>();
       for (int64_t i = 0; i < node.n; ++i) scales[i] = 0.0002f;
       view.scales = scales;
     }
-    if (in_layer && scheme_.substr(2).starts_with("a8")) weight.activation = cpu::Activation::kInt8;
+    if (in_layer)
+      weight.activation = activation_of(QuantScheme::preset(scheme_.substr(0, scheme_.find('-'))));
     return weight;
   }
 

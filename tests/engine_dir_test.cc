@@ -52,15 +52,15 @@ class EngineDirTest : public ::testing::Test {
 
 TEST_F(EngineDirTest, stored_weights_are_the_rounded_ones_bit_for_bit) {
   const Model source = Model::open(golden_model("qwen2"));
-  for (const std::string scheme : {"w4a16", "w8a8"}) {
+  for (const std::string scheme : {"w4a16", "w8a8", "fp8", "w4afp8"}) {
     const Model engine = Model::open(make(scheme));
     for (const Node& node : source.graph().nodes()) {
       if (node.op != Op::kLinear || node.layer < 0) continue;
       const Tensor w = source.checkpoint()->load_f32(node.weight_name);
       const QuantScheme preset = QuantScheme::preset(scheme, 32);
       QuantizedTensor expected =
-          make_quantized(scheme == "w4a16" ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel,
-                         node.n, node.k, preset.weights->group_size, preset.weights->symmetric);
+          make_quantized(weight_format(preset), node.n, node.k, preset.weights->group_size,
+                         preset.weights->symmetric);
       quantize_rows_rtn(w.data<float>(), 0, node.n, nullptr, expected);
       std::vector<float> stored(node.n * node.k), wanted(node.n * node.k);
       dequantize_rows(engine.engine()->linear(node).view, 0, node.n, stored.data());
@@ -151,6 +151,36 @@ TEST_F(EngineDirTest, scales_that_are_called_two_level_and_are_not_are_refused) 
   });
   EXPECT_THAT(message_of(path), HasSubstr("two-level"));
   EXPECT_THAT(message_of(path), HasSubstr("proj.weight"));
+}
+
+TEST_F(EngineDirTest, numbers_that_are_NaN_are_refused_with_the_weight_s_name) {
+  const auto path = make("fp8");
+  std::string content = read_file(path / "weights.safetensors");
+  content[content.size() - 400] = 0x7f;  // of the last layer's weights
+  write_file(path / "weights.safetensors", content);
+  edit_manifest(path, [&](Json& json) {
+    json["files"]["weights.safetensors"]["xxh3_128"] =
+        digest({reinterpret_cast<const uint8_t*>(content.data()), content.size()});
+  });
+  try {
+    const LoadedModel loaded(path, {.max_context = 16}, pool_);
+    FAIL() << "a weight that is NaN was loaded";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kInvalidData);
+    EXPECT_THAT(error.what(), HasSubstr("holds NaN"));
+    EXPECT_THAT(error.what(), HasSubstr("proj.weight"));
+  }
+}
+
+TEST_F(EngineDirTest, codes_of_another_type_than_the_plan_says_are_refused) {
+  for (const auto& [written, read] : {std::pair("fp8", "w8a8"), std::pair("w8a8", "fp8")}) {
+    const auto path = make(written);
+    edit_manifest(path, [&, scheme = read](Json& json) {
+      for (auto& [name, each] : json["schemes"].items())
+        if (name == written) each = to_json(QuantScheme::preset(scheme));
+    });
+    EXPECT_THAT(message_of(path), HasSubstr("F8_E4M3"));
+  }
 }
 
 TEST_F(EngineDirTest, a_plan_that_contradicts_the_weights_is_refused) {

@@ -126,7 +126,10 @@ TEST(ForeignFormats, an_engine_goes_to_compressed_tensors_and_comes_back_bit_by_
           {"int4", "int8", false, "int-quantized"},
           {"int4", "int8", true, "int-quantized"},
           {"int8", "int8", true, "int-quantized"},
-          {"int8", "fp16", true, "int-quantized"}}) {
+          {"int8", "fp16", true, "int-quantized"},
+          {"int4", "fp8", false, "pack-quantized"},
+          {"int4", "fp8", true, "pack-quantized"},
+          {"fp8", "fp8", true, "float-quantized"}}) {
       SCOPED_TRACE(fmt::format("{} {} {} {}", architecture, weights, activations, symmetric));
       BuildConfig config;
       config.symmetric = symmetric;
@@ -192,6 +195,8 @@ TEST(ForeignFormats, what_a_format_cannot_express_is_refused_and_nothing_is_left
   EXPECT_THAT(message(Model::open(source), "awq"), HasSubstr("no linear of a layer is int4"));
   EXPECT_THAT(message(Model::open(source), "compressed-tensors"), HasSubstr("is quantized"));
   EXPECT_THAT(message(make_engine(scratch, source, "int8", "int8", {}), "awq"),
+              AllOf(HasSubstr("q_proj"), HasSubstr("compressed-tensors")));
+  EXPECT_THAT(message(make_engine(scratch, source, "fp8", "fp8", {}), "awq"),
               AllOf(HasSubstr("q_proj"), HasSubstr("compressed-tensors")));
   BuildConfig wide;
   wide.group_size = 64;  // of 96 inputs the last group is short

@@ -109,7 +109,8 @@ TEST_P(InvarianceTest, a_sequence_alone_equals_the_same_sequence_in_a_batch) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Schemes, InvarianceTest,
-                         ::testing::Values("f32", "w4a16", "w4a8", "w8a8", "w8a16", "bf16"));
+                         ::testing::Values("f32", "w4a16", "w4a8", "w8a8", "w8a16", "fp8", "w4afp8",
+                                           "bf16"));
 
 TEST(ProgramTest, positions_beyond_those_that_were_there_at_first_are_rotated_alike) {
   const ScratchDirectory scratch;

@@ -76,7 +76,11 @@ class QualityTest : public ::testing::Test {
   }
 
   struct Measured {
-    std::vector<Engine> engines = {{"awq", "w4a16"}, {"awq", "w4a8"}, {"smoothquant", "w8a8"}};
+    std::vector<Engine> engines = {{"awq", "w4a16"},
+                                   {"awq", "w4a8"},
+                                   {"smoothquant", "w8a8"},
+                                   {"awq", "fp8"},
+                                   {"awq", "w4afp8"}};
     std::vector<Engine> variants = {{"rtn", "w8a8"}, {"smoothquant", "w8a8"}};
     EvalResult int8_cache, int4_cache;  // of the original
   };
@@ -133,6 +137,8 @@ TEST_F(QualityTest, quantized_models_stay_within_the_landed_divergence_slow) {
   expect_within(measured_->engines[0], 1.21, 0.170);
   expect_within(measured_->engines[1], 1.23, 0.180);
   expect_within(measured_->engines[2], 1.014, 0.0106);
+  expect_within(measured_->engines[3], 1.03, 0.03);
+  expect_within(measured_->engines[4], 1.25, 0.2);
 }
 
 // Keys and values by codes, each token attending to what decoding would read.

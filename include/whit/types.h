@@ -31,10 +31,11 @@ enum class QuantMode {
 
 // The numerics: which dtypes a linear layer computes with. An empty name takes the mode's usual one
 // (AWQ, GPTQ, AWQ_GPTQ and AUTO: int4 and fp16, SMOOTHQUANT: int8 and int8, RTN: int8 and
-// fp16).
+// fp16; beside fp8 weights: fp8). "fp8" is e4m3.
 struct QuantPolicy {
-  std::string weight_dtype;  // "int4", "int8", or a floating-point name ("bf16", "fp16", "float")
-  std::string activation_dtype;  // "int8", or a floating-point name
+  // "int4", "int8", "fp8", or a floating-point name ("bf16", "fp16", "float")
+  std::string weight_dtype;
+  std::string activation_dtype;  // "int8", "fp8", or a floating-point name
 };
 
 // How an engine is built, and how it runs.

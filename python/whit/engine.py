@@ -65,8 +65,8 @@ class LLMEngine:
         model_dir      a Hugging Face directory, a .gguf file, or an engine directory (which runs as
                        it is; a mode or policy that contradicts it is an error)
         quant_mode     the algorithm; NONE runs the weights as they are stored
-        quant_policy   the numerics: {"weight_dtype": "int4" | "int8" | "float",
-                       "activation_dtype": "int8" | "float"}; what is left out is the mode's usual
+        quant_policy   the numerics: {"weight_dtype": "int4" | "int8" | "fp8" | "float",
+                       "activation_dtype": "int8" | "fp8" | "float"}; what is left out is the mode's usual
         calib          a text file, or "self": text that the model writes itself
         calib_samples  sequences, of calib_length tokens each
         group_size     inputs that share a scale, of int4 weights: 32, 64 or 128

@@ -40,7 +40,7 @@ class QuantAlgo(str, enum.Enum):
     NO_QUANT = "NO_QUANT"
 
 
-# Algorithm → mode, weight dtype, activation dtype. Activations that are int8 are scaled per token, weights per channel or
+# Algorithm → mode, weight dtype, activation dtype. Activations of 8 bits are scaled per token, weights per channel or
 # group: the SmoothQuant names that ask for exactly that, or for its plain form, are it.
 _ALGORITHMS = {
     QuantAlgo.NO_QUANT: (QuantMode.NONE, "", ""),
@@ -51,6 +51,7 @@ _ALGORITHMS = {
     QuantAlgo.W8A8_SQ_PER_CHANNEL: (QuantMode.SMOOTHQUANT, "int8", "int8"),
     QuantAlgo.W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN: (QuantMode.SMOOTHQUANT, "int8", "int8"),
     QuantAlgo.INT8: (QuantMode.RTN, "int8", "int8"),
+    QuantAlgo.FP8_PER_CHANNEL_PER_TOKEN: (QuantMode.RTN, "fp8", "fp8"),
 }
 
 

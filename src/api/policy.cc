@@ -16,10 +16,12 @@ struct Combination {
 };
 // "float" stands for every floating-point name: kernels compute in f32 from weights as they are
 // stored.
-constexpr std::array<Combination, 5> kCombinations = {{{"int4", "float", "w4a16"},
+constexpr std::array<Combination, 7> kCombinations = {{{"int4", "float", "w4a16"},
                                                        {"int4", "int8", "w4a8"},
                                                        {"int8", "int8", "w8a8"},
                                                        {"int8", "float", "w8a16"},
+                                                       {"fp8", "fp8", "fp8"},
+                                                       {"int4", "fp8", "w4afp8"},
                                                        {"float", "float", "bf16"}}};
 constexpr std::array<std::string_view, 8> kFloatNames = {"float", "float32", "fp32",     "float16",
                                                          "fp16",  "half",    "bfloat16", "bf16"};
@@ -38,8 +40,9 @@ Combination wanted(QuantMode mode, const QuantPolicy& policy) {
     weights = "int8";
   else if (mode != QuantMode::NONE)
     weights = "int4";
-  return {dtype_or(policy.weight_dtype, weights),
-          dtype_or(policy.activation_dtype, smooth ? "int8" : "float"), ""};
+  weights = dtype_or(policy.weight_dtype, weights);
+  const std::string_view activations = weights == "fp8" ? "fp8" : smooth ? "int8" : "float";
+  return {weights, dtype_or(policy.activation_dtype, activations), ""};
 }
 
 bool possible(QuantMode mode, const Combination& combination) {

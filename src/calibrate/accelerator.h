@@ -46,8 +46,9 @@ struct CholeskyColumns {
 struct GroupErrorsInput {
   std::vector<const Tensor*> weights;  // f32 [N, K] of each linear
   const InputStats* stats = nullptr;
-  const float* applied = nullptr;  // [K] or null: by which inputs are divided
-  QuantArgs args;                  // of round() and search_bounds(); unused otherwise
+  const float* applied = nullptr;             // [K] or null: by which inputs are divided
+  QuantArgs args;                             // of round() and search_bounds(); unused otherwise
+  NumberType activations = NumberType::kInt;  // what Q8 rounds them to
 };
 
 // One candidate at a time: a linear's rounded weight, then its error, and sums of them. A linear is

@@ -11,6 +11,10 @@ namespace {
 // to take little memory, enough to fill the GPU. A multiple of every group size.
 constexpr int64_t kColumns = 2048;
 
+cuda::CodeType code_type(NumberType type) {
+  return type == NumberType::kFloat ? cuda::CodeType::kE4m3 : cuda::CodeType::kInt8;
+}
+
 class CudaGroupErrors : public GroupErrors {
  public:
   CudaGroupErrors(CudaMemory& memory, cuda::ProductF32& product, const GroupErrorsInput& input);
@@ -129,6 +133,7 @@ void CudaGroupErrors::round(size_t linear, const float* s, const Tensor* clip) {
                    .group_size = input_.args.num_bits == 4 ? input_.args.group_size : 0,
                    .symmetric = input_.args.symmetric,
                    .two_level = input_.args.two_level,
+                   .codes = code_type(input_.args.type),
                    .out = candidate()},
                   stream());
   if (clip != nullptr) memory_.device().wait();  // before the bounds go
@@ -141,6 +146,7 @@ void CudaGroupErrors::round_activations(Split split, int64_t count, const float*
                           .t = count,
                           .k = k_,
                           .static_scale = static_scale,
+                          .codes = code_type(input_.activations),
                           .delta = delta_.as<float>()},
                          stream());
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "quant/awq_layout.h"
+#include "tensor/e4m3.h"
 
 namespace whit {
 namespace {
@@ -258,9 +259,25 @@ void read_int4(const Module& module, bool packed, QuantizedTensor& out) {
   }
 }
 
+// "float-quantized": e4m3, one scale a row.
+void read_fp8(const Module& module, QuantizedTensor& out) {
+  const StoredTensor& codes = module.get("weight", {StorageType::kF8E4M3}, {module.n, module.k});
+  for (int64_t i = 0; i < module.n * module.k; ++i)
+    if (e4m3_is_nan(codes.data[i]))
+      throw Error(ErrorKind::kInvalidData,
+                  "{}: tensor {} holds NaN at element {}; the file is damaged",
+                  module.checkpoint.description(), codes.name, i);
+  std::memcpy(out.data.data<uint8_t>(), codes.data.data(), codes.data.size());
+  const std::vector<float> scales = module.floats("weight_scale", {module.n, 1});
+  std::memcpy(out.scales.data<float>(), scales.data(), 4 * scales.size());
+}
+
 PrequantizedLinear read_compressed(const Module& module, const Prequantized::Group& group, bool) {
   PrequantizedLinear linear{.scheme = group.scheme};
-  if (group.scheme.weights->num_bits == 8) {
+  if (weight_format(group.scheme) == WeightFormat::kFp8Channel) {
+    linear.weight = make_quantized(WeightFormat::kFp8Channel, module.n, module.k, 0, true);
+    read_fp8(module, linear.weight);
+  } else if (group.scheme.weights->num_bits == 8) {
     linear.weight = make_quantized(WeightFormat::kInt8Channel, module.n, module.k, 0, true);
     read_int8(module, group.packed, linear.weight);
   } else {
@@ -334,12 +351,16 @@ std::vector<Prequantized::Group> compressed_groups(const Json& config, const std
     const Json group = without_nulls(given);
     const std::string format = json_get_or<std::string>(group, "format", common, where);
     const bool packed = format == "pack-quantized";
-    if (!packed && format != "int-quantized" && format != "naive-quantized")
-      refuse(where, fmt::format("the format \"{}\" is not read, only pack-quantized and "
-                                "int-quantized are",
+    if (!packed && format != "int-quantized" && format != "float-quantized" &&
+        format != "naive-quantized")
+      refuse(where, fmt::format("the format \"{}\" is not read, only pack-quantized, "
+                                "int-quantized and float-quantized are",
                                 format));
     if (!group.contains("weights")) refuse(where, fmt::format("{} has no \"weights\"", name));
     groups.push_back({.scheme = scheme_from_json(group, where), .packed = packed});
+    const bool floats = groups.back().scheme.weights->type == NumberType::kFloat;
+    if (floats ? packed || format == "int-quantized" : format == "float-quantized")
+      refuse(where, fmt::format("{}: weights of this type are not stored as \"{}\"", name, format));
   }
   return groups;
 }

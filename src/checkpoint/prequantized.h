@@ -1,5 +1,5 @@
 // Checkpoints whose linears another tool has quantized: AutoAWQ's "gemm" layout, GPTQ's (v1 and v2)
-// and compressed-tensors' "pack-quantized" and "int-quantized".
+// and compressed-tensors' "pack-quantized", "int-quantized" and "float-quantized".
 //
 // Codes and zero points are re-packed as they are into the layouts of quant/weight.h, nothing is
 // rounded: a scale that f16 cannot hold is an error. Sources: the packing code of AutoAWQ 0.2.9,
@@ -20,7 +20,7 @@ namespace whit {
 struct PrequantizedLinear {
   QuantScheme scheme;
   QuantizedTensor weight;
-  float static_scale = 0;  // > 0: of per-tensor static int8 activations
+  float static_scale = 0;  // > 0: of per-tensor static activations
 };
 
 class Prequantized {

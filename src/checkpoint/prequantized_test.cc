@@ -261,6 +261,51 @@ TEST(Prequantized, int8_channels_and_static_scales_are_read) {
     ASSERT_EQ(words.weight.data.data<int8_t>()[i], values[i]);
 }
 
+TEST(Prequantized, fp8_channels_are_read) {
+  std::vector<uint8_t> values(kRows * kColumns);
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<uint8_t>(i * 37 % 0x7f | (i % 3 == 0 ? 0x80 : 0));
+  std::vector<float> scales;
+  for (int n = 0; n < kRows; ++n) scales.push_back(0.001f * static_cast<float>(n + 1));
+  const auto floats = [](Json json) {
+    json["type"] = "float";
+    return json;
+  };
+  const Json token = floats(args(8, true, "token", true)), tensor = floats(args(8, true, "tensor"));
+  const Json channel = floats(args(8, true, "channel"));
+  Files files;
+  files.add("weight", "F8_E4M3", {kRows, kColumns}, values)
+      .add("weight_scale", "F32", {kRows, 1}, scales)
+      .add("input_scale", "F32", {1}, std::vector<float>{0.25f});
+  const PrequantizedLinear dynamic = files.read(compressed("float-quantized", channel, token));
+  EXPECT_EQ(dynamic.scheme.full_name(), "fp8");
+  EXPECT_EQ(dynamic.weight.format, WeightFormat::kFp8Channel);
+  for (int i = 0; i < kRows * kColumns; ++i)
+    ASSERT_EQ(dynamic.weight.data.data<uint8_t>()[i], values[i]);
+  for (int n = 0; n < kRows; ++n) ASSERT_EQ(dynamic.weight.scales.data<float>()[n], scales[n]);
+  const PrequantizedLinear fixed = files.read(compressed("float-quantized", channel, tensor));
+  EXPECT_EQ(fixed.scheme.full_name(), "fp8-static");
+  EXPECT_EQ(fixed.static_scale, 0.25f);
+  expect_error(ErrorKind::kUnsupported, {"int-quantized"},
+               [&] { files.read(compressed("int-quantized", channel, token)); });
+  expect_error(ErrorKind::kUnsupported, {"float-quantized"}, [&] {
+    files.read(
+        compressed("float-quantized", args(8, true, "channel"), args(8, true, "token", true)));
+  });
+  expect_error(ErrorKind::kUnsupported, {"float", "tensor"}, [&] {
+    files.read(compressed("float-quantized", tensor, tensor));  // one scale for a whole weight
+  });
+  const Codes codes(true);
+  EXPECT_EQ(packed_files(codes)
+                .read(compressed("pack-quantized", args(4, true, "group"), token))
+                .scheme.full_name(),
+            "w4afp8-g32-symmetric");
+  values[5] = 0xff;
+  files.add("weight", "F8_E4M3", {kRows, kColumns}, values);
+  expect_error(ErrorKind::kInvalidData, {"m.weight", "NaN"},
+               [&] { files.read(compressed("float-quantized", channel, token)); });
+}
+
 TEST(Prequantized, the_group_of_a_module_is_told_by_its_tensors) {
   const Codes codes;
   Json config = compressed("mixed-precision", args(4, false, "group"));

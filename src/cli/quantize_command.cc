@@ -41,12 +41,14 @@ void add_options(CLI::App& app, QuantizeOptionsOfUser& user) {
       ->check(CLI::IsMember(
           {"auto", "awq", "smoothquant", "rtn", "gptq", "awq-gptq", "smoothquant-gptq"}))
       ->capture_default_str();
-  app.add_option("--scheme", user.scheme,
-                 "Numerics of the linears, weights x activations: w4a16, w4a8, w8a8, w8a16 or bf16 "
-                 "[w4a16; smoothquant: "
-                 "w8a8]; mixed or mixed-a8 (activations in int8): the best scheme for each group "
-                 "of linears within a target, --mode auto only")
-      ->check(CLI::IsMember({"w4a16", "w4a8", "w8a8", "w8a16", "bf16", "mixed", "mixed-a8"}));
+  app.add_option(
+         "--scheme", user.scheme,
+         "Numerics of the linears, weights x activations: w4a16, w4a8, w8a8, w8a16, fp8 (both "
+         "e4m3), w4afp8 (int4 x e4m3) or bf16 [w4a16; smoothquant: w8a8]; mixed or mixed-a8 "
+         "(activations in int8): the best scheme for each group "
+         "of linears within a target, --mode auto only")
+      ->check(CLI::IsMember(
+          {"w4a16", "w4a8", "w8a8", "w8a16", "fp8", "w4afp8", "bf16", "mixed", "mixed-a8"}));
   app.add_option("--target-bpw", user.mixed.target.bits_per_weight,
                  "mixed: at most this many bits per weight of the decoder's linears, scales "
                  "included");
@@ -85,8 +87,8 @@ void add_options(CLI::App& app, QuantizeOptionsOfUser& user) {
   app.add_option("--alpha", user.alpha, "SmoothQuant: this migration strength in place of a search")
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--activations", user.activations,
-                 "int8 activations: dynamic (a scale for each token) or static (one for each "
-                 "layer, w8a8 only)")
+                 "8-bit activations: dynamic (a scale for each token) or static (one for each "
+                 "layer, w8a8 and fp8 only)")
       ->check(CLI::IsMember({"dynamic", "static"}))
       ->capture_default_str();
   app.add_flag("--propagate", user.propagate,
@@ -117,9 +119,9 @@ QuantScheme scheme_of(const QuantizeOptionsOfUser& user) {
     throw Error(ErrorKind::kUnsupported, "--two-level needs --scheme w4a8, not {}", user.scheme);
   QuantScheme scheme = QuantScheme::preset(name, user.group_size, user.symmetric, user.two_level);
   if (user.activations == "static") {
-    if (name != "w8a8")
-      throw Error(ErrorKind::kUnsupported, "--activations static needs --scheme w8a8, not {}",
-                  name);
+    if (name != "w8a8" && name != "fp8")
+      throw Error(ErrorKind::kUnsupported,
+                  "--activations static needs --scheme w8a8 or fp8, not {}", name);
     scheme.input_activations->dynamic = false;
     scheme.input_activations->strategy = QuantStrategy::kTensor;
   }

@@ -1,6 +1,7 @@
 #include "engine/cuda_program.h"
 
 #include <cmath>
+#include <optional>
 #include <utility>
 
 namespace whit {
@@ -14,8 +15,10 @@ int64_t aligned(int64_t width) { return round_up(width, kRowAlignment); }
 
 cuda::LinearFormat cuda_format_of(const LinearWeight& weight) {
   const bool int8 = weight.activation == cpu::Activation::kInt8;
+  const bool fp8 = weight.activation == cpu::Activation::kFp8;
   switch (weight.view.format) {
     case WeightFormat::kInt4Group:
+      if (fp8) return cuda::LinearFormat::kW4AFp8;
       if (!int8) return cuda::LinearFormat::kW4A16;
       // In other groups two-level scales are read as what they are stored as, scales.
       return weight.view.two_level && weight.view.group_size == 128
@@ -23,6 +26,8 @@ cuda::LinearFormat cuda_format_of(const LinearWeight& weight) {
                  : cuda::LinearFormat::kW4A8;
     case WeightFormat::kInt8Channel:
       return int8 ? cuda::LinearFormat::kW8A8 : cuda::LinearFormat::kW8A16;
+    case WeightFormat::kFp8Channel:
+      return cuda::LinearFormat::kFp8;
     default:
       return cuda::LinearFormat::kBf16;
   }
@@ -40,8 +45,10 @@ cuda::TableFormat table_format(WeightFormat format) {
       return cuda::TableFormat::kBF16;
     case WeightFormat::kInt4Group:
       return cuda::TableFormat::kInt4Group;
-    default:
+    case WeightFormat::kInt8Channel:
       return cuda::TableFormat::kInt8Channel;
+    default:
+      return cuda::TableFormat::kFp8Channel;
   }
 }
 
@@ -108,19 +115,23 @@ const float* CudaProgram::upload(const Tensor& tensor) {
   return static_cast<const float*>(upload(tensor.data<float>(), tensor.bytes()));
 }
 
+CudaProgram::CodeRows CudaProgram::code_rows(ValueId value, const LinearWeight& reader) {
+  const bool fp8 = reader.activation == cpu::Activation::kFp8;
+  return {value, fp8 ? cuda::CodeType::kE4m3 : cuda::CodeType::kInt8, reader.static_scale};
+}
+
 cuda::RowsOut CudaProgram::rows_for(ValueId value) {
   cuda::RowsOut out;
-  bool floats = false, codes = false;
-  float static_scale = 0;
+  bool floats = false;
+  std::optional<CodeRows> codes;  // of the first reader that has them
   for (const auto& [first, stack] : stacks_) {
     if (graph_.node(first).inputs[0] != value) continue;
     const LinearWeight& weight = stack.parts.front();
-    if (weight.activation != cpu::Activation::kInt8) {
+    if (weight.activation == cpu::Activation::kFloat) {
       floats = true;
     } else if (!codes) {
-      codes = true;
-      static_scale = weight.static_scale;
-    } else if (weight.static_scale != static_scale) {
+      codes = code_rows(value, weight);
+    } else if (*codes != code_rows(value, weight)) {
       floats = true;  // quantized again before that product
     }
   }
@@ -131,10 +142,10 @@ cuda::RowsOut CudaProgram::rows_for(ValueId value) {
   if (codes) {
     out.q = rows_.q.as<int8_t>();
     out.q_stride = rows_.x_stride;
+    out.codes = codes->type;
     out.scale = rows_.scale.as<float>();
-    out.static_scale = static_scale;
-    quantized_ = value;
-    quantized_scale_ = static_scale;
+    out.static_scale = codes->static_scale;
+    quantized_ = *codes;
   }
   return out;
 }
@@ -142,7 +153,7 @@ cuda::RowsOut CudaProgram::rows_for(ValueId value) {
 void CudaProgram::make_rows(ValueId value, int64_t rows, const cuda::RowSource& source,
                             const std::function<void()>& make) {
   const auto reader = only_readers_.find(value);
-  if (reader != only_readers_.end() && cuda::LinearRunner::makes_rows(reader->second, rows))
+  if (reader != only_readers_.end() && linears_.makes_rows(reader->second, rows))
     waiting_ = source;
   else
     make();
@@ -153,7 +164,11 @@ void CudaProgram::lower(NodeRange range, const WeightProvider& provider, ThreadP
   std::map<ValueId, int> readers;
   for (const auto& [first, stack] : stacks_) {
     const Node& node = graph_.node(first);
-    only_readers_[node.inputs[0]] = {.format = cuda_format_of(stack.parts.front()), .k = node.k};
+    int64_t n = 0;
+    for (const LinearWeight& part : stack.parts) n += part.view.n;
+    const LinearWeight& front = stack.parts.front();
+    only_readers_[node.inputs[0]] = {
+        .format = cuda_format_of(front), .n = n, .k = node.k, .group_size = front.view.group_size};
     ++readers[node.inputs[0]];
   }
   std::erase_if(only_readers_, [&](const auto& entry) { return readers[entry.first] > 1; });
@@ -268,6 +283,7 @@ void CudaProgram::lower_linear(LinearStack& stack, const WeightProvider& provide
     any_bias |= part.bias;
     names += (names.empty() ? "" : " ") + part.name;
   }
+  linears_.require(format);
   const int64_t bytes = cuda::packed_bytes(format, n, node.k, front.view.group_size);
   Buffer packed(bytes);
   cuda::LinearArgs args;
@@ -291,21 +307,22 @@ void CudaProgram::lower_linear(LinearStack& stack, const WeightProvider& provide
     args.bias = upload(bias);
   }
 
-  // Its input: bf16 rows, or int8 ones, made here where the producer did not.
-  if (cuda::input_of(format) == cuda::LinearInput::kInt8) {
+  // Its input: bf16 rows, or codes, made here where the producer did not.
+  if (cuda::input_of(format) != cuda::LinearInput::kBf16) {
+    const CodeRows codes = code_rows(value, front);
     args.x = rows_.q.as<void>();
     args.x_scale = rows_.scale.as<float>();
-    if (quantized_ != value || quantized_scale_ != front.static_scale) {
+    if (quantized_ != codes) {
       cuda::QuantizeArgs quantize{.x = rows_.x.as<void>(),
                                   .x_stride = rows_.x_stride,
                                   .t = 0,
                                   .k = node.k,
                                   .out = {.q = rows_.q.as<int8_t>(),
+                                          .codes = codes.type,
                                           .q_stride = rows_.x_stride,
                                           .scale = rows_.scale.as<float>(),
                                           .static_scale = front.static_scale}};
-      quantized_ = value;
-      quantized_scale_ = front.static_scale;
+      quantized_ = codes;
       const cuda::RowSource source{.kind = cuda::RowSource::Kind::kQuantize,
                                    .x = quantize.x,
                                    .x_stride = quantize.x_stride,

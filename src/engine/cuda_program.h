@@ -1,6 +1,6 @@
 // A range of graph nodes lowered for a GPU: linears stacked where they share an input, packed and
-// uploaded; norms and activations write bf16 or int8 rows, as their readers want; the residual
-// stream is f32, and products are added to it where they are made.
+// uploaded; norms and activations write rows of bf16, int8 or e4m3, as their readers want; the
+// residual stream is f32, and products are added to it where they are made.
 #pragma once
 
 #include <functional>
@@ -22,7 +22,7 @@ struct CudaRows {
   int64_t x_stride = 0, y_stride = 0;
   cuda::DeviceBuffer hidden;  // f32 [T, D]: the residual stream
   cuda::DeviceBuffer x;       // bf16 [T, x_stride]: what linears read
-  cuda::DeviceBuffer q;       // int8 [T, x_stride]: the same
+  cuda::DeviceBuffer q;       // codes [T, x_stride]: the same
   cuda::DeviceBuffer scale;   // f32 [T]
   cuda::DeviceBuffer y;       // bf16 [T, y_stride]: what linears write
 };
@@ -63,15 +63,23 @@ class CudaProgram {
     int64_t stride = 0;
   };
   using Step = std::function<void(const Input&)>;
+  // Rows of codes that a linear reads.
+  struct CodeRows {
+    ValueId value = -1;
+    cuda::CodeType type = cuda::CodeType::kInt8;
+    float static_scale = 0;
+    bool operator==(const CodeRows&) const = default;
+  };
 
   void lower(NodeRange range, const WeightProvider& provider, ThreadPool& pool);
   void lower_embedding(const Node& node, const WeightProvider& provider);
   void lower_linear(LinearStack& stack, const WeightProvider& provider, ThreadPool& pool);
   void lower_attention(const Node& node);
-  // Where a value that linears read is written, and which int8 rows go with it.
+  static CodeRows code_rows(ValueId value, const LinearWeight& reader);
+  // Where a value that linears read is written, and which rows of codes go with it.
   cuda::RowsOut rows_for(ValueId value);
   // Runs `make`, which writes rows that linears read, or leaves it to the product that alone reads
-  // them, where that makes its rows of a source: few, int8.
+  // them, where that makes its rows of a source: few, of codes.
   void make_rows(ValueId value, int64_t rows, const cuda::RowSource& source,
                  const std::function<void()>& make);
   void add(std::string name, std::string kernel, Step step);
@@ -87,9 +95,7 @@ class CudaProgram {
   const float* sin_ = nullptr;
   std::map<NodeId, LinearStack> stacks_;  // while lowering
   std::vector<Place> places_;             // by ValueId: bf16 values in rows_.y
-  // The value whose int8 rows are in rows_.q at this point of the program, and their static scale.
-  ValueId quantized_ = -1;
-  float quantized_scale_ = 0;
+  CodeRows quantized_;                    // in rows_.q at this point of the program
   std::vector<cuda::DeviceBuffer> memory_;
   std::vector<Step> steps_;
   std::vector<Program::StepInfo> infos_;

@@ -30,26 +30,31 @@ const std::string& no_gpu() {
   return kReason;
 }
 
-// The model's weights rounded to a scheme where it can be: int4 in groups of 32 or int8 channels;
-// and where `noise` is not zero each weight off by up to half an ulp of bf16, in floating point.
-WeightProvider quantized(const Model& model, const std::string& scheme, uint32_t noise = 0) {
+// Behind a scheme's name: its weights, with activations in floating point.
+constexpr std::string_view kExact = " exact";
+
+// The model's weights rounded to a scheme where it can be, int4 in groups of 32; and where `noise`
+// is not zero each weight off by up to half an ulp of bf16, in floating point.
+WeightProvider quantized(const Model& model, const std::string& name, uint32_t noise = 0) {
+  const bool exact = name.ends_with(kExact);
+  const QuantScheme preset =
+      QuantScheme::preset(exact ? name.substr(0, name.size() - kExact.size()) : name, 32);
   std::map<std::string, bool> quantize;
   for (const LinearDecision& decision : analyse_linears(model.graph()))
     quantize[model.graph().node(decision.node).name] = decision.quantize;
   WeightProvider provider = model.weights();
-  provider.linear = [&model, scheme, quantize, noise](const Node& node) {
+  provider.linear = [&model, preset, exact, quantize, noise](const Node& node) {
     LinearWeight weight = model.weights().linear(node);
     const auto found = quantize.find(node.name);
     Tensor values(DType::kF32, {node.n, node.k});
     dequantize_rows(weight.view, 0, node.n, values.data<float>());
-    if (scheme != "bf16" && found != quantize.end() && found->second) {
-      const bool int4 = scheme[1] == '4';
+    if (preset.weights && found != quantize.end() && found->second) {
       auto rounded = std::make_shared<QuantizedTensor>(
-          make_quantized(int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel, node.n,
-                         node.k, int4 ? 32 : 0, /*symmetric=*/false));
+          make_quantized(weight_format(preset), node.n, node.k, preset.weights->group_size,
+                         preset.weights->symmetric));
       quantize_rows_rtn(values.data<float>(), 0, node.n, nullptr, *rounded);
       weight.view = rounded->view();
-      weight.activation = scheme.ends_with("a8") ? cpu::Activation::kInt8 : cpu::Activation::kFloat;
+      weight.activation = exact ? cpu::Activation::kFloat : activation_of(preset);
       weight.owner = rounded;
       weight.packed = nullptr;
       if (noise != 0) dequantize_rows(weight.view, 0, node.n, values.data<float>());
@@ -175,7 +180,8 @@ class CudaModels : public ::testing::TestWithParam<Case> {
 // and keys, probabilities), independently, so by √(13/4)·e in the mean; three standard deviations
 // are 5.4·e. Int8 inputs are rounded to steps of 2⁻⁸ of a row's largest value, and codes that fall
 // on the other side of a border differ by a step: 4 bits less than bf16 keeps of a value a quarter
-// of it.
+// of it. e4m3 has steps of up to 2⁻³ of a value where bf16 has 2⁻⁸: of values that are off by 2⁻⁹
+// one in 64 comes to the other side, which in the mean square is 2⁻⁶ of the value, twice int8's.
 TEST_P(CudaModels, logits_are_those_of_the_cpu) {
   const std::string scheme = GetParam().scheme;
   Runner cpu(model_, scheme, Backend::kCpu, pool_);
@@ -183,12 +189,16 @@ TEST_P(CudaModels, logits_are_those_of_the_cpu) {
   constexpr uint32_t kSeeds = 4;
   std::vector<std::unique_ptr<Runner>> noisy;
   std::unique_ptr<Runner> exact;  // in floating point, what the noisy ones are compared with
-  if (scheme.ends_with("a8"))
-    exact = std::make_unique<Runner>(model_, scheme.substr(0, 3) + "16", Backend::kCpu, pool_);
+  const cpu::Activation activation = activation_of(QuantScheme::preset(scheme));
+  if (activation != cpu::Activation::kFloat)
+    exact = std::make_unique<Runner>(model_, scheme + std::string(kExact), Backend::kCpu, pool_);
   for (uint32_t seed = 1; seed <= kSeeds; ++seed)
     noisy.push_back(
         std::make_unique<Runner>(model_, scheme, Backend::kCpu, pool_, 1, DType::kF32, seed));
-  const double factor = 3 * std::sqrt(13.0 / 4) * (scheme.ends_with("a8") ? 8 : 1);
+  const double factor = 3 * std::sqrt(13.0 / 4) *
+                        (activation == cpu::Activation::kInt8  ? 8
+                         : activation == cpu::Activation::kFp8 ? 16
+                                                               : 1);
   std::vector<std::vector<int32_t>> feeds{random_ids(model_, 37, 1)};
   for (const int32_t id : random_ids(model_, 6, 2)) feeds.push_back({id});
   feeds.push_back(random_ids(model_, 150, 3));  // more than a chunk of keys
@@ -260,9 +270,10 @@ TEST_P(CudaModels, drawn_tokens_are_those_of_the_logits) {
 }
 
 // Low-bit products keep the order of their sums whatever M is (kernels/cuda/linear.h); cuBLASLt's
-// do not, so that bf16 is not held to it.
+// do not, so that bf16 and fp8 are not held to it.
 TEST_P(CudaModels, result_does_not_depend_on_batch_or_chunks) {
-  if (std::string_view(GetParam().scheme) == "bf16") GTEST_SKIP() << "cuBLASLt chooses by M";
+  const std::string_view scheme = GetParam().scheme;
+  if (scheme == "bf16" || scheme == "fp8") GTEST_SKIP() << "cuBLASLt chooses by M";
   const std::vector<int32_t> ids = random_ids(model_, 200, 5);
   Runner whole(model_, GetParam().scheme, Backend::kCuda, pool_);
   // Norms, products and attention of the low-bit layers are exact in this; the head is not low-bit,
@@ -311,16 +322,16 @@ TEST_P(CudaModels, caches_of_8_bits_change_little) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, CudaModels,
-                         ::testing::Values(Case{"llama_rope_linear", "bf16"},
-                                           Case{"llama_rope_llama3", "bf16"},
-                                           Case{"llama_untied", "bf16"}, Case{"mistral", "bf16"},
-                                           Case{"mistral_window", "bf16"}, Case{"qwen2", "bf16"},
-                                           Case{"llama_untied", "w4a16"},
-                                           Case{"mistral_window", "w4a16"},
-                                           Case{"llama_untied", "w4a8"}, Case{"qwen2", "w4a8"},
-                                           Case{"llama_rope_llama3", "w8a8"},
-                                           Case{"mistral", "w8a8"}, Case{"qwen2", "w8a16"}));
+INSTANTIATE_TEST_SUITE_P(
+    Golden, CudaModels,
+    ::testing::Values(Case{"llama_rope_linear", "bf16"}, Case{"llama_rope_llama3", "bf16"},
+                      Case{"llama_untied", "bf16"}, Case{"mistral", "bf16"},
+                      Case{"mistral_window", "bf16"}, Case{"qwen2", "bf16"},
+                      Case{"llama_untied", "w4a16"}, Case{"mistral_window", "w4a16"},
+                      Case{"llama_untied", "w4a8"}, Case{"qwen2", "w4a8"},
+                      Case{"llama_rope_llama3", "w8a8"}, Case{"mistral", "w8a8"},
+                      Case{"qwen2", "w8a16"}, Case{"llama_untied", "fp8"}, Case{"qwen2", "fp8"},
+                      Case{"mistral", "w4afp8"}, Case{"qwen2", "w4afp8"}));
 
 }  // namespace
 }  // namespace whit

@@ -16,11 +16,6 @@ constexpr const char* kManifestFile = "engine.json";
 constexpr const char* kWeightsFile = "weights.safetensors";
 constexpr size_t kDigestPiece = 1 << 20;
 
-WeightFormat format_of(const QuantScheme& scheme) {
-  if (!scheme.weights) return WeightFormat::kBF16;
-  return scheme.weights->num_bits == 4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel;
-}
-
 struct WeightEntries {
   SafetensorsWriter::Entry data;
   std::optional<SafetensorsWriter::Entry> scales, zeros, input_scale, salient_channels,
@@ -36,7 +31,7 @@ WeightEntries weight_entries(const std::string& module, int64_t n, int64_t k,
   const int64_t salient = found == manifest.salient.end() ? 0 : found->second;
   WeightEntries entries;
   entries.data.name = module + ".weight";
-  switch (format_of(scheme)) {
+  switch (weight_format(scheme)) {
     case WeightFormat::kInt4Group: {
       const int64_t groups = ceil_div(k, scheme.weights->group_size);
       entries.data.type = StorageType::kU8;
@@ -47,7 +42,10 @@ WeightEntries weight_entries(const std::string& module, int64_t n, int64_t k,
       break;
     }
     case WeightFormat::kInt8Channel:
-      entries.data.type = StorageType::kI8;
+    case WeightFormat::kFp8Channel:
+      entries.data.type = weight_format(scheme) == WeightFormat::kInt8Channel
+                              ? StorageType::kI8
+                              : StorageType::kF8E4M3;
       entries.data.shape = {n, k};
       entries.scales = {module + ".weight_scale", StorageType::kF32, {n}};
       break;
@@ -248,7 +246,8 @@ LinearWeight EngineDirectory::linear(const Node& node) const {
   const WeightEntries entries = weight_entries(module, node.n, node.k, manifest_);
   const StoredTensor& data = get(entries.data.name, entries.data.type, entries.data.shape);
   LinearWeight weight;
-  weight.view = {.format = format_of(scheme), .n = node.n, .k = node.k, .data = data.data.data()};
+  weight.view = {
+      .format = weight_format(scheme), .n = node.n, .k = node.k, .data = data.data.data()};
   if (scheme.weights) {
     weight.view.group_size = scheme.weights->group_size;
     weight.view.two_level = scheme.weights->two_level;
@@ -259,7 +258,7 @@ LinearWeight EngineDirectory::linear(const Node& node) const {
   if (entries.zeros)
     weight.view.zeros =
         get(entries.zeros->name, entries.zeros->type, entries.zeros->shape).data.data();
-  if (scheme.int8_activations()) weight.activation = cpu::Activation::kInt8;
+  weight.activation = activation_of(scheme);
   if (entries.input_scale) {
     std::memcpy(&weight.static_scale,
                 get(entries.input_scale->name, StorageType::kF32, {1}).data.data(), 4);

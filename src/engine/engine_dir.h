@@ -3,8 +3,9 @@
 // generation config. Portable: nothing in it depends on a CPU.
 //
 // Tensors of a linear <module>, by its scheme (layouts: quant/weight.h):
-//   <module>.weight             U8 [N, ceil(K/2)] int4 · I8 [N, K] int8 · BF16 or F32 [N, K]
-//   <module>.weight_scale       F16 [N, G] int4 · F32 [N] int8
+//   <module>.weight             U8 [N, ceil(K/2)] int4 · I8 [N, K] int8 · F8_E4M3 [N, K] fp8 ·
+//                               BF16 or F32 [N, K]
+//   <module>.weight_scale       F16 [N, G] int4 · F32 [N] int8 and fp8
 //   <module>.weight_zero_point  U8 [N, ceil(G/2)] asymmetric int4
 //   <module>.input_scale        F32 [1] static activations
 //   <module>.bias               F32 [N]

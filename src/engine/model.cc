@@ -60,7 +60,7 @@ LinearWeight prequantized_linear(const Prequantized& prequantized, const Checkpo
       prequantized.read(checkpoint, node.name, node.n, node.k));
   LinearWeight weight;
   weight.view = linear->weight.view();
-  if (linear->scheme.int8_activations()) weight.activation = cpu::Activation::kInt8;
+  weight.activation = activation_of(linear->scheme);
   weight.static_scale = linear->static_scale;
   weight.owner = std::move(linear);
   return weight;

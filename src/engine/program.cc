@@ -6,6 +6,7 @@
 
 #include "engine/stack.h"
 #include "engine/weight_packer.h"
+#include "ops/reference/quantize.h"
 
 namespace whit {
 namespace {
@@ -29,6 +30,13 @@ struct Int8Place {
   float static_scale = 0;
 };
 
+// A copy of a value rounded to e4m3, as floats.
+struct RoundedPlace {
+  ValueId value = -1;
+  int buffer = -1;
+  float static_scale = 0;
+};
+
 struct RowBuffer {
   int64_t width = 0;  // bytes per row for int8 places, floats otherwise
   bool redundant = false;
@@ -45,6 +53,7 @@ enum class StepKind {
   kEmbedding,
   kNorm,
   kQuantize,
+  kRound,
   kGather,
   kLinear,
   kRope,
@@ -66,6 +75,7 @@ struct Step {
   int weight = -1;  // index of packed weights, vectors
   int bias = -1;
   int gathered = -1;       // kGather: output; kLinear: input in place of x
+  int rounded = -1;        // kRound: output; kLinear: input in place of x. Of RoundedPlaces
   bool redundant = false;  // may be computed by every thread for itself
   bool barrier = true;     // others read what this step wrote
 };
@@ -87,6 +97,7 @@ struct Program::Impl {
   std::vector<Place> places;               // by ValueId; buffer −1: not materialised
   std::vector<RowBuffer> buffers;
   std::vector<Int8Place> int8_places;
+  std::vector<RoundedPlace> rounded_places;
   std::vector<Gathered> gathers;
   Buffer scratch;
   int64_t scratch_bytes = 0;
@@ -133,6 +144,16 @@ struct Program::Impl {
     return known[value].back();
   }
 
+  // The same of a copy rounded to e4m3; a step of its own makes it, behind the value's producer.
+  int rounded_place(ValueId value, const LinearStack& stack) {
+    const float static_scale = stack.parts.front().static_scale;
+    for (size_t i = 0; i < rounded_places.size(); ++i)
+      if (rounded_places[i].value == value && rounded_places[i].static_scale == static_scale)
+        return static_cast<int>(i);
+    rounded_places.push_back({value, add_buffer(graph.value(value).width, true), static_scale});
+    return static_cast<int>(rounded_places.size()) - 1;
+  }
+
   void lower(const WeightProvider& provider) {
     input_value = graph.range_input(range);
     output_value = graph.range_output(range);
@@ -141,7 +162,7 @@ struct Program::Impl {
     // Which int8 copies and whether a float copy each value needs, before its producer's step is
     // made.
     std::map<ValueId, std::vector<int>> int8_of;
-    std::map<NodeId, int> int8_of_stack;
+    std::map<NodeId, int> int8_of_stack, rounded_of_stack;
     std::map<ValueId, bool> float_needed;
     std::map<NodeId, bool> in_stack;
     for (const auto& [first, stack] : stacks) {
@@ -151,6 +172,8 @@ struct Program::Impl {
         int8_of_stack[first] = int8_place(value, stack, int8_of);
       else
         float_needed[value] = true;
+      if (stack.parts.front().activation == Activation::kFp8)
+        rounded_of_stack[first] = rounded_place(value, stack);
       if (!stack.parts.front().salient_channels.empty()) float_needed[value] = true;
     }
     float_needed[output_value] = true;
@@ -177,7 +200,11 @@ struct Program::Impl {
           break;
         }
         case Op::kLinear:
-          if (stacks.contains(id)) lower_linear(id, stacks.at(id), int8_of_stack, provider);
+          if (stacks.contains(id)) {
+            const auto rounded = rounded_of_stack.find(id);
+            lower_linear(id, stacks.at(id), int8_of_stack,
+                         rounded == rounded_of_stack.end() ? -1 : rounded->second, provider);
+          }
           break;
         case Op::kRope:
           places[node.output] = places[node.inputs[0]];
@@ -196,7 +223,7 @@ struct Program::Impl {
                            .node = &node,
                            .name = node.name + ".kv_commit",
                            .barrier = false});
-          for (const int index : int8_of[node.output]) add_quantize(node.output, index);
+          add_copies(node.output, int8_of[node.output]);
           break;
         }
         case Op::kSiluMul: {
@@ -219,7 +246,7 @@ struct Program::Impl {
     // A range that starts at a value which linears read directly.
     std::vector<Step> quantize_input;
     std::swap(quantize_input, steps);
-    for (const int index : int8_of[input_value]) add_quantize(input_value, index);
+    add_copies(input_value, int8_of[input_value]);
     steps.insert(steps.end(), std::make_move_iterator(quantize_input.begin()),
                  std::make_move_iterator(quantize_input.end()));
   }
@@ -235,7 +262,19 @@ struct Program::Impl {
     places[step.y] = {add_buffer(width, true), 0};
     const ValueId value = step.y;
     steps.push_back(std::move(step));
-    for (size_t i = 1; i < int8.size(); ++i) add_quantize(value, int8[i]);
+    add_copies(value, int8.empty() ? std::span<const int>() : std::span(int8).subspan(1));
+  }
+
+  // Steps that make a value's int8 copies, and all that are rounded to e4m3.
+  void add_copies(ValueId value, std::span<const int> int8) {
+    for (const int index : int8) add_quantize(value, index);
+    for (size_t i = 0; i < rounded_places.size(); ++i)
+      if (rounded_places[i].value == value)
+        steps.push_back({.kind = StepKind::kRound,
+                         .name = graph.value(value).name + ".round",
+                         .x = value,
+                         .rounded = static_cast<int>(i),
+                         .redundant = true});
   }
 
   void add_quantize(ValueId value, int index) {
@@ -254,7 +293,7 @@ struct Program::Impl {
   }
 
   void lower_linear(NodeId first, LinearStack& stack, const std::map<NodeId, int>& int8_of_stack,
-                    const WeightProvider& provider) {
+                    int rounded, const WeightProvider& provider) {
     const Node& node = graph.node(first);
     Step step{.kind = StepKind::kLinear, .node = &node, .x = node.inputs[0], .y = node.output};
     const LinearWeight& front = stack.parts.front();
@@ -271,6 +310,7 @@ struct Program::Impl {
         if (part.packed) part.packed();
     });
     if (front.activation == Activation::kInt8) step.int8 = int8_of_stack.at(first);
+    step.rounded = rounded;
 
     int64_t total = 0;
     bool any_bias = false;
@@ -365,6 +405,7 @@ struct Program::Impl {
         touch_value(step.residual, at);
         if (step.int8 >= 0) touch(int8_places[step.int8].buffer, at);
         if (step.gathered >= 0) touch(gathers[step.gathered].buffer, at);
+        if (step.rounded >= 0) touch(rounded_places[step.rounded].buffer, at);
         if (step.kind != StepKind::kLinear && step.node != nullptr)
           for (const ValueId value : step.node->inputs) touch_value(value, at);
       }
@@ -410,6 +451,7 @@ struct Program::Impl {
       if (place.buffer >= 0) place.buffer = rename[place.buffer];
     for (Int8Place& place : int8_places) place.buffer = rename[place.buffer];
     for (Gathered& gather : gathers) gather.buffer = rename[gather.buffer];
+    for (RoundedPlace& place : rounded_places) place.buffer = rename[place.buffer];
     buffers = std::move(physical);
 
     for (const Step& step : steps)
@@ -435,8 +477,8 @@ struct Program::Impl {
     if (value == input_value && input->hidden != nullptr) return input->hidden;
     return rows(value, worker, redundant);
   }
-  float* gathered_rows(int index, const Worker& worker, bool redundant) {
-    RowBuffer& buffer = buffers[gathers[index].buffer];
+  float* rows_of(int buffer_index, const Worker& worker, bool redundant) {
+    RowBuffer& buffer = buffers[buffer_index];
     return buffer.data.as<float>() + (redundant ? kRedundantRows * worker.index : 0) * buffer.width;
   }
   Int8Rows int8_rows(int index, const Worker& worker, bool redundant) {
@@ -511,11 +553,21 @@ struct Program::Impl {
                       .q = int8_rows(step.int8, all, redundant)},
                      worker);
         break;
+      case StepKind::kRound: {
+        const RoundedPlace& place = rounded_places[step.rounded];
+        const int64_t width = buffers[place.buffer].width;
+        const float* x = read(step.x, all, redundant);
+        float* y = rows_of(place.buffer, all, redundant);
+        for (int64_t row = worker.index; row < t; row += worker.count)
+          reference::round_row_to_fp8(x + row * stride(step.x), width, place.static_scale,
+                                      y + row * width);
+        break;
+      }
       case StepKind::kGather: {
         const std::vector<int32_t>& channels = gathers[step.gathered].channels;
         const auto count = static_cast<int64_t>(channels.size());
         const float* x = read(step.x, all, redundant);
-        float* y = gathered_rows(step.gathered, all, redundant);
+        float* y = rows_of(gathers[step.gathered].buffer, all, redundant);
         for (int64_t row = worker.index; row < t; row += worker.count)
           for (int64_t i = 0; i < count; ++i)
             y[row * count + i] = x[row * stride(step.x) + channels[i]];
@@ -551,9 +603,11 @@ struct Program::Impl {
                              .scratch = scratch.as<std::byte>()};
         if (step.int8 >= 0) {
           args.q = int8_rows(step.int8, all, redundant);
-        } else if (step.gathered >= 0) {
-          args.x = gathered_rows(step.gathered, all, redundant);
-          args.x_stride = buffers[gathers[step.gathered].buffer].width;
+        } else if (step.gathered >= 0 || step.rounded >= 0) {
+          const int buffer = step.gathered >= 0 ? gathers[step.gathered].buffer
+                                                : rounded_places[step.rounded].buffer;
+          args.x = rows_of(buffer, all, redundant);
+          args.x_stride = buffers[buffer].width;
         } else {
           args.x = read(step.x, all, redundant);
           args.x_stride = stride(step.x);
@@ -605,6 +659,12 @@ struct Program::Impl {
     if (barrier_after(step, t)) pool.barrier();
   }
 };
+
+cpu::Activation activation_of(const QuantScheme& scheme) {
+  if (!scheme.input_activations) return Activation::kFloat;
+  return scheme.input_activations->type == NumberType::kFloat ? Activation::kFp8
+                                                              : Activation::kInt8;
+}
 
 Program::Program(const Graph& graph, NodeRange range, const WeightProvider& weights,
                  const ProgramOptions& options, ThreadPool& pool)

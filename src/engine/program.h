@@ -1,6 +1,7 @@
 // A range of graph nodes lowered for this CPU: linears stacked where they share an input, packed
 // for the chosen kernels, norms and activations fused with the int8 quantization that their readers
-// want, residual adds folded into the product before them.
+// want (rows of e4m3 are rounded in a step of their own), residual adds folded into the product
+// before them.
 //
 // Weights come from a provider, so the same code runs a whole engine, or one layer with original or
 // quantized weights for calibration. Running never allocates.
@@ -16,14 +17,18 @@
 #include "graph/graph.h"
 #include "kernels/cpu/table.h"
 #include "models/decoder.h"
+#include "quant/scheme.h"
 
 namespace whit {
+
+// What the linears of a scheme multiply.
+cpu::Activation activation_of(const QuantScheme& scheme);
 
 // A linear's (or the embedding table's) weight as it is to be executed.
 struct LinearWeight {
   WeightView view;
   cpu::Activation activation = cpu::Activation::kFloat;
-  float static_scale = 0;  // > 0: per-tensor static int8 activations
+  float static_scale = 0;  // > 0: per-tensor static activations
   // Input channels, ascending, of which `salient` [N, channels] holds a second, floating-point
   // weight; its product with the f32 inputs is added. Linears of one stack have the same channels.
   std::span<const int32_t> salient_channels = {};

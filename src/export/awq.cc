@@ -36,7 +36,8 @@ HfContents awq_contents(const Model& model) {
                                                    const std::shared_ptr<LazyWeight>& lazy) {
     const LinearWeight& weight = lazy->get();
     const WeightView& view = weight.view;
-    if (view.format == WeightFormat::kInt8Channel || !weight.salient_channels.empty())
+    if (view.format == WeightFormat::kInt8Channel || view.format == WeightFormat::kFp8Channel ||
+        !weight.salient_channels.empty())
       throw Error(ErrorKind::kUnsupported,
                   "{}: AWQ's layout holds int4 weights only; choose --format "
                   "compressed-tensors or dequantized",

@@ -1,10 +1,12 @@
 // compressed-tensors, as of 0.18 (its README and packing code): int4 weights beside floating-point
-// activations as "pack-quantized", everything with int8 codes or int8 activations as
-// "int-quantized", one code a byte: what its tools take for these schemes.
+// activations, e4m3 ones too, as "pack-quantized", everything with int8 codes or int8 activations
+// as "int-quantized" and e4m3 weights as "float-quantized", one code a byte: what its tools take
+// for these schemes.
 //   pack-quantized  weight_packed I32 [N, K/8], least significant code first, code = value + 8
 //                   weight_zero_point I32 [ceil(N/8), G], packed along N the same way
 //   int-quantized   weight I8 [N, K];  weight_zero_point I8 [N, G]
-//   both            weight_scale [N, G] or [N, 1] in the model's type;  input_scale [1], static
+//   float-quantized weight F8_E4M3 [N, K]
+//   all             weight_scale [N, G] or [N, 1] in the model's type;  input_scale [1], static
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -22,10 +24,16 @@ int zero_point(const WeightView& weight, int64_t row, int64_t g) {
 
 QuantScheme scheme_of(const LinearWeight& weight) {
   const bool int8 = weight.activation == cpu::Activation::kInt8;
-  QuantScheme scheme = weight.view.format == WeightFormat::kInt4Group
-                           ? QuantScheme::preset(int8 ? "w4a8" : "w4a16", weight.view.group_size,
-                                                 weight.view.zeros == nullptr)
-                           : QuantScheme::preset(int8 ? "w8a8" : "w8a16");
+  const bool fp8 = weight.activation == cpu::Activation::kFp8;
+  QuantScheme scheme =
+      weight.view.format == WeightFormat::kInt4Group
+          ? QuantScheme::preset(int8  ? "w4a8"
+                                : fp8 ? "w4afp8"
+                                      : "w4a16",
+                                weight.view.group_size, weight.view.zeros == nullptr)
+      : weight.view.format == WeightFormat::kFp8Channel
+          ? QuantScheme::preset("fp8")
+          : QuantScheme::preset(int8 ? "w8a8" : "w8a16");
   if (weight.static_scale > 0) {
     scheme.input_activations->dynamic = false;
     scheme.input_activations->strategy = QuantStrategy::kTensor;
@@ -34,7 +42,12 @@ QuantScheme scheme_of(const LinearWeight& weight) {
 }
 
 bool is_packed(const QuantScheme& scheme) {
-  return scheme.weights->num_bits == 4 && !scheme.int8_activations();
+  return scheme.weights->num_bits == 4 && activation_of(scheme) != cpu::Activation::kInt8;
+}
+
+std::string_view format_of(const QuantScheme& scheme) {
+  if (is_packed(scheme)) return "pack-quantized";
+  return scheme.weights->type == NumberType::kFloat ? "float-quantized" : "int-quantized";
 }
 
 using Lazy = std::shared_ptr<LazyWeight>;
@@ -62,13 +75,14 @@ void add_codes(HfContents& contents, const std::string& module, const Lazy& lazy
     return;
   }
   contents.weights.push_back(
-      bytes(module + ".weight", StorageType::kI8, {view.n, view.k},
-            [lazy](int64_t begin, int64_t end, uint8_t* out) {
+      bytes(module + ".weight",
+            view.format == WeightFormat::kFp8Channel ? StorageType::kF8E4M3 : StorageType::kI8,
+            {view.n, view.k}, [lazy](int64_t begin, int64_t end, uint8_t* out) {
               const WeightView& from = lazy->get().view;
               for (int64_t row = begin; row < end; ++row, out += from.k) {
                 const uint8_t* codes =
                     static_cast<const uint8_t*>(from.data) + row * from.data_row_bytes();
-                if (from.format == WeightFormat::kInt8Channel) {
+                if (from.format != WeightFormat::kInt4Group) {
                   std::memcpy(out, codes, from.k);
                   continue;
                 }
@@ -86,7 +100,7 @@ void add_scales(HfContents& contents, const std::string& module, const Lazy& laz
                               .read_rows = [lazy, groups](int64_t begin, int64_t end, float* out) {
                                 const WeightView& from = lazy->get().view;
                                 for (int64_t i = begin * groups; i < end * groups; ++i)
-                                  *out++ = from.format == WeightFormat::kInt8Channel
+                                  *out++ = from.format != WeightFormat::kInt4Group
                                                ? static_cast<const float*>(from.scales)[i]
                                                : f16_to_f32(
                                                      static_cast<const uint16_t*>(from.scales)[i]);
@@ -126,7 +140,7 @@ Json config_group(const QuantScheme& scheme, const Json& targets) {
   group["targets"] = targets;
   group["weights"]["observer"] = "minmax";
   group["output_activations"] = nullptr;
-  group["format"] = is_packed(scheme) ? "pack-quantized" : "int-quantized";
+  group["format"] = format_of(scheme);
   return group;
 }
 
@@ -139,7 +153,8 @@ HfContents compressed_tensors_contents(const Model& model) {
       export_contents(model, [&](HfContents& to, const Node& node, const Lazy& lazy) {
         const LinearWeight& weight = lazy->get();
         if (weight.view.format != WeightFormat::kInt4Group &&
-            weight.view.format != WeightFormat::kInt8Channel) {
+            weight.view.format != WeightFormat::kInt8Channel &&
+            weight.view.format != WeightFormat::kFp8Channel) {
           ignored.push_back(node.name);
           return false;
         }
@@ -172,10 +187,11 @@ HfContents compressed_tensors_contents(const Model& model) {
   for (const auto& [name, entry] : modules)
     groups[fmt::format("group_{}", groups.size())] =
         config_group(entry.first, modules.size() == 1 ? Json::array({"Linear"}) : entry.second);
-  const auto packed = [](const auto& entry) { return is_packed(entry.second.first); };
-  const char* format = std::all_of(modules.begin(), modules.end(), packed)    ? "pack-quantized"
-                       : std::none_of(modules.begin(), modules.end(), packed) ? "int-quantized"
-                                                                              : "mixed-precision";
+  const std::string_view first = format_of(modules.begin()->second.first);
+  const bool same = std::all_of(modules.begin(), modules.end(), [&](const auto& entry) {
+    return format_of(entry.second.first) == first;
+  });
+  const std::string_view format = same ? first : "mixed-precision";
   contents.config["quantization_config"] = {{"quant_method", kName},
                                             {"format", format},
                                             {"quantization_status", "compressed"},

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "base/error.h"
+#include "quant/weight.h"
 
 namespace whit {
 namespace {
@@ -25,16 +26,33 @@ TEST(SchemeTest, presets_say_what_their_names_say) {
   EXPECT_EQ(w4a16.weights->num_bits, 4);
   EXPECT_EQ(w4a16.weights->group_size, 64);
   EXPECT_TRUE(w4a16.weights->symmetric);
-  EXPECT_FALSE(w4a16.int8_activations());
+  EXPECT_FALSE(w4a16.quantizes_activations());
   const QuantScheme w4a8 = QuantScheme::preset("w4a8");
   EXPECT_EQ(w4a8.weights->group_size, 128);
   EXPECT_FALSE(w4a8.weights->symmetric);
-  EXPECT_TRUE(w4a8.int8_activations());
+  EXPECT_TRUE(w4a8.quantizes_activations());
   EXPECT_FALSE(w4a8.static_activations());
   const QuantScheme w8a8 = QuantScheme::preset("w8a8");
   EXPECT_EQ(w8a8.weights->strategy, QuantStrategy::kChannel);
   EXPECT_EQ(w8a8.input_activations->strategy, QuantStrategy::kToken);
-  EXPECT_FALSE(QuantScheme::preset("w8a16").int8_activations());
+  EXPECT_FALSE(QuantScheme::preset("w8a16").quantizes_activations());
+}
+
+TEST(SchemeTest, fp8_schemes_are_of_floats_of_8_bits) {
+  const QuantScheme fp8 = QuantScheme::preset("fp8");
+  EXPECT_EQ(fp8.weights->type, NumberType::kFloat);
+  EXPECT_EQ(fp8.weights->strategy, QuantStrategy::kChannel);
+  EXPECT_EQ(fp8.input_activations->type, NumberType::kFloat);
+  EXPECT_EQ(fp8.input_activations->largest_code(), 448);
+  EXPECT_EQ(weight_format(fp8), WeightFormat::kFp8Channel);
+  EXPECT_NE(fp8, QuantScheme::preset("w8a8"));
+  const QuantScheme w4afp8 = QuantScheme::preset("w4afp8", 64, true);
+  EXPECT_EQ(w4afp8.weights, QuantScheme::preset("w4a16", 64, true).weights);
+  EXPECT_EQ(w4afp8.input_activations, fp8.input_activations);
+  EXPECT_EQ(w4afp8.full_name(), "w4afp8-g64-symmetric");
+  EXPECT_EQ(weight_format(w4afp8), WeightFormat::kInt4Group);
+  EXPECT_EQ(weight_format(QuantScheme::preset("w8a8")), WeightFormat::kInt8Channel);
+  EXPECT_EQ(weight_format(QuantScheme::preset("bf16")), WeightFormat::kBF16);
 }
 
 TEST(SchemeTest, unknown_names_are_refused_with_the_known_ones) {
@@ -57,7 +75,7 @@ TEST(SchemeTest, every_preset_survives_json_and_keeps_its_name) {
         QuantScheme scheme = QuantScheme::preset(name, group_size, symmetric);
         EXPECT_EQ(scheme.name(), name);
         EXPECT_EQ(scheme_from_json(Json::parse(to_json(scheme).dump()), "test"), scheme);
-        if (!scheme.int8_activations()) continue;
+        if (!scheme.quantizes_activations()) continue;
         scheme.input_activations->dynamic = false;
         scheme.input_activations->strategy = QuantStrategy::kTensor;
         EXPECT_TRUE(scheme.static_activations());
@@ -70,7 +88,7 @@ TEST(SchemeTest, two_level_scales_are_w4a8_s_alone) {
   EXPECT_EQ(scheme.full_name(), "w4a8-g64-two-level");
   EXPECT_NE(scheme, QuantScheme::preset("w4a8", 64));
   EXPECT_EQ(scheme_from_json(Json::parse(to_json(scheme).dump()), "test"), scheme);
-  for (const std::string_view name : {"w4a16", "w8a8", "w8a16", "bf16"})
+  for (const std::string_view name : {"w4a16", "w8a8", "w8a16", "fp8", "w4afp8", "bf16"})
     EXPECT_EQ(kind_of([&] { QuantScheme::preset(name, 128, false, true); }),
               ErrorKind::kUnsupported);
   Json json = to_json(QuantScheme::preset("w4a16"));
@@ -113,6 +131,12 @@ TEST(SchemeTest, well_formed_schemes_without_kernels_are_refused_as_unsupported)
           R"({"weights": {"num_bits": 8, "strategy": "channel"},
                "input_activations": {"num_bits": 4, "strategy": "token", "dynamic": true}})",
           R"({"weights": {"num_bits": 8, "type": "float", "strategy": "channel"}})",
+          R"({"weights": {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}})",
+          R"({"weights": {"num_bits": 8, "type": "posit", "strategy": "channel"}})",
+          R"({"weights": {"num_bits": 8, "type": "float", "strategy": "tensor"},
+               "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": true}})",
+          R"({"weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+               "input_activations": {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": true}})",
       })
     EXPECT_EQ(kind_of([&] { scheme_from_json(Json::parse(text), "test"); }),
               ErrorKind::kUnsupported)

@@ -6,10 +6,13 @@
 #include <numeric>
 #include <vector>
 
+#include "tensor/e4m3.h"
+
 namespace whit {
 
 std::string_view name(WeightFormat format) {
-  constexpr std::string_view kNames[] = {"f32", "f16", "bf16", "int4_group", "int8_channel"};
+  constexpr std::string_view kNames[] = {"f32",        "f16",          "bf16",
+                                         "int4_group", "int8_channel", "fp8_channel"};
   return kNames[static_cast<int>(format)];
 }
 
@@ -23,15 +26,15 @@ int64_t WeightView::data_row_bytes() const {
     case WeightFormat::kInt4Group:
       return ceil_div(k, 2);
     case WeightFormat::kInt8Channel:
+    case WeightFormat::kFp8Channel:
       return k;
   }
   return 0;
 }
 
 int64_t WeightView::scale_row_bytes() const {
-  return format == WeightFormat::kInt4Group     ? 2 * groups()
-         : format == WeightFormat::kInt8Channel ? 4
-                                                : 0;
+  if (format == WeightFormat::kInt4Group) return 2 * groups();
+  return format == WeightFormat::kInt8Channel || format == WeightFormat::kFp8Channel ? 4 : 0;
 }
 
 int64_t WeightView::zero_row_bytes() const { return zeros == nullptr ? 0 : ceil_div(groups(), 2); }
@@ -78,6 +81,11 @@ void dequantize_rows(const WeightView& w, int64_t row_begin, int64_t row_end, fl
         for (int64_t k = 0; k < w.k; ++k) out[k] = static_cast<int8_t>(from[k]) * scale;
         break;
       }
+      case WeightFormat::kFp8Channel: {
+        const float scale = static_cast<const float*>(w.scales)[row];
+        for (int64_t k = 0; k < w.k; ++k) out[k] = e4m3_to_f32(from[k]) * scale;
+        break;
+      }
       case WeightFormat::kInt4Group: {
         const auto* scales = static_cast<const uint16_t*>(w.scales) + row * w.groups();
         const uint8_t* zeros = w.zeros == nullptr ? nullptr : w.zeros + row * w.zero_row_bytes();
@@ -107,8 +115,8 @@ QuantizedTensor make_quantized(WeightFormat format, int64_t n, int64_t k, int64_
     result.data = Tensor::zeros(DType::kU8, {n, ceil_div(k, 2)});
     result.scales = Tensor(DType::kF16, {n, groups});
     if (!symmetric) result.zeros = Tensor::zeros(DType::kU8, {n, ceil_div(groups, 2)});
-  } else if (format == WeightFormat::kInt8Channel) {
-    result.data = Tensor(DType::kI8, {n, k});
+  } else if (format == WeightFormat::kInt8Channel || format == WeightFormat::kFp8Channel) {
+    result.data = Tensor(format == WeightFormat::kInt8Channel ? DType::kI8 : DType::kU8, {n, k});
     result.scales = Tensor(DType::kF32, {n});
   } else {
     throw Error(ErrorKind::kInvalidArgument, "{} is not a quantized weight format", name(format));
@@ -227,7 +235,7 @@ float two_level_row(const WeightView& w, int64_t row, uint8_t* multiples) {
 }
 
 void divide_row(QuantizedTensor& weight, int64_t row, float by) {
-  if (weight.format == WeightFormat::kInt8Channel) {
+  if (weight.format == WeightFormat::kInt8Channel || weight.format == WeightFormat::kFp8Channel) {
     weight.scales.data<float>()[row] /= by;
     return;
   }
@@ -285,6 +293,14 @@ void quantize_row_int8(const float* w, int64_t row, QuantizedTensor& out) {
     codes[k] = static_cast<int8_t>(std::clamp(round_nearest(w[k] * inverse), -127.0f, 127.0f));
 }
 
+void quantize_row_fp8(const float* w, int64_t row, QuantizedTensor& out) {
+  const float scale = std::max(value_range(w, out.k).largest(), 1e-30f) / kE4m3Largest,
+              inverse = 1.0f / scale;
+  out.scales.data<float>()[row] = scale;
+  uint8_t* codes = out.data.data<uint8_t>() + row * out.k;
+  for (int64_t k = 0; k < out.k; ++k) codes[k] = f32_to_e4m3(w[k] * inverse);
+}
+
 }  // namespace
 
 void quantize_rows_rtn(const float* w, int64_t row_begin, int64_t row_end, const float* clip,
@@ -293,8 +309,10 @@ void quantize_rows_rtn(const float* w, int64_t row_begin, int64_t row_end, const
     const float* from = w + (row - row_begin) * out.k;
     if (out.format == WeightFormat::kInt4Group)
       quantize_row_int4(from, clip, row, out);
-    else
+    else if (out.format == WeightFormat::kInt8Channel)
       quantize_row_int8(from, row, out);
+    else
+      quantize_row_fp8(from, row, out);
   }
 }
 

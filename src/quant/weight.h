@@ -12,6 +12,8 @@
 //                       and its sums over int8 activations are integers to the end. The step has 7
 //                       significant bits, so that every multiple of it is an f16.
 //   kInt8Channel        data i8 [N, K], codes −127…127; scales f32 [N];  w = code · scale.
+//   kFp8Channel         data e4m3 [N, K] (tensor/e4m3.h), none of them NaN; scales f32 [N];
+//                       w = number · scale.
 //
 // An engine directory stores exactly these bytes; what an ISA wants is packed from them at load
 // (kernels/cpu/table.h).
@@ -28,9 +30,10 @@
 
 namespace whit {
 
-enum class WeightFormat : uint8_t { kF32, kF16, kBF16, kInt4Group, kInt8Channel };
+enum class WeightFormat : uint8_t { kF32, kF16, kBF16, kInt4Group, kInt8Channel, kFp8Channel };
 
-std::string_view name(WeightFormat format);  // "f32", "f16", "bf16", "int4_group", "int8_channel"
+// "f32", "f16", "bf16", "int4_group", "int8_channel", "fp8_channel"
+std::string_view name(WeightFormat format);
 
 // Non-owning; trivially copyable.
 struct WeightView {
@@ -67,7 +70,7 @@ void dequantize_rows(const WeightView& w, int64_t row_begin, int64_t row_end, fl
 // with them.
 //   int4, asymmetric: scale = (max − min)/15 with 0 in range, zero = round(−min/scale), as in AWQ
 //   (Lin et al. 2024). int4, symmetric:  scale = absmax/7.5 → codes −8…7, the grid of
-//   compressed-tensors. int8:             scale = absmax/127.
+//   compressed-tensors. int8:             scale = absmax/127. fp8: scale = absmax/448.
 // clip [N, G] f32, optional: values of a group are clamped to ±clip before its range is taken.
 QuantizedTensor make_quantized(WeightFormat format, int64_t n, int64_t k, int64_t group_size,
                                bool symmetric, bool two_level = false);

@@ -77,6 +77,37 @@ TEST(WeightTest, int8_rows_have_a_scale_each) {
   EXPECT_EQ(view.bytes(), 6 + 8);
 }
 
+TEST(WeightTest, fp8_rows_are_e4m3_numbers_with_a_scale_each) {
+  const uint8_t data[] = {0x7e, 0xb8, 0x01, 0x38, 0x00, 0x80};  // 448, −1, 2⁻⁹ | 1, 0, −0
+  const float scales[] = {0.5f, 10.0f};
+  const WeightView view{
+      .format = WeightFormat::kFp8Channel, .n = 2, .k = 3, .data = data, .scales = scales};
+  EXPECT_EQ(dequantize(view), (std::vector<float>{224, -0.5f, 0x1p-10f, 10, 0, 0}));
+  EXPECT_EQ(view.bytes(), 6 + 8);
+}
+
+// The largest of a row is kept, the others are within half a step of three bits of fraction, or of
+// the smallest numbers.
+TEST(WeightTest, fp8_rounding_is_within_half_a_step_of_every_weight) {
+  const int64_t n = 5, k = 700;
+  std::vector<float> w = normal(n * k, 0.02f, 8);
+  for (int64_t i = 0; i < k; ++i) w[i] = 0;
+  for (int64_t i = 0; i < k; ++i) w[k + i] *= std::exp2(static_cast<float>(-i) / 30);
+  const QuantizedTensor rounded = rtn(w, WeightFormat::kFp8Channel, n, k, 0, true);
+  const std::vector<float> values = dequantize(rounded.view());
+  for (int64_t row = 0; row < n; ++row) {
+    const float scale = rounded.scales.data<float>()[row];
+    float largest = 0, found = 0;
+    for (int64_t i = 0; i < k; ++i) {
+      largest = std::max(largest, std::fabs(w[row * k + i]));
+      found = std::max(found, std::fabs(values[row * k + i]));
+      EXPECT_NEAR(values[row * k + i], w[row * k + i],
+                  std::max(std::fabs(w[row * k + i]) * 0x1p-4f, scale * 0x1p-10f) * (1 + 1e-6f));
+    }
+    EXPECT_NEAR(found, largest, largest * 1e-6f);
+  }
+}
+
 TEST(WeightTest, two_level_scales_are_small_multiples_of_a_row_s_step) {
   const int64_t n = 9, k = 300, group_size = 32, groups = ceil_div(k, group_size);
   std::vector<float> w = normal(n * k, 0.02f, 4);

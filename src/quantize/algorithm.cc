@@ -12,24 +12,24 @@ std::string needs_quantized_weights(const QuantScheme& scheme) {
   return scheme.weights ? "" : "the scheme quantizes nothing";
 }
 
-std::string needs_int8_activations(const QuantScheme& scheme) {
+std::string needs_quantized_activations(const QuantScheme& scheme) {
   if (!scheme.weights) return "the scheme quantizes nothing";
-  return scheme.int8_activations() ? ""
-                                   : "SmoothQuant moves activation outliers into the weights, so "
-                                     "it needs int8 activations: choose w8a8 or w4a8, "
-                                     "or --mode awq";
+  return scheme.quantizes_activations()
+             ? ""
+             : "SmoothQuant moves activation outliers into the weights, so it needs activations of "
+               "8 bits: choose w8a8, w4a8, fp8 or w4afp8, or --mode awq";
 }
 
 std::string refuses_nothing(const QuantScheme&) { return ""; }
 
 constexpr std::array<Algorithm, 7> kAlgorithms = {{
     {"awq", true, needs_quantized_weights, decide_awq},
-    {"smoothquant", true, needs_int8_activations, decide_smoothquant},
+    {"smoothquant", true, needs_quantized_activations, decide_smoothquant},
     {"rtn", false, refuses_nothing, decide_rtn},
     {"auto", true, needs_quantized_weights, nullptr},
     {"gptq", true, needs_quantized_weights, decide_gptq},
     {"awq-gptq", true, needs_quantized_weights, decide_awq_gptq},
-    {"smoothquant-gptq", true, needs_int8_activations, decide_smoothquant_gptq},
+    {"smoothquant-gptq", true, needs_quantized_activations, decide_smoothquant_gptq},
 }};
 
 // Candidates whose exact error is computed; the estimate chooses them. Over 223 groups of a 135M
@@ -142,7 +142,8 @@ QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights, LayerDec
         largest =
             std::max(largest, stats.max_abs.data<float>()[i] /
                                   (applied == decision.applied.end() ? 1.0f : applied->second[i]));
-      for (const NodeId id : group.linears) layer.static_scales[id] = largest / 127.0f;
+      for (const NodeId id : group.linears)
+        layer.static_scales[id] = largest / task.scheme.input_activations->largest_code();
     }
   layer.folded = std::move(weights);
   return layer;

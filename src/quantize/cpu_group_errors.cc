@@ -9,6 +9,7 @@
 #include "quantize/grid.h"
 #include "quantize/quadratic_form.h"
 #include "quantize/reductions.h"
+#include "tensor/e4m3.h"
 
 namespace whit {
 
@@ -23,9 +24,13 @@ void quantize_round_trip(const Tensor& w, const float* s, const Tensor* clip, co
       float* to = out.data<float>() + row * k;
       for (int64_t i = 0; i < k; ++i) to[i] = s == nullptr ? from[i] : from[i] * s[i];
       if (args.num_bits != 4) {
-        const float scale = std::max(value_range(to, k).largest(), 1e-30f) / 127.0f;
+        const float scale = std::max(value_range(to, k).largest(), 1e-30f) / args.largest_code();
         const float inverse = 1.0f / scale;
-        for (int64_t i = 0; i < k; ++i) to[i] = round_nearest(to[i] * inverse) * scale;
+        const bool integers = args.type == NumberType::kInt;
+        for (int64_t i = 0; i < k; ++i) {
+          const float code = to[i] * inverse;
+          to[i] = (integers ? round_nearest(code) : round_to_e4m3(code)) * scale;
+        }
         continue;
       }
       const float* bounds = clip == nullptr ? nullptr : clip->data<float>() + row * groups;
@@ -126,6 +131,7 @@ void CpuGroupErrors::round_activations(const SplitData& split, int64_t rows, con
                                        float static_scale) {
   if (activation_delta_.empty())
     activation_delta_ = Tensor(DType::kF32, {Observer::kSampleRows, k_});
+  const bool integers = input_.activations == NumberType::kInt;
   pool().parallel_for(rows, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* x = split.sample.data<float>() + t * k_;
@@ -135,10 +141,12 @@ void CpuGroupErrors::round_activations(const SplitData& split, int64_t rows, con
         delta[i] = s == nullptr ? x[i] : x[i] / s[i];
         largest = std::max(largest, std::fabs(delta[i]));
       }
-      const float scale = static_scale > 0 ? static_scale : largest / 127.0f,
+      const float scale = static_scale > 0 ? static_scale
+                                           : largest / (integers ? 127.0f : kE4m3Largest),
                   inverse = 1.0f / scale;
       for (int64_t i = 0; i < k_; ++i) {
-        const float code = std::clamp(round_nearest(delta[i] * inverse), -127.0f, 127.0f);
+        const float code = integers ? std::clamp(round_nearest(delta[i] * inverse), -127.0f, 127.0f)
+                                    : round_to_e4m3(delta[i] * inverse);
         delta[i] = code * scale - delta[i];
       }
     }

@@ -104,9 +104,13 @@ class CudaGroupErrorsTest : public ::testing::Test {
   std::vector<float> factors_;
 };
 
-const QuantArgs kFormats[] = {int4(128, false, false), int4(64, true, false),
-                              int4(32, false, false),  int4(128, false, true),
-                              int4(128, true, true),   {.num_bits = 8}};
+const QuantArgs kFormats[] = {int4(128, false, false),
+                              int4(64, true, false),
+                              int4(32, false, false),
+                              int4(128, false, true),
+                              int4(128, true, true),
+                              {.num_bits = 8},
+                              {.num_bits = 8, .type = NumberType::kFloat}};
 
 // With a Gram matrix of ones on the diagonal the form is Σ d²: a single code that rounded to
 // another side would show, since sums of N·K positive terms are off by K roundings at most.
@@ -143,9 +147,11 @@ TEST_F(CudaGroupErrorsTest, roundings_have_the_cpus_bits) {
 TEST_F(CudaGroupErrorsTest, sums_are_the_cpus) {
   for (const int64_t k : {576, 2192}) {  // one block of columns, and two
     make_group(k, {70, 33});
-    for (const QuantArgs& args : {kFormats[0], kFormats[5]}) {
-      const auto cpu = cpu_group_errors(input(args), matmul_);
-      const auto gpu = gpu_->group_errors(input(args));
+    for (const QuantArgs& args : {kFormats[0], kFormats[5], kFormats[6]}) {
+      GroupErrorsInput given = input(args);
+      given.activations = args.type;
+      const auto cpu = cpu_group_errors(given, matmul_);
+      const auto gpu = gpu_->group_errors(given);
       cpu->set_columns(cholesky_columns(stats_.search.gram));
       gpu->set_columns(cholesky_columns(stats_.search.gram));
       for (size_t linear = 0; linear < 2; ++linear)
@@ -239,7 +245,7 @@ TEST_F(CudaGroupErrorsTest, searches_the_same_two_level_scales) {
 
 // Engines of both backends: where a group's factors are the same, its losses are; where a near tie
 // fell otherwise, they are close. An activation that both compute to their rounding may fall on
-// either side of an int8 code's border, and changes the mean over some hundred rows by its share.
+// either side of a code's border, and changes the mean over some hundred rows by its share.
 class CudaEngineTest : public CudaGroupErrorsTest,
                        public ::testing::WithParamInterface<std::pair<const char*, const char*>> {
  protected:
@@ -267,7 +273,7 @@ TEST_P(CudaEngineTest, has_the_losses_of_the_cpus_and_the_same_bytes_each_time) 
       const GroupReport &a = cpu.reports[i], &b = gpu.reports[i];
       SCOPED_TRACE(a.name);
       EXPECT_NEAR(b.rtn_error, a.rtn_error,
-                  (std::string(GetParam().second).ends_with("a8") ? 0.01 : 1e-3) * a.rtn_error);
+                  (std::string(GetParam().second).ends_with("8") ? 0.01 : 1e-3) * a.rtn_error);
       EXPECT_NEAR(b.error, a.error, (a.exponent == b.exponent ? 0.01 : 0.05) * a.error);
     }
     const auto weights = [&](const char* engine) {
@@ -282,7 +288,9 @@ INSTANTIATE_TEST_SUITE_P(
     Modes, CudaEngineTest,
     ::testing::Values(std::pair{"awq", "w4a16"}, std::pair{"awq", "w4a8"}, std::pair{"awq", "w8a8"},
                       std::pair{"smoothquant", "w8a8"}, std::pair{"gptq", "w4a16"},
-                      std::pair{"awq-gptq", "w4a8"}, std::pair{"rtn", "w4a16"}),
+                      std::pair{"awq-gptq", "w4a8"}, std::pair{"rtn", "w4a16"},
+                      std::pair{"awq", "fp8"}, std::pair{"smoothquant", "fp8"},
+                      std::pair{"awq", "w4afp8"}),
     [](const auto& each) {
       std::string name = fmt::format("{}_{}", each.param.first, each.param.second);
       std::replace(name.begin(), name.end(), '-', '_');

@@ -36,7 +36,7 @@ LinearWeight in_scheme(const LinearWeight& source, const QuantScheme& scheme, Th
   auto rounded = std::make_shared<QuantizedTensor>(round_to_scheme(source.view, scheme, pool));
   LinearWeight weight;
   weight.view = rounded->view();
-  if (scheme.int8_activations()) weight.activation = cpu::Activation::kInt8;
+  weight.activation = activation_of(scheme);
   weight.owner = std::move(rounded);
   return weight;
 }

@@ -84,7 +84,8 @@ TwoLevelRow::Multiples TwoLevelRow::multiples(int64_t group, float row_step) con
 }
 
 void choose_ranges(const Tensor& w, std::span<const float> cost, ThreadPool& pool, Grid& grid) {
-  const int steps = cost.empty() ? 1 : kRangeSteps;
+  // A float's steps are as fine in a smaller range: nothing is to be gained by cutting it.
+  const int steps = cost.empty() || grid.e4m3 ? 1 : kRangeSteps;
   pool.parallel_for(grid.n, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* from = w.data<float>() + row * grid.k;
@@ -100,7 +101,7 @@ void choose_ranges(const Tensor& w, std::span<const float> cost, ThreadPool& poo
         bool any = false;
         const auto consider = [&](float scale, float lowest) {
           const double error =
-              cost.empty() ? 0 : range_cost(from, cost, first, count, scale, lowest, grid.levels);
+              steps == 1 ? 0 : range_cost(from, cost, first, count, scale, lowest, grid.levels);
           if (any && !(error < best)) return;
           any = true;
           best = error;
@@ -114,7 +115,7 @@ void choose_ranges(const Tensor& w, std::span<const float> cost, ThreadPool& poo
                 int4_params(range.low * share, range.high * share, grid.symmetric);
             consider(params.scale, -params.zero);
           } else {
-            consider(std::max(range.largest(), 1e-30f) * share / 127.0f, -127.0f);
+            consider(std::max(range.largest(), 1e-30f) * share / grid.largest, -grid.largest);
           }
         }
       }
@@ -135,15 +136,18 @@ void round_to_grid(const Tensor& w, ThreadPool& pool, Grid& grid) {
 
 QuantizedTensor pack(const Grid& grid, ThreadPool& pool) {
   QuantizedTensor out =
-      make_quantized(grid.int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel, grid.n,
-                     grid.k, grid.int4 ? grid.group : 0, grid.symmetric, grid.two_level);
+      make_quantized(grid.int4   ? WeightFormat::kInt4Group
+                     : grid.e4m3 ? WeightFormat::kFp8Channel
+                                 : WeightFormat::kInt8Channel,
+                     grid.n, grid.k, grid.int4 ? grid.group : 0, grid.symmetric, grid.two_level);
   pool.parallel_for(grid.n, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* code = grid.codes.data<float>() + row * grid.k;
       if (!grid.int4) {
         out.scales.data<float>()[row] = grid.scale[row];
         for (int64_t i = 0; i < grid.k; ++i)
-          out.data.data<int8_t>()[row * grid.k + i] = static_cast<int8_t>(code[i]);
+          out.data.data<uint8_t>()[row * grid.k + i] =
+              grid.e4m3 ? f32_to_e4m3(code[i]) : static_cast<uint8_t>(static_cast<int8_t>(code[i]));
         continue;
       }
       uint8_t* bytes = out.data.data<uint8_t>() + row * ceil_div(grid.k, 2);

@@ -8,6 +8,7 @@
 #include "base/thread_pool.h"
 #include "quant/scheme.h"
 #include "quant/weight.h"
+#include "tensor/e4m3.h"
 
 namespace whit {
 
@@ -21,6 +22,8 @@ struct Grid {
       : n(w.dim(0)),
         k(w.dim(1)),
         int4(args.num_bits == 4),
+        e4m3(args.type == NumberType::kFloat),
+        largest(args.largest_code()),
         symmetric(args.symmetric),
         two_level(args.two_level),
         group(int4 ? args.group_size : k),
@@ -44,14 +47,17 @@ struct Grid {
   }
   // The code nearest to a value in units of the scale.
   float nearest(float value, int64_t at) const {
+    if (e4m3) return round_to_e4m3(value);
     const float low = lowest[at];
     return round_nearest(std::clamp(value, low, low + levels));
   }
 
   int64_t n, k;
-  bool int4, symmetric, two_level;
+  bool int4, e4m3;
+  float largest;  // code of 8 bits
+  bool symmetric, two_level;
   int64_t group, groups;
-  float levels;                      // codes are lowest … lowest + levels
+  float levels;                      // integers are lowest … lowest + levels
   std::vector<float> scale, lowest;  // [N, G]
   std::vector<float> step;           // [N] of two-level scales
   Tensor codes;                      // f32 [N, K]

@@ -104,7 +104,7 @@ void LayerOutput::replay(std::span<const uint8_t> log) {
         const Node& linear = node();
         WeightView view{.n = linear.n, .k = linear.k};
         const uint64_t format = reader.number();
-        if (format > static_cast<uint64_t>(WeightFormat::kInt8Channel))
+        if (format > static_cast<uint64_t>(WeightFormat::kFp8Channel))
           throw Error(ErrorKind::kInvalidData, "a layer's log names an unknown format");
         view.format = static_cast<WeightFormat>(format);
         view.group_size = static_cast<int64_t>(reader.number());

@@ -52,7 +52,7 @@ MixedDecision decide_mixed(const Model& model, const CalibrationData& data,
   Json study_record;
   {
     SensitivityStudy study(model, data, request.tokens, request.samples,
-                           mixed_candidates(base.int8_activations(), symmetric), isa, pool);
+                           mixed_candidates(base.quantizes_activations(), symmetric), isa, pool);
     if (notice)
       notice(
           fmt::format("sensitivity study: every group of linears in 5 schemes on {} held-out "

@@ -261,7 +261,7 @@ void add_warnings(Job& job) {
   for (const GroupReport& report : job.summary.reports)
     if (report.error > kBrokenError)
       job.summary.warnings.push_back(
-          fmt::format("{}: per-tensor static int8 activations lose {:.0f} % of the output's energy "
+          fmt::format("{}: per-tensor static activations lose {:.0f} % of the output's energy "
                       "here; use dynamic activations",
                       report.name, 100 * report.error));
 }
@@ -364,9 +364,10 @@ void check_recipe(const Recipe& recipe, const Model& source) {
   if (recipe.scheme.weights && recipe.scheme.weights->num_bits == 4)
     for (const Node& node : source.graph().nodes())
       if (node.op == Op::kLinear && node.layer >= 0 && node.k < 32)
-        throw Error(ErrorKind::kUnsupported,
-                    "{}: {} inputs are fewer than the smallest group of 32; choose w8a8 or w8a16",
-                    node.name, node.k);
+        throw Error(
+            ErrorKind::kUnsupported,
+            "{}: {} inputs are fewer than the smallest group of 32; choose w8a8, w8a16 or fp8",
+            node.name, node.k);
   if (recipe.output.empty())
     throw Error(ErrorKind::kInvalidArgument, "no output directory was given (-o OUT)");
   std::error_code error;

@@ -186,7 +186,7 @@ TEST(TrialTest, loss_equals_the_measured_output_error_of_the_rounded_linear) {
 }
 
 TEST(TrialTest, estimates_follow_the_loss_from_candidate_to_candidate) {
-  for (const char* scheme : {"w4a16", "w4a8", "w8a8"}) {
+  for (const char* scheme : {"w4a16", "w4a8", "w8a8", "fp8", "w4afp8"}) {
     LayerFixture layer("llama_untied", QuantScheme::preset(scheme, 32));
     for (const ScalingGroup& group : scaling_groups(layer.model.graph(), layer.task.range)) {
       GroupTrial trial(layer.task, group, layer.weights, nullptr);
@@ -230,7 +230,10 @@ INSTANTIATE_TEST_SUITE_P(
                       std::pair("gptq", "w4a16"), std::pair("gptq", "w8a8"),
                       std::pair("awq-gptq", "w4a16"), std::pair("awq-gptq", "w4a8"),
                       std::pair("awq-gptq", "w8a16"), std::pair("smoothquant-gptq", "w8a8"),
-                      std::pair("smoothquant-gptq", "w4a8")));
+                      std::pair("smoothquant-gptq", "w4a8"), std::pair("awq", "fp8"),
+                      std::pair("smoothquant", "fp8"), std::pair("gptq", "fp8"),
+                      std::pair("awq", "w4afp8"), std::pair("smoothquant", "w4afp8"),
+                      std::pair("awq-gptq", "w4afp8")));
 
 // Of the weights that AWQ left folded, which were then rounded.
 TEST(AwqTest, of_two_level_scales_no_other_multiple_of_a_row_s_step_costs_less) {
@@ -387,7 +390,7 @@ TEST(QuantizeTest, impossible_recipes_are_refused_before_any_work_with_what_is_p
     QuantScheme::preset("w4a4");
     FAIL();
   } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("w4a16, w4a8, w8a8, w8a16, bf16"));
+    EXPECT_THAT(error.what(), HasSubstr("w4a16, w4a8, w8a8, w8a16, fp8, w4afp8, bf16"));
   }
 }
 

@@ -86,8 +86,12 @@ class ResumeTest : public ::testing::Test {
 };
 
 TEST_F(ResumeTest, an_interrupted_run_ends_in_the_same_bytes) {
-  for (const auto& [mode, scheme] : std::vector<std::pair<std::string, std::string>>{
-           {"awq", "w4a8"}, {"smoothquant", "w8a8"}, {"auto", "w4a16"}, {"rtn", "w8a16"}}) {
+  for (const auto& [mode, scheme] :
+       std::vector<std::pair<std::string, std::string>>{{"awq", "w4a8"},
+                                                        {"smoothquant", "w8a8"},
+                                                        {"auto", "w4a16"},
+                                                        {"rtn", "w8a16"},
+                                                        {"awq", "fp8"}}) {
     SCOPED_TRACE(mode);
     run(recipe(mode, scheme, "whole"));
     const Recipe broken = recipe(mode, scheme, "broken");
@@ -147,8 +151,13 @@ TEST_F(ResumeTest, a_passing_copy_is_known_by_its_original_and_ends_in_the_same_
 }
 
 TEST_F(ResumeTest, the_thread_count_does_not_change_a_byte) {
-  for (const auto& [mode, scheme] : std::vector<std::pair<std::string, std::string>>{
-           {"awq", "w4a8"}, {"smoothquant", "w8a8"}, {"awq-gptq", "w4a16"}, {"auto", "w4a8"}}) {
+  for (const auto& [mode, scheme] :
+       std::vector<std::pair<std::string, std::string>>{{"awq", "w4a8"},
+                                                        {"smoothquant", "w8a8"},
+                                                        {"awq-gptq", "w4a16"},
+                                                        {"auto", "w4a8"},
+                                                        {"rtn", "fp8"},
+                                                        {"auto", "w4afp8"}}) {
     SCOPED_TRACE(mode);
     run(recipe(mode, scheme, "one"), 1);
     run(recipe(mode, scheme, "two"), 2);

@@ -4,11 +4,6 @@
 
 namespace whit {
 
-WeightFormat weight_format(const QuantScheme& scheme) {
-  if (!scheme.weights) return WeightFormat::kBF16;
-  return scheme.weights->num_bits == 4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel;
-}
-
 WeightView f32_view(const Tensor& w) {
   return {.format = WeightFormat::kF32, .n = w.dim(0), .k = w.dim(1), .data = w.data<void>()};
 }

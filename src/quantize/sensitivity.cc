@@ -56,7 +56,7 @@ WeightProvider with_group(const WeightProvider& original, const Graph& graph,
                 if (found == rounded.end()) return original.linear(node);
                 LinearWeight weight;
                 weight.view = found->second.view();
-                if (scheme.int8_activations()) weight.activation = cpu::Activation::kInt8;
+                weight.activation = activation_of(scheme);
                 return weight;
               },
           .norm = original.norm,

@@ -143,7 +143,7 @@ class LayerRounder {
   std::vector<Candidate> candidates(const LayerTask& task, const ScalingGroup& group,
                                     const GroupTrial& trial) const {
     std::vector<Candidate> all = awq_candidates(task, group, kAwqSteps);
-    if (task.scheme.int8_activations())
+    if (task.scheme.quantizes_activations())
       for (Candidate& candidate : smoothquant_candidates(task, group, trial))
         all.push_back(std::move(candidate));
     return all;
@@ -236,8 +236,7 @@ WeightProvider provider_of(const QuantizedLayer& layer, const Graph& graph) {
               [&layer, id_of](const Node& node) {
                 LinearWeight weight;
                 weight.view = layer.linears.at(id_of(node)).view();
-                if (layer.schemes.at(id_of(node)).int8_activations())
-                  weight.activation = cpu::Activation::kInt8;
+                weight.activation = activation_of(layer.schemes.at(id_of(node)));
                 const auto second = layer.salient.find(id_of(node));
                 if (second != layer.salient.end()) {
                   weight.salient_channels = second->second.channels;

@@ -182,7 +182,7 @@ TEST_P(SequentialSchemeTest, no_group_is_worse_than_rounding_on_held_out_tokens)
 }
 
 INSTANTIATE_TEST_SUITE_P(Schemes, SequentialSchemeTest,
-                         ::testing::Values("w4a16", "w4a8", "w8a8", "w8a16"));
+                         ::testing::Values("w4a16", "w4a8", "w8a8", "w8a16", "fp8", "w4afp8"));
 
 // Mean over tokens of ‖x̂ − x‖² / ‖x‖² of the residual stream behind every layer, both models having
 // run from the tokens on.

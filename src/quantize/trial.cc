@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/reference/quantize.h"
 #include "quantize/cpu_group_errors.h"
 
 namespace whit {
@@ -28,6 +29,7 @@ GroupTrial::GroupTrial(const LayerTask& task, const ScalingGroup& group,
     max_abs_.push_back(stats_.max_abs.data<float>()[i] * inverse_[i]);
   }
   GroupErrorsInput input{.stats = &stats_, .applied = applied, .args = *task.scheme.weights};
+  if (task.scheme.quantizes_activations()) input.activations = task.scheme.input_activations->type;
   for (const NodeId id : group.linears) input.weights.push_back(&weights.linears.at(id));
   errors_ = errors_of(task, input);
 }
@@ -40,7 +42,7 @@ float GroupTrial::static_scale(const float* s) const {
   float largest = 1e-9f;
   for (int64_t i = 0; i < k_; ++i)
     largest = std::max(largest, s == nullptr ? max_abs_[i] : max_abs_[i] / s[i]);
-  return largest / 127.0f;
+  return largest / task_.scheme.input_activations->largest_code();
 }
 
 float GroupTrial::fixed_scale(const float* s) const {
@@ -48,14 +50,30 @@ float GroupTrial::fixed_scale(const float* s) const {
 }
 
 double GroupTrial::activation_noise(const float* s) const {
-  if (!task_.scheme.int8_activations()) return 0;
+  if (!task_.scheme.quantizes_activations()) return 0;
+  const bool integers = task_.scheme.input_activations->type == NumberType::kInt;
   // A uniform error of one step.
-  if (task_.scheme.static_activations()) {
+  if (task_.scheme.static_activations() && integers) {
     const double step = static_scale(s);
     return step * step / 12;
   }
   const SplitStats& split = stats_.search;
   double sum = 0;
+  if (!integers) {
+    // Steps grow with the values: what they are, on average over the channels.
+    std::vector<float> row(k_), rounded(k_);
+    for (int64_t t = 0; t < split.sample_rows; ++t) {
+      for (int64_t i = 0; i < k_; ++i) {
+        const float x = split.sample.data<float>()[t * k_ + i] * inverse_[i];
+        row[i] = s == nullptr ? x : x / s[i];
+      }
+      reference::round_row_to_fp8(row.data(), k_, fixed_scale(s), rounded.data());
+      double squares = 0;
+      for (int64_t i = 0; i < k_; ++i) squares += std::pow(double{rounded[i]} - row[i], 2.0);
+      sum += squares / static_cast<double>(k_);
+    }
+    return sum / static_cast<double>(std::max<int64_t>(1, split.sample_rows));
+  }
   for (int64_t t = 0; t < split.sample_rows; ++t) {
     float largest = 0;
     for (int64_t i = 0; i < k_; ++i) {
@@ -89,7 +107,7 @@ double GroupTrial::rounded_error(Split which, NodeId linear, const float* s, Ten
 }
 
 double GroupTrial::candidate_error(Split which, size_t linear, const float* s) {
-  const double activations = task_.scheme.int8_activations()
+  const double activations = task_.scheme.quantizes_activations()
                                  ? errors_->activation_error(which, linear, s, fixed_scale(s))
                                  : 0;
   errors_->subtract(linear, s);
@@ -111,7 +129,7 @@ double GroupTrial::estimate(const float* s) {
   if (!has_columns_) errors_->set_columns(cholesky_columns(gram()));
   has_columns_ = true;
   const int64_t rows =
-      task_.scheme.int8_activations() ? std::min(kRows, stats_.search.sample_rows) : 0;
+      task_.scheme.quantizes_activations() ? std::min(kRows, stats_.search.sample_rows) : 0;
   if (rows > 0) errors_->measure_noise(rows, s, fixed_scale(s));
   double error = 0;
   for (size_t i = 0; i < group_.linears.size(); ++i) {

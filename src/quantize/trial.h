@@ -2,7 +2,7 @@
 //
 // For a linear y = W·x with candidate factors s, rounding Q and activations x̂:
 //   weights       E‖(Q(W·s)/s − W)·x‖² over all tokens, exactly: tr(ΔW·E[x·xᵀ]·ΔWᵀ)
-//   activations   E‖Q(W·s)·(Q8(x/s) − x/s)‖² over a sample of tokens, where activations are int8
+//   activations   E‖Q(W·s)·(Q8(x/s) − x/s)‖² over a sample of tokens, where activations have 8 bits
 // The two roundings are independent, so their squared errors add. A group's loss is the sum over
 // its linears, divided by the sum of their outputs' energies tr(W·E[x·xᵀ]·Wᵀ): a linear counts as
 // much as its output is large.
@@ -10,7 +10,7 @@
 // The sums are GroupErrors' (calibrate/accelerator.h), on the CPU or a GPU.
 //
 // estimate() ranks candidates at a fraction of the cost: the Gram matrix by its leading columns,
-// and the int8 roundings of different channels as uncorrelated.
+// and the roundings of different channels as uncorrelated.
 #pragma once
 
 #include "calibrate/accelerator.h"
@@ -37,7 +37,7 @@ class GroupTrial {
   double estimate(const float* s);
   // Of the group's outputs.
   double energy(Split split);
-  // The mean variance that rounding the activations to int8 adds to x/s; 0 for floating point.
+  // The mean variance that rounding the activations to 8 bits adds to x/s; 0 where they are not.
   double activation_noise(const float* s) const;
 
   // Mean and largest magnitude of the input channels, after `applied`.

@@ -299,6 +299,8 @@ class Engines(ModelTest):
             self.assertEqual(llm.quantization_report().mode, "awq")
         with self.assertRaisesRegex(RuntimeError, "shut down"):
             llm.generate("x")
+        self.assertEqual(whit.QuantConfig(quant_algo="FP8_PER_CHANNEL_PER_TOKEN").policy,
+                         {"weight_dtype": "fp8", "activation_dtype": "fp8"})
 
     def test_progress_is_reported_and_can_end_the_work(self):
         seen = []

@@ -8,7 +8,7 @@ import safetensors.numpy
 
 import whit
 from cli_support import edit_json, tiny_model
-from support import AWQ, QUICK, SMOOTHQUANT, ModelTest
+from support import AWQ, FP8, QUICK, SMOOTHQUANT, W4AFP8, ModelTest
 
 GREEDY = whit.SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
 PROMPT = "Once upon a time"
@@ -168,7 +168,7 @@ class QuantizedExport(ModelTest):
             np.testing.assert_array_equal(((unpacked(codes) - zeros) * scales).T, llm.weight(module))
 
     def test_a_quantized_export_answers_as_the_engine(self):
-        for name, arguments in {"w4a16": {"quant_mode": whit.QuantMode.AWQ}, "w4a8": AWQ, "w8a8": SMOOTHQUANT}.items():
+        for name, arguments in {"w4a16": {"quant_mode": whit.QuantMode.AWQ}, "w4a8": AWQ, "w8a8": SMOOTHQUANT, "fp8": FP8, "w4afp8": W4AFP8}.items():
             with self.subTest(name):
                 llm, path = self.exported(f"back-{name}", "compressed-tensors", "float32", **arguments)
                 with whit.LLMEngine.from_pretrained(path) as back:
@@ -182,7 +182,7 @@ class QuantizedExport(ModelTest):
         import torch
         import transformers
         for name, arguments in {"w4a16": {"quant_mode": whit.QuantMode.AWQ}, "w4a16-symmetric": {"quant_mode": whit.QuantMode.RTN, "symmetric": True},
-                                "w4a8": AWQ, "w8a8": SMOOTHQUANT}.items():
+                                "w4a8": AWQ, "w8a8": SMOOTHQUANT, "fp8": FP8}.items():
             with self.subTest(name):
                 llm, path = self.exported(f"ct-{name}", "compressed-tensors", "float32", **arguments)
                 model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)

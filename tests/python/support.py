@@ -9,6 +9,8 @@ from cli_support import tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 AWQ = {"quant_mode": whit.QuantMode.AWQ, "quant_policy": {"weight_dtype": "int4", "activation_dtype": "int8"}}
+FP8 = {"quant_mode": whit.QuantMode.AWQ, "quant_policy": {"weight_dtype": "fp8", "activation_dtype": "fp8"}}
+W4AFP8 = {"quant_mode": whit.QuantMode.AWQ, "quant_policy": {"weight_dtype": "int4", "activation_dtype": "fp8"}}
 SMOOTHQUANT = {"quant_mode": whit.QuantMode.SMOOTHQUANT, "quant_policy": {"weight_dtype": "int8", "activation_dtype": "int8"}}
 QUICK = {"calib_samples": 4, "calib_length": 32, "group_size": 32, "progress": False}
 

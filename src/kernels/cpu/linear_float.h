@@ -7,7 +7,8 @@
 //
 // Order: one chain of fused multiply-adds per output, k ascending, whatever M is and however K is
 // blocked (a block's sums are stored as f32 and carried on). int4 weights are (code − zero) ·
-// scale, exact in f32; int8_channel sums code · x and multiplies the sum by the row's scale.
+// scale, exact in f32; int8_channel and fp8_channel sum code · x and multiply the sum by the row's
+// scale.
 //
 // M ≤ V::kMostDirectRows: a panel's words are widened in registers and used at once (bound by the
 // panel's bytes). More: blocks of kBlockColumns × 32 rows, which L1 and L2 hold, are used by every
@@ -28,6 +29,7 @@ struct FloatLinear {
   static constexpr int kPanelVectors = kPanelRows / V::kLanes;
   static constexpr int kTileColumns = V::kLanes * V::kTileVectors;
   static constexpr int kPerWord = columns_per_word(format);
+  static constexpr bool kScaledRows = scaled_rows(format);
   static constexpr int64_t kBlockColumns = V::kBlockColumns;
   // Rows of x per block: their K columns should stay in L2 while all panels pass by.
   static constexpr int64_t kBlockBytes = 256 << 10;
@@ -46,14 +48,20 @@ struct FloatLinear {
     if constexpr (format == WeightFormat::kF32) return V::as_float(words);
     if constexpr (format == WeightFormat::kBF16)
       return I == 0 ? V::as_float(V::template shift_left<16>(words))
-                    : V::as_float(V::and_not_low16(words));
+                    : V::as_float(V::and_bits(words, 0xffff0000u));
     if constexpr (format == WeightFormat::kInt8Channel)
       return V::to_float(
           V::template shift_right_signed<24>(V::template shift_left<24 - 8 * I>(words)));
+    if constexpr (format == WeightFormat::kFp8Channel) {
+      // As the same fields of an f32 a number is 2^120 times too small (tensor/e4m3.h).
+      const Words fields =
+          V::template shift_right_signed<4>(V::template shift_left<24 - 8 * I>(words));
+      return V::multiply(V::as_float(V::and_bits(fields, 0x87f00000u)), V::constant(0x1p120f));
+    }
     if constexpr (format == WeightFormat::kInt4Group) {
       constexpr int kShift = I < 4 ? 8 * I : 8 * (I - 4) + 4;
       const Words shifted = V::template shift_right<kShift>(words);
-      const Words code = kShift == 28 ? shifted : V::low_nibble(shifted);
+      const Words code = kShift == 28 ? shifted : V::and_bits(shifted, 15);
       return V::multiply_subtract(V::to_float(code), scale, offset);
     }
   }
@@ -77,7 +85,7 @@ struct FloatLinear {
         zeros = reinterpret_cast<const uint8_t*>(panel);
         next += zeros_bytes((w.k + w.group_size - 1) / w.group_size);
       }
-      if constexpr (format == WeightFormat::kInt8Channel) next += kChannelHeaderBytes;
+      if constexpr (kScaledRows) next += kChannelHeaderBytes;
     }
 
     inline __attribute__((always_inline)) Segment read(Dequant& dequant) {
@@ -287,14 +295,13 @@ struct FloatLinear {
                      int64_t row_begin, int64_t rows, float* sums) {
     const int64_t column = panel_index * kPanelRows;
     const bool whole = column + kPanelRows <= args.weight->n;
-    const auto* scales = reinterpret_cast<const float*>(panel);  // where weights are int8_channel
+    const auto* scales = reinterpret_cast<const float*>(panel);  // where rows have them
     for (int64_t m = 0; m < rows; ++m)
       for (int v = 0; v < kPanelVectors; ++v) {
         const int64_t lane = V::kLanes * v;
         float* at = sums + m * kPanelRows + lane;
         Reg value = V::load(at);
-        if constexpr (format == WeightFormat::kInt8Channel)
-          value = V::multiply(value, V::load(scales + lane));
+        if constexpr (kScaledRows) value = V::multiply(value, V::load(scales + lane));
         if (!whole) {
           V::store(at, value);
           continue;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/cpu/avx2/pack_lines.h"
+#include "tensor/e4m3.h"
 
 namespace whit::cpu {
 namespace {
@@ -170,7 +171,18 @@ void pack_panel_two_level(const PanelSource& rows, int64_t k, int64_t group_size
                    to + kChannelHeaderBytes + 2 * zeros_bytes(groups));
 }
 
-void pack_panel_int8(const PanelSource& rows, int64_t k, std::byte* to) {
+// Of a row of e4m3 numbers: throws where one is NaN, which the kernels would take for 480.
+void check_finite(const RowSource& row, int64_t k) {
+  for (int64_t i = 0; i < k; ++i)
+    if (e4m3_is_nan(row.data[i]))
+      throw Error(ErrorKind::kInvalidData,
+                  "an fp8 weight holds NaN in row {}, column {}; it is damaged: make the engine "
+                  "again",
+                  row.row, i);
+}
+
+// Of either kind of codes.
+void pack_panel_scaled(const PanelSource& rows, int64_t k, std::byte* to) {
   auto* scales = reinterpret_cast<float*>(to);
   auto* sums = reinterpret_cast<int32_t*>(to + 4 * kPanelRows);
   for (int64_t r = 0; r < kPanelRows; ++r) {
@@ -178,6 +190,10 @@ void pack_panel_int8(const PanelSource& rows, int64_t k, std::byte* to) {
     sums[r] = 0;
     if (rows[r].part == nullptr) continue;
     std::memcpy(&scales[r], static_cast<const float*>(rows[r].part->scales) + rows[r].row, 4);
+    if (rows[r].part->format == WeightFormat::kFp8Channel) {
+      check_finite(rows[r], k);
+      continue;
+    }
     const auto* codes = reinterpret_cast<const int8_t*>(rows[r].data);
     int32_t sum = 0;
     for (int64_t i = 0; i < k; ++i) sum += codes[i];
@@ -232,8 +248,7 @@ int64_t panel_bytes(WeightFormat format, int64_t k, int64_t group_size) {
     const int64_t groups = ceil_div(k, group_size);
     return zeros_bytes(groups) + lines_of(format, k) * kLineBytes + groups * kGroupScaleBytes;
   }
-  return lines_of(format, k) * kLineBytes +
-         (format == WeightFormat::kInt8Channel ? kChannelHeaderBytes : 0);
+  return lines_of(format, k) * kLineBytes + (scaled_rows(format) ? kChannelHeaderBytes : 0);
 }
 
 int64_t two_level_panel_bytes(int64_t k, int64_t group_size) {
@@ -285,8 +300,8 @@ void pack_panels(std::span<const WeightView> parts, PackedWeight& packed, const 
   for_panels(parts, packed, bytes, worker, [&](const PanelSource& rows, std::byte* to) {
     if constexpr (format == WeightFormat::kInt4Group)
       pack_panel_int4(rows, packed.k, packed.group_size, to);
-    else if constexpr (format == WeightFormat::kInt8Channel)
-      pack_panel_int8(rows, packed.k, to);
+    else if constexpr (scaled_rows(format))
+      pack_panel_scaled(rows, packed.k, to);
     else
       pack_panel_dense<format == WeightFormat::kBF16>(rows, packed.k, to);
   });
@@ -296,6 +311,7 @@ template int64_t packed_bytes<WeightFormat::kF32>(int64_t, int64_t, int64_t);
 template int64_t packed_bytes<WeightFormat::kBF16>(int64_t, int64_t, int64_t);
 template int64_t packed_bytes<WeightFormat::kInt4Group>(int64_t, int64_t, int64_t);
 template int64_t packed_bytes<WeightFormat::kInt8Channel>(int64_t, int64_t, int64_t);
+template int64_t packed_bytes<WeightFormat::kFp8Channel>(int64_t, int64_t, int64_t);
 template void pack_panels<WeightFormat::kF32>(std::span<const WeightView>, PackedWeight&,
                                               const Worker&);
 template void pack_panels<WeightFormat::kBF16>(std::span<const WeightView>, PackedWeight&,
@@ -304,6 +320,8 @@ template void pack_panels<WeightFormat::kInt4Group>(std::span<const WeightView>,
                                                     const Worker&);
 template void pack_panels<WeightFormat::kInt8Channel>(std::span<const WeightView>, PackedWeight&,
                                                       const Worker&);
+template void pack_panels<WeightFormat::kFp8Channel>(std::span<const WeightView>, PackedWeight&,
+                                                     const Worker&);
 
 LinearShare linear_share(const LinearArgs& args, int64_t row_unit, const Worker& worker) {
   const int64_t panels = ceil_div(args.weight->n, kPanelRows);

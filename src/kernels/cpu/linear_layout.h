@@ -6,12 +6,13 @@
 // output rows and no sum is ever horizontal:
 //   f32           word = w[r][k]                       line = 1 K
 //   bf16          word = w[r][2i], w[r][2i+1]          line = 2 K
-//   int8_channel  word = 4 codes                       line = 4 K
+//   int8_channel, fp8_channel   word = 4 codes         line = 4 K
 //   int4_group    word = 8 codes, byte j = w[r][8i+j] | w[r][8i+4+j] << 4, so that `and` and
 //   `shift, and` give two
 //                 operands of 4 consecutive K each     line = 8 K
 // A panel is one contiguous stream, everything it needs inside:
 //   int8_channel  f32 scales [32], i32 sums of codes [32], lines
+//   fp8_channel   f32 scales [32], zeros [32], lines
 //   int4_group    u8 zeros [G, 32] padded to 64 bytes, then for each group: lines, f16 scales [32]
 //   of two-level scales
 //                 f32 steps [32], i32 sums of (code − zero) · multiple [32] over whole lines, u8
@@ -30,12 +31,16 @@ inline constexpr int64_t kGroupScaleBytes = 2 * kPanelRows;
 inline constexpr int64_t kChannelHeaderBytes = 8 * kPanelRows;
 inline constexpr int64_t kPrefetchBytes = 8192;  // ahead of what is read
 
+// Codes of 8 bits with a scale a row.
+constexpr bool scaled_rows(WeightFormat format) {
+  return format == WeightFormat::kInt8Channel || format == WeightFormat::kFp8Channel;
+}
 // Columns that a word holds.
 constexpr int64_t columns_per_word(WeightFormat format) {
-  return format == WeightFormat::kInt4Group     ? 8
-         : format == WeightFormat::kInt8Channel ? 4
-         : format == WeightFormat::kBF16        ? 2
-                                                : 1;
+  return format == WeightFormat::kInt4Group ? 8
+         : scaled_rows(format)              ? 4
+         : format == WeightFormat::kBF16    ? 2
+                                            : 1;
 }
 constexpr int64_t lines_of(WeightFormat format, int64_t k) {
   return (k + columns_per_word(format) - 1) / columns_per_word(format);

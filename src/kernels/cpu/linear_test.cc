@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu/linear_layout.h"
 #include "kernels/cpu/table.h"
 
 namespace whit::cpu {
@@ -42,6 +43,13 @@ QuantizedTensor random_quantized(WeightFormat format, int64_t n, int64_t k, int6
     for (int64_t i = 0; i < n * k; ++i)
       w.data.data<int8_t>()[i] = static_cast<int8_t>(
           codes == Codes::kExtreme ? (random() & 1 ? 127 : -127) : int(random() % 255) - 127);
+    for (int64_t i = 0; i < n; ++i) w.scales.data<float>()[i] = uniform(random, 0.001f, 0.02f);
+    return w;
+  }
+  if (format == WeightFormat::kFp8Channel) {
+    for (int64_t i = 0; i < n * k; ++i)
+      w.data.data<uint8_t>()[i] = static_cast<uint8_t>(
+          (codes == Codes::kExtreme ? 0x7e : random() % 0x7f) | (random() & 0x80));
     for (int64_t i = 0; i < n; ++i) w.scales.data<float>()[i] = uniform(random, 0.001f, 0.02f);
     return w;
   }
@@ -93,7 +101,7 @@ struct WeightSpec {
 TestWeight make_weight(const WeightSpec& spec, Random& random) {
   TestWeight weight;
   for (int64_t n : spec.rows) {
-    if (spec.format == WeightFormat::kInt4Group || spec.format == WeightFormat::kInt8Channel) {
+    if (spec.format == WeightFormat::kInt4Group || scaled_rows(spec.format)) {
       weight.quantized.push_back(random_quantized(spec.format, n, spec.k, spec.group_size,
                                                   spec.symmetric, spec.two_level, spec.codes,
                                                   random));
@@ -443,7 +451,7 @@ INSTANTIATE_TEST_SUITE_P(Rows, Int8Linear, testing::ValuesIn(rows_with({Activati
 TEST(LinearTable, has_a_row_of_every_isa_for_every_pair_that_schemes_need_but_no_float_tiles) {
   for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
     for (WeightFormat format : {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt4Group,
-                                WeightFormat::kInt8Channel})
+                                WeightFormat::kInt8Channel, WeightFormat::kFp8Channel})
       EXPECT_EQ(linear_kernel(format, Activation::kFloat, isa).isa, std::min(isa, Isa::kAvx512))
           << name(format);
     for (WeightFormat format : {WeightFormat::kInt4Group, WeightFormat::kInt8Channel})

@@ -56,6 +56,7 @@ std::span<const LinearKernel> linear_kernels() {
 const LinearKernel& linear_kernel(WeightFormat format, Activation activation, Isa isa,
                                   bool two_level) {
   two_level &= activation == Activation::kInt8;
+  if (activation == Activation::kFp8) activation = Activation::kFloat;
   for (const LinearKernel& row : linear_kernels())
     if (row.format == format && row.activation == activation && row.isa <= isa &&
         row.two_level == two_level)

@@ -21,7 +21,9 @@ std::string_view name(Isa isa);        // "portable", "avx2", "avx512", "amx"
 Isa parse_isa(std::string_view name);  // throws kInvalidArgument with the possible names
 Isa detected_isa();                    // the best level that this CPU and OS support
 
-enum class Activation : uint8_t { kFloat, kInt8 };
+// kFp8: e4m3 with a scale a row. No kernel multiplies e4m3 on a CPU: whoever lowers a product
+// rounds its rows (ops/reference/quantize.h) and takes a kernel of kFloat.
+enum class Activation : uint8_t { kFloat, kInt8, kFp8 };
 
 struct LinearKernel;
 
@@ -77,7 +79,8 @@ inline constexpr int64_t kMostGroupColumns = 8192;
 
 std::span<const LinearKernel> linear_kernels();  // all rows, best ISA first
 // The best kernel for the pair at or below `isa`; never null for the pairs the schemes need:
-// {kF32, kBF16, kInt4Group, kInt8Channel} × kFloat and {kInt4Group, kInt8Channel} × kInt8.
+// {kF32, kBF16, kInt4Group, kInt8Channel, kFp8Channel} × kFloat and {kInt4Group, kInt8Channel} ×
+// kInt8. kFp8 has those of kFloat.
 // Two-level scales have kernels of their own for kInt8; to others they are scales like any.
 const LinearKernel& linear_kernel(WeightFormat format, Activation activation, Isa isa,
                                   bool two_level = false);

@@ -10,6 +10,7 @@
 #include "kernels/cuda/benchmark.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_dense.h"
 #include "kernels/cuda/linear_layout.h"
 #include "kernels/cuda/linear_skinny.h"
 #include "kernels/cuda/ptx.cuh"
@@ -125,7 +126,7 @@ size_t bytes_of(const BenchmarkWeight& w) {
 
 bool has_groups(LinearFormat format) {
   return format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16 ||
-         format == LinearFormat::kW4A8TwoLevel;
+         format == LinearFormat::kW4A8TwoLevel || format == LinearFormat::kW4AFp8;
 }
 
 }  // namespace
@@ -252,7 +253,7 @@ class LinearBenchmark::Impl {
       } else if (w.format == LinearFormat::kFp8) {
         fill<<<sms() * 8, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(copy), bytes / 4, 3,
                                              0xbfbfbfbfu, 0);
-        fill_floats(copy + round_up(w.n * w.k, 16), w.n);
+        fill_floats(copy + w.n * fp8_row_bytes(w.k), w.n);
       } else {
         const TileLayout layout = tile_layout(8, w.n, w.k, 0);
         fill_floats(copy + layout.scales_offset(), layout.row_blocks * kTileRows);

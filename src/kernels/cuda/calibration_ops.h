@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/code_type.h"
+
 struct CUstream_st;
 
 namespace whit::cuda {
@@ -62,9 +64,10 @@ struct RoundTripArgs {
   int64_t n, k;
   const float* s;      // [K] or null for ones
   const float* clip;   // [N, G] bounds of |w|, or null; int4 alone
-  int64_t group_size;  // 0: int8 with one scale a row
+  int64_t group_size;  // 0: codes of 8 bits with one scale a row
   bool symmetric, two_level;
-  float* out;  // [N, K]
+  CodeType codes;  // of 8 bits
+  float* out;      // [N, K]
 };
 
 // out = out / s − w; s null: out − w.
@@ -75,12 +78,13 @@ struct SubtractArgs {
   int64_t n, k;
 };
 
-// delta = Q8(x/s) − x/s of rows x [T, K] in int8 with a scale for each row, or with the given one.
+// delta = Q8(x/s) − x/s of rows x [T, K] in codes with a scale for each row, or with the given one.
 struct RoundActivationsArgs {
   const float* x;
   const float* s;  // [K] or null
   int64_t t, k;
   float static_scale;  // > 0: this one
+  CodeType codes;
   float* delta;
 };
 

@@ -7,11 +7,18 @@
 #include "kernels/cuda/calibration_kernels.h"
 #include "kernels/cuda/calibration_rounding.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/row_values.cuh"
+#include "tensor/e4m3.h"
 
 namespace whit::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
+
+// Of symmetric codes of 8 bits.
+__device__ float nearest_code(CodeType type, float x) {
+  return type == CodeType::kE4m3 ? round_to_e4m3(x) : clamp(round_nearest(x), -127.0f, 127.0f);
+}
 
 __global__ void __launch_bounds__(kThreads) round_trip_int4(RoundTripArgs args, int groups) {
   extern __shared__ float shared[];  // [groups] ranges, then [groups] parameters
@@ -53,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) round_trip_int4(RoundTripArgs args, 
   }
 }
 
-__global__ void __launch_bounds__(kThreads) round_trip_int8(RoundTripArgs args) {
+__global__ void __launch_bounds__(kThreads) round_trip_channels(RoundTripArgs args) {
   __shared__ float reduce[32];
   const float* w = args.w + int64_t{blockIdx.x} * args.k;
   float* out = args.out + int64_t{blockIdx.x} * args.k;
@@ -61,9 +68,9 @@ __global__ void __launch_bounds__(kThreads) round_trip_int8(RoundTripArgs args) 
   for (int64_t i = threadIdx.x; i < args.k; i += kThreads)
     largest = fmaxf(largest, fabsf(at_scale(args.s, i, w[i])));
   largest = block_reduce(largest, reduce, Largest{});
-  const float scale = fmaxf(largest, 1e-30f) / 127.0f, inverse = 1.0f / scale;
+  const float scale = fmaxf(largest, 1e-30f) / largest_code(args.codes), inverse = 1.0f / scale;
   for (int64_t i = threadIdx.x; i < args.k; i += kThreads)
-    out[i] = round_nearest(at_scale(args.s, i, w[i]) * inverse) * scale;
+    out[i] = nearest_code(args.codes, at_scale(args.s, i, w[i]) * inverse) * scale;
 }
 
 __global__ void __launch_bounds__(kThreads) subtract_rows(SubtractArgs args) {
@@ -82,11 +89,12 @@ __global__ void __launch_bounds__(kThreads) round_rows(RoundActivationsArgs args
   for (int64_t i = threadIdx.x; i < args.k; i += kThreads)
     largest = fmaxf(largest, fabsf(args.s == nullptr ? x[i] : x[i] / args.s[i]));
   largest = block_reduce(largest, reduce, Largest{});
-  const float scale = args.static_scale > 0 ? args.static_scale : largest / 127.0f;
+  const float scale =
+      args.static_scale > 0 ? args.static_scale : largest / largest_code(args.codes);
   const float inverse = 1.0f / scale;
   for (int64_t i = threadIdx.x; i < args.k; i += kThreads) {
     const float value = args.s == nullptr ? x[i] : x[i] / args.s[i];
-    const float code = clamp(round_nearest(value * inverse), -127.0f, 127.0f);
+    const float code = nearest_code(args.codes, value * inverse);
     delta[i] = code * scale - value;
   }
 }
@@ -134,7 +142,7 @@ unsigned rows_grid(int64_t n) { return static_cast<unsigned>(n); }
 
 void round_trip(const RoundTripArgs& args, CUstream_st* stream) {
   if (args.group_size == 0) {
-    round_trip_int8<<<rows_grid(args.n), kThreads, 0, stream>>>(args);
+    round_trip_channels<<<rows_grid(args.n), kThreads, 0, stream>>>(args);
   } else {
     const int64_t groups = (args.k + args.group_size - 1) / args.group_size;
     const auto bytes = static_cast<size_t>(groups) * (sizeof(Range) + sizeof(Params));

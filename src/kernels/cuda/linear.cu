@@ -13,9 +13,20 @@ namespace whit::cuda {
 namespace {
 
 // Where both kernels could: the streaming one up to 8 rows, and up to 16 where K is summed in
-// chunks, which cost the other a cluster's exchange.
-bool streams(const LinearArgs& args) {
-  return args.m <= 8 || (args.m <= 16 && k_chunks(args.weight.n, args.weight.k) > 1);
+// chunks, which cost the other a cluster's exchange. e4m3's sums have other bits in either: those
+// are the wide one's wherever it can.
+bool streams(const LinearWeight& weight, int64_t m, const DeviceInfo& device) {
+  if (!wide_supports(weight, device)) return true;
+  if (weight.format == LinearFormat::kW4AFp8) return false;
+  return m <= 8 || (m <= 16 && k_chunks(weight.n, weight.k) > 1);
+}
+
+bool takes_source(const LinearWeight& weight, int64_t m, const DeviceInfo& device) {
+  // Two rows of 16 K values fit beside the weights that are on their way.
+  constexpr int64_t kWidest = 16384;
+  return input_of(weight.format) != LinearInput::kBf16 && weight.format != LinearFormat::kFp8 &&
+         streams(weight, m, device) && m <= kMostMadeRows && weight.k % 8 == 0 &&
+         weight.k <= kWidest;
 }
 
 void require(bool condition, const LinearArgs& args, const char* rule) {
@@ -28,13 +39,13 @@ bool aligned(const void* pointer, uintptr_t to) {
   return reinterpret_cast<uintptr_t>(pointer) % to == 0;
 }
 
-void check_args(const LinearArgs& args) {
+void check_args(const LinearArgs& args, const DeviceInfo& device) {
   require(args.m > 0 && args.m < (int64_t{1} << 20), args, "M is not in 1 … 2^20");
   require(args.weight.data != nullptr && args.y != nullptr, args, "weight or y is null");
   require(aligned(args.weight.data, 256), args, "the weight is not 256-byte aligned");
   require(args.y_stride >= args.weight.n, args, "a stride is shorter than its row");
   if (args.source.kind != RowSource::Kind::kNone) {
-    require(LinearRunner::makes_rows(args.weight, args.m), args, "its rows must be made before it");
+    require(takes_source(args.weight, args.m, device), args, "its rows must be made before it");
     require(aligned(args.source.x, 16) && aligned(args.source.weight, 16) &&
                 args.source.x_stride % 8 == 0 && args.source.x_stride >= args.weight.k,
             args, "rows of its source are not aligned to 16 bytes, or too short");
@@ -71,22 +82,28 @@ LinearRunner::LinearRunner() : state_(std::make_unique<State>()) {
 
 LinearRunner::~LinearRunner() = default;
 
-bool LinearRunner::makes_rows(const LinearWeight& weight, int64_t m) {
-  // Two rows of 16 K values fit beside the weights that are on their way.
-  constexpr int64_t kWidest = 16384;
-  return input_of(weight.format) == LinearInput::kInt8 && m <= kMostMadeRows && weight.k % 8 == 0 &&
-         weight.k <= kWidest;
+void LinearRunner::require(LinearFormat format) const {
+  const int capability = state_->device.capability;
+  if (format == LinearFormat::kFp8 && capability < 90)
+    throw Error(ErrorKind::kUnsupported,
+                "this GPU has compute capability {}.{}; products of e4m3 by e4m3 with scales of "
+                "rows and channels (scheme fp8) need 9.0 (Hopper) or later",
+                capability / 10, capability % 10);
+}
+
+bool LinearRunner::makes_rows(const LinearWeight& weight, int64_t m) const {
+  return takes_source(weight, m, state_->device);
 }
 
 void LinearRunner::run(const LinearArgs& args, CUstream_st* stream) {
-  check_args(args);
+  check_args(args, state_->device);
   if (args.weight.format == LinearFormat::kBf16 || args.weight.format == LinearFormat::kFp8) {
     if (!state_->dense) state_->dense.emplace();
     state_->dense->run(args, stream);
-  } else if (!streams(args) && wide_supports(args.weight, state_->device)) {
-    run_wide(args, state_->device, stream);
-  } else {
+  } else if (streams(args.weight, args.m, state_->device)) {
     run_skinny(args, state_->device, stream);
+  } else {
+    run_wide(args, state_->device, stream);
   }
 }
 

@@ -14,6 +14,9 @@
 //   their
 //            row's step: as kW8A8
 //   kW4A16, kW8A16   products and sums of a group in the tensor cores, f32; then as kW4A8
+//   kW4AFp8  (code − zero) is exact in e4m3; products and sums of a group in the tensor cores, f32;
+//            then as kW4A8, and y = acc · x_scale. Which tensor cores, and so the bits, depends on
+//            the device and the weight's shape alone.
 //   kBf16, kFp8      cuBLASLt, f32 sums in an order that may depend on M
 #pragma once
 
@@ -30,7 +33,16 @@ struct CUstream_st;
 
 namespace whit::cuda {
 
-enum class LinearFormat : uint8_t { kBf16, kW4A16, kW4A8, kW8A16, kW8A8, kFp8, kW4A8TwoLevel };
+enum class LinearFormat : uint8_t {
+  kBf16,
+  kW4A16,
+  kW4A8,
+  kW8A16,
+  kW8A8,
+  kFp8,
+  kW4A8TwoLevel,
+  kW4AFp8
+};
 
 // What x holds: bf16, int8 with one scale a row, or e4m3 with one scale a row.
 enum class LinearInput : uint8_t { kBf16, kInt8, kE4m3 };
@@ -52,18 +64,18 @@ int64_t packed_bytes(LinearFormat format, int64_t n, int64_t k, int64_t group_si
 
 // Packs the parts, in order along N, into out, packed_bytes of it, with all threads of the pool;
 // returns the weight with data null. Parts are of one K and one of
-//   kW4A16, kW4A8   kInt4Group of one group size
+//   kW4A16, kW4A8, kW4AFp8   kInt4Group of one group size
 //   kW4A8TwoLevel   kInt4Group whose scales are two-level ones
 //   kW8A16, kW8A8   kInt8Channel
-//   kBf16, kFp8     kF32, kF16 or kBF16; rounded to nearest, for kFp8 with one scale a row (largest
-//                   magnitude → 448)
-// Throws kInvalidArgument for others.
+//   kFp8            kFp8Channel
+//   kBf16           kF32, kF16 or kBF16; rounded to nearest
+// Throws kInvalidArgument for others, kInvalidData for NaNs in kFp8Channel.
 LinearWeight pack_linear(LinearFormat format, std::span<const WeightView> parts, std::byte* out,
                          ThreadPool& pool);
 
 enum class OutputType : uint8_t { kBf16, kF32 };
 
-// What few rows of int8 activations are made of, by the product itself (LinearRunner::makes_rows):
+// What few rows of 8-bit activations are made of, by the product itself (LinearRunner::makes_rows):
 // as RmsNormArgs and QuantizeArgs of small_ops.h, to the same bits. Rows are 16-byte aligned.
 struct RowSource {
   enum class Kind : uint8_t { kNone, kRmsNorm, kQuantize } kind = Kind::kNone;
@@ -79,7 +91,8 @@ struct LinearArgs {
   LinearWeight weight;
   int64_t m = 0;
   // [M, K] in input_of(format). Rows are 16-byte aligned and x_stride is a multiple of 16, also
-  // where K is not (what lies in between is not used, but must be readable).
+  // where K is not (what lies in between is not used, but must be readable; of kFp8 it must be
+  // finite numbers).
   const void* x = nullptr;
   int64_t x_stride = 0;
   const float* x_scale = nullptr;  // [M]; int8 and e4m3
@@ -102,8 +115,11 @@ class LinearRunner {
   LinearRunner(const LinearRunner&) = delete;
   LinearRunner& operator=(const LinearRunner&) = delete;
 
+  // Throws kUnsupported, naming what is needed, where the device has no kernels for the format.
+  void require(LinearFormat format) const;
+
   // Whether a product of m rows takes a source.
-  static bool makes_rows(const LinearWeight& weight, int64_t m);
+  bool makes_rows(const LinearWeight& weight, int64_t m) const;
 
   // Enqueues the product on the stream; may be captured into a graph. Reads x, bias and residual
   // only after the kernels before it on the stream have ended, weights possibly sooner

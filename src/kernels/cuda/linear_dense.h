@@ -8,6 +8,10 @@
 
 namespace whit::cuda {
 
+// A packed kFp8 weight: rows of e4m3, each filled up with zeros to this many bytes, as cuBLASLt
+// wants them, then f32 scales [N].
+inline int64_t fp8_row_bytes(int64_t k) { return (k + 15) / 16 * 16; }
+
 class DenseLinear {
  public:
   // Throws kUnsupported, saying where it was looked for, when there is no cuBLASLt of the toolkit's

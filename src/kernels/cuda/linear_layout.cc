@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_dense.h"
+#include "tensor/e4m3.h"
 
 namespace whit::cuda {
 namespace {
@@ -16,6 +18,7 @@ int bits_of(LinearFormat format) {
     case LinearFormat::kW4A16:
     case LinearFormat::kW4A8:
     case LinearFormat::kW4A8TwoLevel:
+    case LinearFormat::kW4AFp8:
       return 4;
     case LinearFormat::kW8A16:
     case LinearFormat::kW8A8:
@@ -34,20 +37,6 @@ bool has_row_scales(LinearFormat format) {
 
 bool tiled(LinearFormat format) {
   return format != LinearFormat::kBf16 && format != LinearFormat::kFp8;
-}
-
-// Nearest e4m3 number, ties to even, of |x| ≤ 448.
-uint8_t e4m3_of(float x) {
-  const uint8_t sign = std::signbit(x) ? 0x80 : 0;
-  const float magnitude = std::fabs(x);
-  if (magnitude == 0) return sign;
-  int exponent = 0;
-  std::frexp(magnitude, &exponent);  // magnitude = f · 2^exponent, 1/2 ≤ f < 1
-  // Three bits follow the leading one; below 2^−6 the step stays 2^−9.
-  const int step = std::max(exponent - 4, -9);
-  const int code = static_cast<int>(std::nearbyint(std::ldexp(magnitude, -step)));
-  // exponent field · 8 + fraction: a code of 8 … 15 brings the field's last 1, 16 carries.
-  return sign | static_cast<uint8_t>((step + 9) * 8 + code);
 }
 
 struct Source {
@@ -121,7 +110,13 @@ void pack_int4_block(LinearFormat format, std::span<const WeightView> parts,
         for (int upper = 0; upper < 2; ++upper)
           for (int jj = 0; jj < 2; ++jj) {
             uint32_t word = 0;
-            if (format != LinearFormat::kW4A16) {
+            if (format == LinearFormat::kW4AFp8) {
+              for (int i = 0; i < 2; ++i)
+                for (int b = 0; b < 4; ++b) {
+                  const uint32_t code = weights.codes[64 * i + 32 * jj + 8 * t + 4 * upper + b];
+                  word |= (code & 7) << (4 * (4 * i + b)) | code >> 3 << (8 * b + 7 - 4 * i);
+                }
+            } else if (format != LinearFormat::kW4A16) {
               for (int i = 0; i < 2; ++i)
                 for (int b = 0; b < 4; ++b)
                   word |= uint32_t{weights.codes[64 * i + 32 * jj + 8 * t + 4 * upper + b]}
@@ -180,27 +175,33 @@ void pack_int8_block(LinearFormat format, std::span<const WeightView> parts,
   }
 }
 
-void pack_float_row(LinearFormat format, std::span<const WeightView> parts, int64_t n, int64_t k,
-                    int64_t row, std::vector<float>& scratch, std::byte* out) {
-  const Source source = source_of(parts, row);
+void pack_bf16_row(const Source& source, int64_t k, int64_t row, std::vector<float>& scratch,
+                   std::byte* out) {
   scratch.resize(static_cast<size_t>(k));
   dequantize_rows(*source.part, source.row, source.row + 1, scratch.data());
-  if (format == LinearFormat::kBf16) {
-    auto* to = reinterpret_cast<uint16_t*>(out) + row * k;
-    for (int64_t i = 0; i < k; ++i) to[i] = f32_to_bf16(scratch[i]);
-    return;
-  }
-  float largest = 0;
-  for (float value : scratch) largest = std::max(largest, std::fabs(value));
-  const float scale = largest > 0 ? largest / 448.0f : 1.0f;
-  auto* to = reinterpret_cast<uint8_t*>(out) + row * k;
-  for (int64_t i = 0; i < k; ++i) to[i] = e4m3_of(std::clamp(scratch[i] / scale, -448.0f, 448.0f));
-  std::memcpy(out + round_up(n * k, 16) + row * 4, &scale, 4);
+  auto* to = reinterpret_cast<uint16_t*>(out) + row * k;
+  for (int64_t i = 0; i < k; ++i) to[i] = f32_to_bf16(scratch[i]);
+}
+
+void pack_fp8_row(const Source& source, int64_t n, int64_t k, int64_t row, std::byte* out) {
+  const auto* codes = static_cast<const uint8_t*>(source.part->data) + source.row * k;
+  for (int64_t i = 0; i < k; ++i)
+    if (e4m3_is_nan(codes[i]))
+      throw Error(ErrorKind::kInvalidData,
+                  "an fp8 weight holds NaN in row {}, column {}; it is damaged: make the engine "
+                  "again",
+                  source.row, i);
+  const int64_t bytes = fp8_row_bytes(k);
+  std::memcpy(out + row * bytes, codes, static_cast<size_t>(k));
+  std::memset(out + row * bytes + k, 0, static_cast<size_t>(bytes - k));
+  std::memcpy(out + n * bytes + row * 4,
+              static_cast<const float*>(source.part->scales) + source.row, 4);
 }
 
 bool accepts(LinearFormat format, WeightFormat source) {
   if (bits_of(format) == 4) return source == WeightFormat::kInt4Group;
   if (tiled(format)) return source == WeightFormat::kInt8Channel;
+  if (format == LinearFormat::kFp8) return source == WeightFormat::kFp8Channel;
   return source == WeightFormat::kF32 || source == WeightFormat::kF16 ||
          source == WeightFormat::kBF16;
 }
@@ -218,8 +219,8 @@ bool has_zero_points(std::span<const WeightView> parts) {
 }  // namespace
 
 std::string_view name(LinearFormat format) {
-  constexpr std::array<std::string_view, 7> kNames = {
-      "bf16", "w4a16", "w4a8", "w8a16", "w8a8", "fp8", "w4a8 of two-level scales"};
+  constexpr std::array<std::string_view, 8> kNames = {
+      "bf16", "w4a16", "w4a8", "w8a16", "w8a8", "fp8", "w4a8 of two-level scales", "w4afp8"};
   return kNames[static_cast<size_t>(format)];
 }
 
@@ -227,14 +228,15 @@ LinearInput input_of(LinearFormat format) {
   if (format == LinearFormat::kW4A8 || format == LinearFormat::kW4A8TwoLevel ||
       format == LinearFormat::kW8A8)
     return LinearInput::kInt8;
-  return format == LinearFormat::kFp8 ? LinearInput::kE4m3 : LinearInput::kBf16;
+  return format == LinearFormat::kFp8 || format == LinearFormat::kW4AFp8 ? LinearInput::kE4m3
+                                                                         : LinearInput::kBf16;
 }
 
 int64_t packed_bytes(LinearFormat format, int64_t n, int64_t k, int64_t group_size) {
   if (n < 1 || k < 1 || n > (int64_t{1} << 28) || k > (int64_t{1} << 24))
     throw Error(ErrorKind::kInvalidArgument, "CUDA linear: a weight of {} x {}", n, k);
   if (format == LinearFormat::kBf16) return n * k * 2;
-  if (format == LinearFormat::kFp8) return round_up(n * k, 16) + n * 4;
+  if (format == LinearFormat::kFp8) return n * fp8_row_bytes(k) + n * 4;
   const int bits = bits_of(format);
   if (bits == 4 && group_size != 32 && group_size != 64 && group_size != 128)
     throw Error(ErrorKind::kUnsupported,
@@ -271,8 +273,13 @@ LinearWeight pack_linear(LinearFormat format, std::span<const WeightView> parts,
   if (!tiled(format)) {
     pool.parallel_for(weight.n, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch;
-      for (int64_t row = begin; row < end; ++row)
-        pack_float_row(format, parts, weight.n, weight.k, row, scratch, out);
+      for (int64_t row = begin; row < end; ++row) {
+        const Source source = source_of(parts, row);
+        if (format == LinearFormat::kFp8)
+          pack_fp8_row(source, weight.n, weight.k, row, out);
+        else
+          pack_bf16_row(source, weight.k, row, scratch, out);
+      }
     });
     return weight;
   }

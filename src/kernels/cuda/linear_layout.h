@@ -11,15 +11,18 @@
 // as they lie in memory, and a warpgroup's A fragment (wgmma, PTX ISA 9.7.15, m64k32 of 8 bits,
 // m64k16 of 16 bits) is made of 8-byte reads, 256 contiguous bytes a warp.
 //   kW4A8, kW4A8TwoLevel   kTileK 128: byte b, nibble i of a word: k = 64·i + 32·jj + 8·t + 4·upper
-//   + b kW4A16   kTileK 128: half-word b, nibble i:      k = 32·i + 16·jj + 4·t + 2·upper + b
+//   + b
+//   kW4AFp8      kTileK 128, the same k: bits 0 … 2 of a code in nibble 4·i + b, a selector of prmt
+//   as it is; bit 3 at the top of byte b, 4·i bits lower, which prmt makes a mask of
+//   kW4A16   kTileK 128: half-word b, nibble i:      k = 32·i + 16·jj + 4·t + 2·upper + b
 //   kW8A8    kTileK 64: byte b:                      k = 32·jj + 8·t + 4·upper + b
 //   kW8A16   kTileK 64: half-word i, byte b of it:   k = 32·i + 16·jj + 4·t + 2·upper + b
 // 4 bits: the scale word of (row, group) is the f16 scale in the low half and in the high half the
-// zero point (kW4A8) or the bf16 number 128 + zero point (kW4A16); words of a tile are
+// zero point (kW4A8, kW4AFp8) or the bf16 number 128 + zero point (kW4A16); words of a tile are
 // [unit][group][row % 8][row / 8], one group for group_size 128, else four of 32 (a group of 64 is
 // stored twice: one kernel serves both). Two-level: the multiple in the low half, the zero point in
 // the high one, and f32 steps [rows] after all tiles.  8 bits: f32 scales [rows] after all tiles.
-// kBf16: rows as they are. kFp8: rows of e4m3, then f32 scales [N].
+// kBf16: rows as they are. kFp8: linear_dense.h.
 #pragma once
 
 #include <cstdint>

@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/linear_test_util.h"
+#include "tensor/e4m3.h"
 
 namespace whit::cuda {
 namespace {
@@ -61,6 +62,12 @@ float value_at(const Packed& packed, int64_t row, int64_t k) {
     const int i = inside / 64, jj = inside % 64 / 32;
     code = word(tile, unit * 256 + unit_word(r, inside % 32 / 8, inside % 8 / 4, jj)) >>
            (8 * (inside % 4) + 4 * i);
+    if (format == LinearFormat::kW4AFp8) {
+      const uint32_t bits =
+          word(tile, unit * 256 + unit_word(r, inside % 32 / 8, inside % 8 / 4, jj));
+      const int b = inside % 4;
+      code = (bits >> (4 * (4 * i + b)) & 7) | (bits >> (8 * b + 7 - 4 * i) & 1) << 3;
+    }
   } else {
     const int i = inside / 32, jj = inside % 32 / 16;
     code = word(tile, unit * 256 + unit_word(r, inside % 16 / 4, inside % 4 / 2, jj)) >>
@@ -107,6 +114,7 @@ TEST(CudaLinearLayout, keeps_every_weight_of_stacked_parts) {
         const WeightView parts[] = {a.view(), b.view()};
         expect_same_values(LinearFormat::kW4A8, parts);
         expect_same_values(LinearFormat::kW4A16, parts);
+        expect_same_values(LinearFormat::kW4AFp8, parts);
       }
   for (const bool zero_points : {false, true}) {
     auto first = random_weight(WeightFormat::kInt4Group, 70, 320, 128, zero_points, 1);
@@ -132,35 +140,22 @@ TEST(CudaLinearLayout, says_whether_zero_points_differ_from_eight) {
   EXPECT_TRUE(pack(LinearFormat::kW4A8, {&view, 1}).weight.zero_points);
 }
 
-// Values of the 127 finite non-negative e4m3 codes.
-float e4m3_value(int code) {
-  const int exponent = code >> 3, fraction = code & 7;
-  return exponent == 0 ? std::ldexp(static_cast<float>(fraction), -9)
-                       : std::ldexp(static_cast<float>(8 + fraction), exponent - 10);
-}
-
-TEST(CudaLinearLayout, rounds_to_the_nearest_e4m3_number) {
-  // 448 fixes the scale at 1.
-  std::vector<float> row = {448.0f, -448.0f, 0.0f};
-  std::mt19937 random(6);
-  std::uniform_real_distribution<float> exponent(-11.0f, 8.7f);
-  while (row.size() < 4000) row.push_back(std::exp2(exponent(random)) * (random() % 2 ? 1 : -1));
-  for (int code = 0; code < 126; ++code)
-    row.push_back((e4m3_value(code) + e4m3_value(code + 1)) / 2);  // ties
-  WeightView view{.format = WeightFormat::kF32, .n = 1, .data = row.data()};
-  view.k = static_cast<int64_t>(row.size());
-  const Packed packed = pack(LinearFormat::kFp8, {&view, 1});
-  for (size_t i = 0; i < row.size(); ++i) {
-    const int code = static_cast<int>(packed.bytes[i]) & 0x7f;
-    ASSERT_LE(code, 126);
-    ASSERT_EQ(static_cast<int>(packed.bytes[i]) >> 7, std::signbit(row[i])) << row[i];
-    const float error = std::fabs(std::fabs(row[i]) - e4m3_value(code));
-    for (int other = std::max(0, code - 1); other <= std::min(126, code + 1); ++other) {
-      const float distance = std::fabs(std::fabs(row[i]) - e4m3_value(other));
-      ASSERT_TRUE(error < distance || (error == distance && (other == code || code % 2 == 0)))
-          << row[i] << " became " << e4m3_value(code);
-    }
+TEST(CudaLinearLayout, keeps_fp8_rows_and_their_scales) {
+  auto a = random_weight(WeightFormat::kFp8Channel, 5, 40, 0, false, 3);
+  const auto b = random_weight(WeightFormat::kFp8Channel, 9, 40, 0, false, 4);
+  const WeightView parts[] = {a.view(), b.view()};
+  const Packed packed = pack(LinearFormat::kFp8, parts);
+  for (int64_t row = 0; row < 14; ++row) {
+    std::vector<float> expected(40);
+    dequantize_rows(parts[row < 5 ? 0 : 1], row < 5 ? row : row - 5, row < 5 ? row + 1 : row - 4,
+                    expected.data());
+    float scale;
+    std::memcpy(&scale, &packed.bytes[14 * 48 + row * 4], 4);
+    for (int64_t i = 0; i < 40; ++i)
+      ASSERT_EQ(e4m3_to_f32(static_cast<uint8_t>(packed.bytes[row * 48 + i])) * scale, expected[i]);
   }
+  a.data.data<uint8_t>()[77] = 0xff;
+  EXPECT_THROW(pack(LinearFormat::kFp8, parts), Error);
 }
 
 TEST(CudaLinearLayout, refuses_what_has_no_kernel) {

@@ -29,6 +29,8 @@ void run_skinny(const LinearArgs& args, const DeviceInfo& device, CUstream_st* s
     skinny_w4a8_two_level(p, stream);
   else if (weight.format == LinearFormat::kW4A16)
     skinny_w4a16(p, stream);
+  else if (weight.format == LinearFormat::kW4AFp8)
+    skinny_w4afp8(p, weight.zero_points, stream);
   else
     skinny_w8(p, weight.format, stream);
 }

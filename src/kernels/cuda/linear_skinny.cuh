@@ -35,16 +35,18 @@ constexpr int kSkinnyWarps = 16;
 template <LinearFormat format>
 struct SkinnyTraits {
   static constexpr bool kTwoLevel = format == LinearFormat::kW4A8TwoLevel;
+  static constexpr bool kFp8 = format == LinearFormat::kW4AFp8;
   static constexpr bool kInt4 =
-      format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16 || kTwoLevel;
+      format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16 || kTwoLevel || kFp8;
   static constexpr bool kInteger =
       format == LinearFormat::kW4A8 || format == LinearFormat::kW8A8 || kTwoLevel;
   // Whether sums are integers to the end.
   static constexpr bool kExact = format == LinearFormat::kW8A8 || kTwoLevel;
   static constexpr int kTileK = kInt4 ? 128 : 64;
-  static constexpr int kInputBytes = kInteger ? 1 : 2;
+  static constexpr bool kCodes = kInteger || kFp8;  // what inputs are
+  static constexpr int kInputBytes = kCodes ? 1 : 2;
   // A lane's inputs of one tile and token: 8 of every 32 of K, in runs.
-  static constexpr int kRun = kInteger ? 8 : 4;
+  static constexpr int kRun = kCodes ? 8 : 4;
   static constexpr int kRunWords = kRun * kInputBytes / 4;
   static constexpr int kRuns = kTileK / (4 * kRun);
 };
@@ -77,8 +79,10 @@ struct SkinnyInputs {
           if constexpr (!T::kInteger) {
 #pragma unroll
             for (int w = 0; w < T::kRunWords; ++w) {
-              if (k + 2 * w >= p.k) to[w] = 0;
-              if (k + 2 * w + 1 >= p.k) to[w] &= 0xffffu;
+              constexpr int kPerWord = 4 / T::kInputBytes;
+#pragma unroll
+              for (int i = 0; i < kPerWord; ++i)
+                if (k + kPerWord * w + i >= p.k) to[w] &= (1u << (32 / kPerWord * i)) - 1;
             }
           }
         }
@@ -216,6 +220,23 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
           for (int nt = 0; nt < kTokenTiles; ++nt)
             mma_s8(products[nt], a, x.words[nt][2 * step], x.words[nt][2 * step + 1]);
         }
+      } else if constexpr (format == LinearFormat::kW4AFp8) {
+        const E4m3Codes<kZeroPoints> codes_low(word_low), codes_high(word_high);
+#pragma unroll
+        for (int step = g * 4 / kGroups; step < (g + 1) * 4 / kGroups; ++step)
+#pragma unroll
+          for (int upper = 0; upper < 2; ++upper) {
+            const int i = step / 2, jj = step % 2;
+            const uint32_t l = codes_low.of(low[2 * upper + jj], i);
+            const uint32_t h = codes_high.of(high[2 * upper + jj], i);
+            const uint32_t a[4] = {f16_of_e4m3<0>(l), f16_of_e4m3<0>(h), f16_of_e4m3<1>(l),
+                                   f16_of_e4m3<1>(h)};
+#pragma unroll
+            for (int nt = 0; nt < kTokenTiles; ++nt) {
+              const uint32_t b = x.words[nt][2 * step + upper];
+              mma_f16(float_products[nt], a, f16_of_e4m3<0>(b), f16_of_e4m3<1>(b));
+            }
+          }
       } else {
         const uint32_t zero_low = minus_zero_of(word_low), zero_high = minus_zero_of(word_high);
 #pragma unroll
@@ -307,7 +328,8 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     auto* made = reinterpret_cast<int8_t*>(&scratch + 1);
     x_row_bytes = made_row_bytes(p.k);
     for (int row = 0; row < p.m; ++row)
-      make_row(p.source, row, p.k, made + row * x_row_bytes, scratch);
+      make_row<T::kFp8 ? CodeType::kE4m3 : CodeType::kInt8>(p.source, row, p.k,
+                                                            made + row * x_row_bytes, scratch);
     x = reinterpret_cast<const uint8_t*>(made);
     epilogue.x_scale = scratch.scale;
   }
@@ -403,7 +425,7 @@ void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
 
 template <LinearFormat format, bool kZeroPoints, int kGroups>
 void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
-  if constexpr (SkinnyTraits<format>::kInteger)
+  if constexpr (SkinnyTraits<format>::kCodes)
     if (p.source.kind != RowSource::Kind::kNone)
       return launch_skinny<format, 1, kZeroPoints, kGroups, true>(p, stream);
   if (p.m <= 8)
@@ -417,6 +439,7 @@ void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
 void skinny_w4a8(const SkinnyParams& p, bool zero_points, cudaStream_t stream);
 void skinny_w4a8_two_level(const SkinnyParams& p, cudaStream_t stream);
 void skinny_w4a16(const SkinnyParams& p, cudaStream_t stream);
+void skinny_w4afp8(const SkinnyParams& p, bool zero_points, cudaStream_t stream);
 void skinny_w8(const SkinnyParams& p, LinearFormat format, cudaStream_t stream);
 
 }  // namespace whit::cuda

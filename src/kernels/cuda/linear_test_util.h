@@ -9,7 +9,8 @@
 
 namespace whit::cuda {
 
-// Random codes (all sixteen; −127…127), zero points where `zero_points`, and scales around 0.01.
+// Random codes (all sixteen; −127…127; e4m3 up to 240), zero points where `zero_points`, and scales
+// around 0.01.
 inline QuantizedTensor random_weight(WeightFormat format, int64_t n, int64_t k, int64_t group_size,
                                      bool zero_points, uint32_t seed) {
   QuantizedTensor weight = make_quantized(format, n, k, group_size, !zero_points);
@@ -18,9 +19,10 @@ inline QuantizedTensor random_weight(WeightFormat format, int64_t n, int64_t k, 
   for (int64_t i = 0; i < weight.data.bytes(); ++i) {
     data[i] = static_cast<uint8_t>(random());
     if (format == WeightFormat::kInt8Channel && data[i] == 0x80) data[i] = 0;
+    if (format == WeightFormat::kFp8Channel && (data[i] & 0x7f) > 0x77) data[i] ^= 0x08;
   }
   std::uniform_real_distribution<float> scale(0.004f, 0.016f);
-  if (format == WeightFormat::kInt8Channel) {
+  if (format != WeightFormat::kInt4Group) {
     for (float& value : weight.scales.f32()) value = scale(random);
   } else {
     auto* scales = weight.scales.data<uint16_t>();

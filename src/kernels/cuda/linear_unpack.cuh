@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "tensor/e4m3.h"
+
 namespace whit::cuda {
 
 // a & b | c and (a & b) ^ c in one instruction, which nvcc makes two of.
@@ -53,6 +55,70 @@ __device__ __forceinline__ uint32_t two_level_offset_of(uint32_t word) {
 __device__ __forceinline__ uint32_t int8_of_two_level(uint32_t word, int i, uint32_t multiple,
                                                       uint32_t offset) {
   return (((i == 0 ? word : word >> 4) & 0x0f0f0f0fu) * multiple + offset) ^ 0x80808080u;
+}
+
+// kW4AFp8: code − zero as e4m3, exact, since integers up to 16 are: a table of sixteen bytes for
+// each zero point, which prmt looks codes up in, eight at a time by their low three bits.
+struct E4m3Tables {
+  uint32_t words[16][4];
+};
+constexpr E4m3Tables e4m3_tables() {
+  E4m3Tables tables{};
+  for (int zero = 0; zero < 16; ++zero)
+    for (int code = 0; code < 16; ++code)
+      tables.words[zero][code / 4] |=
+          static_cast<uint32_t>(f32_to_e4m3(static_cast<float>(code - zero))) << (8 * (code % 4));
+  return tables;
+}
+__device__ const E4m3Tables kE4m3Tables = e4m3_tables();
+
+// By the scale word of a row's group.
+template <bool kZeroPoints>
+class E4m3Codes {
+ public:
+  __device__ __forceinline__ explicit E4m3Codes(uint32_t scale_word) {
+    if constexpr (kZeroPoints) {
+      const uint4 row = __ldg(reinterpret_cast<const uint4*>(kE4m3Tables.words[scale_word >> 16]));
+      table_[0] = row.x, table_[1] = row.y, table_[2] = row.z, table_[3] = row.w;
+    } else {
+      constexpr E4m3Tables kTables = e4m3_tables();
+#pragma unroll
+      for (int i = 0; i < 4; ++i) table_[i] = kTables.words[8][i];
+    }
+  }
+  // Codes 4·i … 4·i + 3 of a word.
+  __device__ __forceinline__ uint32_t of(uint32_t word, int i) const {
+    const uint32_t selectors = (word & 0x77777777u) >> (16 * i);
+    // Where a code is 8 and above, from its bit 3, all bits of its byte: prmt's modes that repeat
+    // signs.
+    uint32_t above;
+    asm("prmt.b32 %0, %1, 0, 0xba98;" : "=r"(above) : "r"(i == 0 ? word : word << 4));
+    const uint32_t low = __byte_perm(table_[0], table_[1], selectors);
+    const uint32_t high = __byte_perm(table_[2], table_[3], selectors);
+    return (low & ~above) | (high & above);
+  }
+
+ private:
+  uint32_t table_[4];
+};
+
+// Bytes 2·i and 2·i + 1 of four e4m3 numbers as two f16 numbers, exact (NaN becomes 480 below
+// SM 8.9; its row's scale is NaN too).
+template <int i>
+__device__ __forceinline__ uint32_t f16_of_e4m3(uint32_t word) {
+#if __CUDA_ARCH__ >= 890
+  uint32_t out;
+  const auto pair = static_cast<unsigned short>(word >> (16 * i));
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(out) : "h"(pair));
+  return out;
+#else
+  // The same fields mean 2^-8 of it: exponents are biased by 15 instead of 7.
+  const uint32_t high = __byte_perm(word, 0, i == 0 ? 0x1404 : 0x3424);
+  const uint32_t fields = (high & 0x80008000u) | ((high & 0x7f007f00u) >> 1);
+  uint32_t out;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(fields), "r"(0x5c005c00u));
+  return out;
+#endif
 }
 
 // Nibble i of each half-word less the zero point, as two bf16 numbers, exact. minus_zero holds

@@ -1,4 +1,4 @@
-// Rows of int8 activations made by each block of a product for itself, in its shared memory: while
+// Rows of 8-bit activations made by each block of a product for itself, in its shared memory: while
 // its first weights are on their way, where a kernel before it would be waited for. The bits are
 // those of rows.cu.
 #pragma once
@@ -18,6 +18,7 @@ struct RowScratch {
 };
 
 // Row `row` of the source as codes q [k] and its scale; by a whole block.
+template <CodeType type>
 __device__ __forceinline__ void make_row(const RowSource& source, int64_t row, int k, int8_t* q,
                                          RowScratch& scratch) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -59,14 +60,17 @@ __device__ __forceinline__ void make_row(const RowSource& source, int64_t row, i
       values(i, v);
       magnitude = largest(v, magnitude);
     }
-    scale = __fdiv_rn(block_reduce(magnitude, scratch.reduce[1], MaxNan{}), 127.0f);
+    scale = __fdiv_rn(block_reduce(magnitude, scratch.reduce[1], MaxNan{}), largest_code(type));
   }
   const float inverse = inverse_of_scale(scale);
   if (threadIdx.x == 0) scratch.scale[row] = scale < FLT_MIN ? 0.0f : scale;
   for (int i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
     values(i, v);
     alignas(8) int8_t codes[8];
-    to_codes(v, inverse, codes);
+    if constexpr (type == CodeType::kE4m3)
+      to_e4m3(v, inverse, codes);
+    else
+      to_codes(v, inverse, codes);
     *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
   }
   __syncthreads();

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp8.h>
 
 #include <cfloat>
 #include <cstdint>
 
 #include "kernels/cuda/block_reduce.cuh"
+#include "kernels/cuda/code_type.h"
 
 namespace whit::cuda {
 
@@ -60,6 +62,22 @@ __device__ __forceinline__ float largest(const float (&v)[N], float magnitude) {
 // The codes of values, by the inverse of their scale.
 __device__ __forceinline__ float inverse_of_scale(float scale) {
   return scale >= FLT_MIN && scale <= FLT_MAX ? __fdiv_rn(1.0f, scale) : 0.0f;
+}
+// The largest magnitude of codes: what a row's largest becomes.
+__host__ __device__ constexpr float largest_code(CodeType type) {
+  return type == CodeType::kInt8 ? 127.0f : 448.0f;
+}
+// e4m3, nearest, at most 448 in magnitude; never NaN (ops/reference/quantize.h).
+template <int N>
+__device__ __forceinline__ void to_e4m3(const float (&v)[N], float inverse, int8_t (&codes)[N]) {
+#pragma unroll
+  for (int j = 0; j < N; j += 2) {
+    const __nv_fp8x2_storage_t pair = __nv_cvt_float2_to_fp8x2(
+        make_float2(fmaxf(v[j] * inverse, -448.0f), fmaxf(v[j + 1] * inverse, -448.0f)),
+        __NV_SATFINITE, __NV_E4M3);
+    codes[j] = static_cast<int8_t>(pair & 0xff);
+    codes[j + 1] = static_cast<int8_t>(pair >> 8);
+  }
 }
 template <int N>
 __device__ __forceinline__ void to_codes(const float (&v)[N], float inverse, int8_t (&codes)[N]) {

@@ -1,7 +1,7 @@
-// Row-wise operations, one block a row: RMSNorm, SiLU·mul and int8 quantization, each reading its
-// input once; the row waits in shared memory for its mean square or its largest magnitude. Few long
-// rows are shared by the blocks of a cluster where only their largest magnitude is common, which is
-// the same in any order.
+// Row-wise operations, one block a row: RMSNorm, SiLU·mul and quantization to int8 or e4m3, each
+// reading its input once; the row waits in shared memory for its mean square or its largest
+// magnitude. Few long rows are shared by the blocks of a cluster where only their largest magnitude
+// is common, which is the same in any order.
 //
 // Bound: at few rows latency (one block reads 8 to 60 KB: 1–2 µs), at many the device's memory.
 #include <cooperative_groups.h>
@@ -88,7 +88,7 @@ __device__ __forceinline__ float largest_of_row(float magnitude, RowShared& shar
 }
 
 // Writes a part of a row, its values in shared memory (each thread has written and reads its own
-// columns alone), as bf16 and as int8 codes. `magnitude`: the largest of this thread's columns.
+// columns alone), as bf16 and as codes. `magnitude`: the largest of this thread's columns.
 template <bool kWide>
 __device__ __forceinline__ void write_row(const RowsOut& out, const Part& part, RowShared& shared,
                                           float magnitude) {
@@ -116,15 +116,18 @@ __device__ __forceinline__ void write_row(const RowsOut& out, const Part& part, 
   }
   if (out.q == nullptr) return;
   float scale = out.static_scale;
-  if (!(scale > 0)) scale = __fdiv_rn(largest_of_row(magnitude, shared), 127.0f);
+  if (!(scale > 0)) scale = __fdiv_rn(largest_of_row(magnitude, shared), largest_code(out.codes));
   const float inverse = inverse_of_scale(scale);
   if (scale < FLT_MIN) scale = 0.0f;
   if (threadIdx.x == 0 && part.begin == 0) out.scale[row] = scale;
-  int8_t* q = out.q + row * out.q_stride;
+  int8_t* q = static_cast<int8_t*>(out.q) + row * out.q_stride;
   for (int i = part.begin + N * threadIdx.x; i < n; i += N * blockDim.x) {
     load(v, kept, i, n);
     alignas(8) int8_t codes[N];
-    to_codes(v, inverse, codes);
+    if (out.codes == CodeType::kE4m3)
+      to_e4m3(v, inverse, codes);
+    else
+      to_codes(v, inverse, codes);
     if constexpr (kWide)
       *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
     else

@@ -12,7 +12,9 @@
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/linear_test_util.h"
 #include "kernels/cuda/small_ops.h"
+#include "ops/reference/quantize.h"
 #include "tensor/dtype.h"
+#include "tensor/e4m3.h"
 
 namespace whit::cuda {
 namespace {
@@ -54,7 +56,7 @@ class CudaRows : public testing::TestWithParam<int64_t> {
   }
   // Rows 0…t−1 of what `run` writes.
   template <typename Run>
-  Rows rows(int64_t t, Run run) {
+  Rows rows(int64_t t, Run run, CodeType codes = CodeType::kInt8) {
     const int64_t q_stride = round_up(width_, 16);
     DeviceBuffer y(*device_, t * width_ * 2, "a test"), q(*device_, t * q_stride, "a test"),
         scale(*device_, t * 4, "a test");
@@ -62,29 +64,37 @@ class CudaRows : public testing::TestWithParam<int64_t> {
     run(RowsOut{.y = y.as<void>(),
                 .y_stride = width_,
                 .q = q.as<int8_t>(),
+                .codes = codes,
                 .q_stride = q_stride,
                 .scale = scale.as<float>()});
     return {read<uint16_t>(y, t * width_), read<int8_t>(q, t * q_stride), read<float>(scale, t)};
   }
-  Rows silu_mul(int64_t t) {
+  Rows silu_mul(int64_t t, CodeType codes = CodeType::kInt8) {
     const DeviceBuffer gate = copy(gate_), up = copy(up_);
-    return rows(t, [&](const RowsOut& out) {
-      small_ops().silu_mul({.gate = gate.as<void>(),
-                            .gate_stride = width_,
-                            .up = up.as<void>(),
-                            .up_stride = width_,
-                            .t = t,
-                            .f = width_,
-                            .out = out},
-                           device_->stream());
-    });
+    return rows(
+        t,
+        [&](const RowsOut& out) {
+          small_ops().silu_mul({.gate = gate.as<void>(),
+                                .gate_stride = width_,
+                                .up = up.as<void>(),
+                                .up_stride = width_,
+                                .t = t,
+                                .f = width_,
+                                .out = out},
+                               device_->stream());
+        },
+        codes);
   }
-  Rows quantize(int64_t t) {
+  Rows quantize(int64_t t, CodeType codes = CodeType::kInt8) {
     const DeviceBuffer x = copy(gate_);
-    return rows(t, [&](const RowsOut& out) {
-      small_ops().quantize({.x = x.as<void>(), .x_stride = width_, .t = t, .k = width_, .out = out},
-                           device_->stream());
-    });
+    return rows(
+        t,
+        [&](const RowsOut& out) {
+          small_ops().quantize(
+              {.x = x.as<void>(), .x_stride = width_, .t = t, .k = width_, .out = out},
+              device_->stream());
+        },
+        codes);
   }
   static Rows first(const Rows& all, int64_t t, int64_t of) {
     const auto part = [&](const auto& values) {
@@ -132,6 +142,25 @@ TEST_P(CudaRows, are_the_formula) {
   }
 }
 
+// The CPU's, bit by bit.
+TEST_P(CudaRows, of_e4m3_are_the_reference) {
+  const int64_t q_stride = round_up(width_, 16);
+  const Rows quantized = quantize(3, CodeType::kE4m3), activations = silu_mul(3, CodeType::kE4m3);
+  std::vector<float> x(width_), expected(width_);
+  for (int64_t row = 0; row < 3; ++row) {
+    for (int64_t i = 0; i < width_; ++i) x[i] = bf16_to_f32(gate_[row * width_ + i]);
+    reference::round_row_to_fp8(x.data(), width_, 0, expected.data());
+    float largest = 0;
+    for (int64_t i = 0; i < width_; ++i) {
+      const auto code = static_cast<uint8_t>(quantized.q[row * q_stride + i]);
+      ASSERT_EQ(e4m3_to_f32(code) * quantized.scale[row], expected[i]) << row << ", " << i;
+      const auto activation = static_cast<uint8_t>(activations.q[row * q_stride + i]);
+      largest = std::max(largest, std::fabs(e4m3_to_f32(activation)));
+    }
+    EXPECT_EQ(largest, 448.0f);
+  }
+}
+
 // Rows that a product makes for itself: those of the kernels that make them alone.
 TEST_P(CudaRows, products_make_the_same) {
   const int64_t k = width_, n = 200;
@@ -148,14 +177,16 @@ TEST_P(CudaRows, products_make_the_same) {
     return buffer;
   };
   const DeviceBuffer x = copy_floats(hidden), weight = copy_floats(norm), halves = copy(gate_);
-  for (const LinearFormat format :
-       {LinearFormat::kW4A8, LinearFormat::kW4A8TwoLevel, LinearFormat::kW8A8}) {
-    const bool int4 = format != LinearFormat::kW8A8;
+  for (const LinearFormat format : {LinearFormat::kW4A8, LinearFormat::kW4A8TwoLevel,
+                                    LinearFormat::kW8A8, LinearFormat::kW4AFp8}) {
+    const bool int4 = format != LinearFormat::kW8A8, fp8 = format == LinearFormat::kW4AFp8;
+    // In groups of 128 e4m3 rows are made before their product on Hopper.
+    const int64_t group_size = !int4 ? 0 : fp8 ? 64 : 128;
     auto made = random_weight(int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel, n, k,
-                              int4 ? 128 : 0, int4, 1);
+                              group_size, int4, 1);
     if (format == LinearFormat::kW4A8TwoLevel) make_two_level(made, 2);
     const WeightView view = made.view();
-    std::vector<std::byte> packed(packed_bytes(format, n, k, int4 ? 128 : 0));
+    std::vector<std::byte> packed(packed_bytes(format, n, k, group_size));
     LinearArgs args;
     args.weight = pack_linear(format, {&view, 1}, packed.data(), pool);
     const DeviceBuffer data(*device_, std::ssize(packed), "a test");
@@ -165,7 +196,7 @@ TEST_P(CudaRows, products_make_the_same) {
     args.y_type = OutputType::kF32;
     for (const float static_scale : {0.0f, 0.02f})
       for (int64_t m = 1; m <= kMostMadeRows; ++m) {
-        if (!LinearRunner::makes_rows(args.weight, m)) {
+        if (!runner.makes_rows(args.weight, m)) {
           EXPECT_NE(k % 8, 0);
           continue;
         }
@@ -184,6 +215,7 @@ TEST_P(CudaRows, products_make_the_same) {
           return read<uint32_t>(y, m * n);
         };
         const RowsOut out{.q = q.as<int8_t>(),
+                          .codes = fp8 ? CodeType::kE4m3 : CodeType::kInt8,
                           .q_stride = stride,
                           .scale = scale.as<float>(),
                           .static_scale = static_scale};

@@ -1,16 +1,17 @@
 // Everything on the GPU that is not a linear: argument structs and the table of functions.
 //
 // All pointers are device pointers, strides count elements, T is the number of rows of the step.
-// The residual stream is f32; what linears read is bf16, or int8 with one scale a row (ops/ops.h
-// has its rule). A row's result depends on that row alone, whatever T is. Nothing allocates or
-// waits; every kernel may be captured into a graph and is launched with programmatic dependent
-// launch where the device has it: it begins while the one before ends, and waits for it before it
-// touches memory.
+// The residual stream is f32; what linears read is bf16, or int8 or e4m3 with one scale a row
+// (ops/ops.h and ops/reference/quantize.h have the rules). A row's result depends on that row
+// alone, whatever T is. Nothing allocates or waits; every kernel may be captured into a graph and
+// is launched with programmatic dependent launch where the device has it: it begins while the one
+// before ends, and waits for it before it touches memory.
 #pragma once
 
 #include <cstdint>
 #include <string_view>
 
+#include "kernels/cuda/code_type.h"
 #include "ops/sampling.h"
 
 struct CUstream_st;
@@ -23,14 +24,15 @@ using bf16 = uint16_t;  // bit pattern of a bfloat16 where no CUDA header is inc
 struct RowsOut {
   void* y = nullptr;  // bf16 [T, y_stride], or null
   int64_t y_stride = 0;
-  int8_t* q = nullptr;  // [T, q_stride], or null
+  void* q = nullptr;  // codes [T, q_stride], or null
+  CodeType codes = CodeType::kInt8;
   int64_t q_stride = 0;
   float* scale = nullptr;  // [T]
   float static_scale = 0;  // > 0: per-tensor static quantization with this scale
 };
 
 // A table in one of the canonical layouts of quant/weight.h, whose enumerators these are.
-enum class TableFormat : uint8_t { kF32, kF16, kBF16, kInt4Group, kInt8Channel };
+enum class TableFormat : uint8_t { kF32, kF16, kBF16, kInt4Group, kInt8Channel, kFp8Channel };
 struct Table {
   TableFormat format = TableFormat::kF32;
   int64_t k = 0, group_size = 0;
@@ -66,7 +68,7 @@ struct SiluMulArgs {
   RowsOut out;  // q too
 };
 
-// q = int8(x).
+// q = codes of x.
 struct QuantizeArgs {
   const void* x;  // bf16
   int64_t x_stride;

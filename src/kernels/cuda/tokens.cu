@@ -9,6 +9,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/small_ops_table.h"
+#include "tensor/e4m3.h"
 
 namespace whit::cuda {
 namespace {
@@ -24,6 +25,9 @@ __device__ __forceinline__ float table_value(const Table& table, int64_t row, in
       return __bfloat162float(static_cast<const __nv_bfloat16*>(table.data)[at]);
     case TableFormat::kInt8Channel:
       return static_cast<float>(static_cast<const int8_t*>(table.data)[at]) *
+             static_cast<const float*>(table.scales)[row];
+    case TableFormat::kFp8Channel:
+      return e4m3_to_f32(static_cast<const uint8_t*>(table.data)[at]) *
              static_cast<const float*>(table.scales)[row];
     default: {
       const int64_t groups = (table.k + table.group_size - 1) / table.group_size;

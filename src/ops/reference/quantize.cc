@@ -4,16 +4,30 @@
 #include <cfloat>
 #include <cmath>
 
+#include "tensor/e4m3.h"
+
 namespace whit::reference {
 
-void quantize_row(const float* x, int64_t k, const Int8Rows& q, int64_t row) {
+namespace {
+
+float largest_magnitude(const float* x, int64_t k) {
   uint32_t largest = 0;  // bits of |x| order like |x|, with NaN above infinity
   for (int64_t i = 0; i < k; ++i) {
     const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
-  float scale = q.static_scale > 0 ? q.static_scale : std::bit_cast<float>(largest) / 127.0f;
-  const float inverse = scale >= FLT_MIN && scale <= FLT_MAX ? 1.0f / scale : 0.0f;
+  return std::bit_cast<float>(largest);
+}
+
+float inverse_of_scale(float scale) {
+  return scale >= FLT_MIN && scale <= FLT_MAX ? 1.0f / scale : 0.0f;
+}
+
+}  // namespace
+
+void quantize_row(const float* x, int64_t k, const Int8Rows& q, int64_t row) {
+  float scale = q.static_scale > 0 ? q.static_scale : largest_magnitude(x, k) / 127.0f;
+  const float inverse = inverse_of_scale(scale);
   if (scale < FLT_MIN) scale = 0.0f;
 
   int8_t* codes = q.q + row * q.stride;
@@ -32,6 +46,16 @@ void quantize_row(const float* x, int64_t k, const Int8Rows& q, int64_t row) {
     int32_t sum = 0;
     for (int64_t i = g * q.group_size; i < end; ++i) sum += codes[i];
     q.group_sums[row * groups + g] = sum;
+  }
+}
+
+void round_row_to_fp8(const float* x, int64_t k, float static_scale, float* y) {
+  float scale = static_scale > 0 ? static_scale : largest_magnitude(x, k) / kE4m3Largest;
+  const float inverse = inverse_of_scale(scale);
+  if (scale < FLT_MIN) scale = 0.0f;
+  for (int64_t i = 0; i < k; ++i) {
+    const float code = x[i] * inverse;  // where it is NaN: −448
+    y[i] = (code > -kE4m3Largest ? round_to_e4m3(code) : -kE4m3Largest) * scale;
   }
 }
 

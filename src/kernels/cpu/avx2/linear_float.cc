@@ -50,10 +50,10 @@ struct Avx2 {
   static Words shift_right_signed(Words words) {
     return _mm256_srai_epi32(words, bits);
   }
-  static Words low_nibble(Words words) { return _mm256_and_si256(words, _mm256_set1_epi32(15)); }
-  static Words and_not_low16(Words words) {
-    return _mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+  static Words and_bits(Words words, uint32_t bits) {
+    return _mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(bits)));
   }
+  static Reg constant(float value) { return _mm256_set1_ps(value); }
   static Reg load_f16(const std::byte* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }
@@ -66,9 +66,10 @@ struct Avx2 {
 
 }  // namespace
 
-constinit const LinearKernel kAvx2LinearFloat[2] = {
+constinit const LinearKernel kAvx2LinearFloat[3] = {
     FloatLinear<Avx2, WeightFormat::kF32>::row("avx2/linear_f32", Isa::kAvx2),
     FloatLinear<Avx2, WeightFormat::kBF16>::row("avx2/linear_bf16", Isa::kAvx2),
+    FloatLinear<Avx2, WeightFormat::kFp8Channel>::row("avx2/linear_fp8", Isa::kAvx2),
 };
 
 }  // namespace whit::cpu

@@ -47,10 +47,10 @@ struct Avx512 {
   static Words shift_right_signed(Words words) {
     return _mm512_srai_epi32(words, bits);
   }
-  static Words low_nibble(Words words) { return _mm512_and_si512(words, _mm512_set1_epi32(15)); }
-  static Words and_not_low16(Words words) {
-    return _mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+  static Words and_bits(Words words, uint32_t bits) {
+    return _mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(bits)));
   }
+  static Reg constant(float value) { return _mm512_set1_ps(value); }
   static Reg load_f16(const std::byte* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
@@ -63,11 +63,12 @@ struct Avx512 {
 
 }  // namespace
 
-constinit const LinearKernel kAvx512LinearFloat[4] = {
+constinit const LinearKernel kAvx512LinearFloat[5] = {
     FloatLinear<Avx512, WeightFormat::kF32>::row("avx512/linear_f32", Isa::kAvx512),
     FloatLinear<Avx512, WeightFormat::kBF16>::row("avx512/linear_bf16", Isa::kAvx512),
     FloatLinear<Avx512, WeightFormat::kInt4Group>::row("avx512/linear_w4a16", Isa::kAvx512),
     FloatLinear<Avx512, WeightFormat::kInt8Channel>::row("avx512/linear_w8a16", Isa::kAvx512),
+    FloatLinear<Avx512, WeightFormat::kFp8Channel>::row("avx512/linear_fp8", Isa::kAvx512),
 };
 
 }  // namespace whit::cpu

@@ -2,13 +2,14 @@
 //
 // Order: k ascending, one multiplication and one addition per term (no fused multiply-add: x86-64
 // has none). int4 weights are taken as (code − zero) · scale, which f32 holds exactly; int8_channel
-// sums code · x and multiplies the sum by the row's scale. A panel is widened to f32 once, then
-// used by every row of x.
+// and fp8_channel sum code · x and multiplies the sum by the row's scale. A panel is widened to f32
+// once, then used by every row of x.
 #include <algorithm>
 #include <cstring>
 
 #include "kernels/cpu/linear_layout.h"
 #include "kernels/cpu/linear_rows.h"
+#include "tensor/e4m3.h"
 
 namespace whit::cpu {
 namespace {
@@ -30,6 +31,13 @@ void widen_int8(const PackedWeight& weight, const std::byte* panel, float* out) 
   for (int64_t k = 0; k < weight.k; ++k)
     for (int64_t r = 0; r < kPanelRows; ++r)
       out[k * kPanelRows + r] = codes[(k / 4 * kPanelRows + r) * 4 + k % 4];
+}
+
+void widen_fp8(const PackedWeight& weight, const std::byte* panel, float* out) {
+  const auto* codes = reinterpret_cast<const uint8_t*>(panel + kChannelHeaderBytes);
+  for (int64_t k = 0; k < weight.k; ++k)
+    for (int64_t r = 0; r < kPanelRows; ++r)
+      out[k * kPanelRows + r] = e4m3_to_f32(codes[(k / 4 * kPanelRows + r) * 4 + k % 4]);
 }
 
 void widen_int4(const PackedWeight& weight, const std::byte* panel, float* out) {
@@ -70,7 +78,7 @@ void run(const LinearArgs& args, const Worker& worker) {
       float sums[kPanelRows] = {};
       for (int64_t k = 0; k < weight.k; ++k)
         for (int64_t r = 0; r < kPanelRows; ++r) sums[r] += widened[k * kPanelRows + r] * x[k];
-      if constexpr (format == WeightFormat::kInt8Channel) {
+      if constexpr (scaled_rows(format)) {
         const auto* scales = reinterpret_cast<const float*>(packed);
         for (int64_t r = 0; r < kPanelRows; ++r) sums[r] *= scales[r];
       }
@@ -93,11 +101,12 @@ constexpr LinearKernel row(std::string_view name) {
 
 }  // namespace
 
-constinit const LinearKernel kPortableLinearFloat[4] = {
+constinit const LinearKernel kPortableLinearFloat[5] = {
     row<WeightFormat::kF32, widen_f32>("portable/linear_f32"),
     row<WeightFormat::kBF16, widen_bf16>("portable/linear_bf16"),
     row<WeightFormat::kInt4Group, widen_int4>("portable/linear_w4a16"),
     row<WeightFormat::kInt8Channel, widen_int8>("portable/linear_w8a16"),
+    row<WeightFormat::kFp8Channel, widen_fp8>("portable/linear_fp8"),
 };
 
 }  // namespace whit::cpu

@@ -31,7 +31,8 @@ void ProductF32::run(const ProductArgs&, CUstream_st*) { built_without_cuda(); }
 struct LinearRunner::State {};
 LinearRunner::LinearRunner() { built_without_cuda(); }
 LinearRunner::~LinearRunner() = default;
-bool LinearRunner::makes_rows(const LinearWeight&, int64_t) { return false; }
+void LinearRunner::require(LinearFormat) const {}
+bool LinearRunner::makes_rows(const LinearWeight&, int64_t) const { return false; }
 void LinearRunner::run(const LinearArgs&, CUstream_st*) { built_without_cuda(); }
 
 class LinearBenchmark::Impl {};

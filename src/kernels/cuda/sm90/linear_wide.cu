@@ -52,6 +52,8 @@ void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* str
     wide_w4a8(args, p, tokens, device.sms, stream);
   else if (weight.format == LinearFormat::kW4A8TwoLevel)
     wide_w4a8_two_level(args, p, tokens, device.sms, stream);
+  else if (weight.format == LinearFormat::kW4AFp8)
+    wide_w4afp8(args, p, tokens, device.sms, stream);
   else if (weight.format == LinearFormat::kW4A16)
     wide_w4a16(args, p, tokens, device.sms, stream);
   else if (weight.format == LinearFormat::kW8A16)

@@ -48,21 +48,22 @@ constexpr bool is_bf16(LinearFormat format) {
 template <LinearFormat format, int kTokens, int kPiece>
 struct WideShape {
   static constexpr bool kInt4 = !is_8_bits(format);
-  static constexpr bool kInteger = !is_bf16(format);
+  static constexpr bool kCodes = !is_bf16(format);  // what inputs are
+  static constexpr bool kInteger = kCodes && format != LinearFormat::kW4AFp8;
   // Whether each group's sums are scaled before the next one's are added.
-  static constexpr bool kGrouped = format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16;
+  static constexpr bool kGrouped = kInt4 && format != LinearFormat::kW4A8TwoLevel;
   // Whether sums are integers to the end.
   static constexpr bool kExact =
       format == LinearFormat::kW8A8 || format == LinearFormat::kW4A8TwoLevel;
   using Product = std::conditional_t<kInteger, int, float>;
   // Swizzled rows of 128 bytes of inputs that a step of K takes.
-  static constexpr int kRuns = kInteger ? 1 : 2;
+  static constexpr int kRuns = kCodes ? 1 : 2;
   static constexpr int kMmas = 4 * kRuns;  // along K of a step
   // Groups of products are halves of a tile's tokens, one multiplied while the other is scaled.
   static constexpr int kHalves = kGrouped && kTokens == 128 ? 2 : 1;
   // Sets of A operands: with two, the next step's are unpacked while this one's are multiplied; one
   // is what the registers of 128 tokens × 8 operands leave room for.
-  static constexpr int kSets = kHalves == 2 && !kInteger ? 1 : 2;
+  static constexpr int kSets = kHalves == 2 && !kCodes ? 1 : 2;
   static constexpr int kUnitTokens = kTokens / kHalves;
   static constexpr int kValues = kUnitTokens / 2;  // of a thread in a unit
   // Bytes of a warpgroup's weights in a stage: a tile of 4 bits and its scales, two of 8 bits.
@@ -124,6 +125,8 @@ struct WideFragments {
           else if constexpr (format == LinearFormat::kW4A8TwoLevel)
             to = int8_of_two_level(word, mma / 2, multiple_of(scale_word),
                                    two_level_offset_of(scale_word));
+          else if constexpr (format == LinearFormat::kW4AFp8)
+            to = E4m3Codes<kZeroPoints>(scale_word).of(word, mma / 2);
           else if constexpr (format == LinearFormat::kW4A16)
             to = bf16_of_nibbles(word, mma / 2, minus_zero_of(scale_word));
           else if constexpr (format == LinearFormat::kW8A16)
@@ -133,6 +136,15 @@ struct WideFragments {
         }
   }
 };
+
+template <LinearFormat format, typename Products>
+__device__ __forceinline__ void multiply_add(Products& products, const uint32_t (&a)[4], uint64_t b,
+                                             int accumulate) {
+  if constexpr (format == LinearFormat::kW4AFp8)
+    wgmma_e4m3(products, a, b, accumulate);
+  else
+    wgmma(products, a, b, accumulate);
+}
 
 template <LinearFormat format, int kTokens, int kPiece, bool kZeroPoints>
 __global__ void __launch_bounds__(kWideThreads, 1)
@@ -303,8 +315,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           wgmma_fence();
 #pragma unroll
           for (int i = 0; i < S::kMmas; ++i)
-            wgmma(unit, now.a[i], b + i / 4 * (S::kRunBytes / 16) + i % 4 * 2,
-                  i > 0 || (!kGrouped && step > begin));
+            multiply_add<format>(unit, now.a[i], b + i / 4 * (S::kRunBytes / 16) + i % 4 * 2,
+                                 i > 0 || (!kGrouped && step > begin));
           wgmma_commit();
           wgmma_wait<1>();
           if (half == 0) {
@@ -413,7 +425,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         named_barrier(1 + group, 128);
         if (block >= p.layout.row_blocks) continue;
         auto scale_of_token = [&](int column) {
-          return S::kInteger ? p.epilogue.x_scale[min(first_token + column, p.m - 1)] : 1.0f;
+          return S::kCodes ? p.epilogue.x_scale[min(first_token + column, p.m - 1)] : 1.0f;
         };
         float next_scale = scale_of_token(thread / 8);
         // Not unrolled: what runs once a tile should not be fetched from afar.
@@ -461,7 +473,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
             values[e] = __uint_as_float(bits[e]);
             if constexpr (kExact) values[e] = __int2float_rn(static_cast<int>(bits[e]));
             if constexpr (!kGrouped) values[e] = __fmul_rn(values[e], row_scales[e]);
-            if constexpr (S::kInteger) values[e] = __fmul_rn(values[e], x_scale);
+            if constexpr (S::kCodes) values[e] = __fmul_rn(values[e], x_scale);
           }
           p.epilogue.store_8(values, token, row, p.n, p.vectors);
         }
@@ -556,6 +568,8 @@ void wide_w4a16(const LinearArgs& args, const WideParams& p, int tokens, int sms
                 cudaStream_t stream);
 void wide_w8a16(const LinearArgs& args, const WideParams& p, int tokens, int sms,
                 cudaStream_t stream);
+void wide_w4afp8(const LinearArgs& args, const WideParams& p, int tokens, int sms,
+                 cudaStream_t stream);
 void wide_w8a8(const LinearArgs& args, const WideParams& p, int tokens, int sms,
                cudaStream_t stream);
 

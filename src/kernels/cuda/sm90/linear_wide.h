@@ -1,4 +1,5 @@
-// int8 or bf16 activations × 4- or 8-bit weights for many rows on Hopper's warpgroup tensor cores.
+// int8, e4m3 or bf16 activations × 4- or 8-bit weights for many rows on Hopper's warpgroup tensor
+// cores.
 //
 // A block is two consumer warpgroups of 64 weight rows × 32 to 256 tokens, and a producer whose
 // warps copy: one the tokens, through a 128-byte-swizzled tensor map, one the weights of each

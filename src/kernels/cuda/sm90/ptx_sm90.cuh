@@ -133,7 +133,7 @@ __device__ __forceinline__ void wgmma_wait() {
 }
 
 // d (+)= a · bᵀ of a warpgroup, 64 rows × twice as many columns as d has registers: 32 of K of
-// int8, or 16 of bf16. d is the warpgroup's own again after wgmma_wait.
+// int8 or e4m3, or 16 of bf16. d is the warpgroup's own again after wgmma_wait.
 #define WHIT_D16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define WHIT_D32 \
   WHIT_D16       \
@@ -177,6 +177,8 @@ WHIT_WGMMA(wgmma, int, "+r", 128, "m64n256k32.s32.s8.s8", "", 128, 129, 130, 131
 WHIT_WGMMA(wgmma, float, "+f", 16, "m64n32k16.f32.bf16.bf16", ", 1, 1, 0", 16, 17, 18, 19, 20, 21)
 WHIT_WGMMA(wgmma, float, "+f", 32, "m64n64k16.f32.bf16.bf16", ", 1, 1, 0", 32, 33, 34, 35, 36, 37)
 WHIT_WGMMA(wgmma, float, "+f", 64, "m64n128k16.f32.bf16.bf16", ", 1, 1, 0", 64, 65, 66, 67, 68, 69)
+WHIT_WGMMA(wgmma_e4m3, float, "+f", 16, "m64n32k32.f32.e4m3.e4m3", ", 1, 1", 16, 17, 18, 19, 20, 21)
+WHIT_WGMMA(wgmma_e4m3, float, "+f", 32, "m64n64k32.f32.e4m3.e4m3", ", 1, 1", 32, 33, 34, 35, 36, 37)
 // b: operand of transposed_operand.
 WHIT_WGMMA(wgmma_transposed, float, "+f", 32, "m64n64k16.f32.bf16.bf16", ", 1, 1, 1", 32, 33, 34,
            35, 36, 37)
