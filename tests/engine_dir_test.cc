@@ -156,7 +156,13 @@ TEST_F(EngineDirTest, scales_that_are_called_two_level_and_are_not_are_refused) 
 TEST_F(EngineDirTest, numbers_that_are_NaN_are_refused_with_the_weight_s_name) {
   const auto path = make("fp8");
   std::string content = read_file(path / "weights.safetensors");
-  content[content.size() - 400] = 0x7f;  // of the last layer's weights
+  {
+    const Model engine = Model::open(path);
+    const SafetensorsFile& file = engine.engine()->weights();
+    const StoredTensor* weight = file.find("model.layers.1.mlp.up_proj.weight");
+    ASSERT_NE(weight, nullptr);
+    content[weight->data.data() + 33 - file.file()->bytes().data()] = 0x7f;
+  }
   write_file(path / "weights.safetensors", content);
   edit_manifest(path, [&](Json& json) {
     json["files"]["weights.safetensors"]["xxh3_128"] =

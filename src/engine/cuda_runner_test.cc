@@ -308,17 +308,20 @@ TEST_P(CudaModels, result_does_not_depend_on_batch_or_chunks) {
 // and values each, in each of up to three layers: 2.2 %; and up to four times that where the
 // residual stream is shorter than what was added to it.
 // e4m3 has three bits behind a value's first: its error is uniform within 2⁻⁴ of the value, 2.6 %
-// in the mean, three times as much.
+// in the mean, three times as much. Activations of e4m3 that this moves over a border differ by a
+// step of up to 2⁻³, which at most doubles it.
 TEST_P(CudaModels, caches_of_8_bits_change_little) {
   Runner gpu(model_, GetParam().scheme, Backend::kCuda, pool_);
   Runner int8(model_, GetParam().scheme, Backend::kCuda, pool_, 1, KvFormat(KvType::kInt8));
   Runner fp8(model_, GetParam().scheme, Backend::kCuda, pool_, 1, KvFormat(KvType::kFp8));
+  const double coarse =
+      activation_of(QuantScheme::preset(GetParam().scheme)) == cpu::Activation::kFp8 ? 2 : 1;
   std::vector<std::vector<int32_t>> feeds{random_ids(model_, 150, 14), {5}, {6}};
   for (const std::vector<int32_t>& feed : feeds) {
     const std::vector<float> expected = gpu.feed({feed});
     const double norm = norm_of_difference(expected, std::vector<float>(expected.size()));
-    EXPECT_LE(norm_of_difference(int8.feed({feed}), expected), 0.09 * norm) << feed.size();
-    EXPECT_LE(norm_of_difference(fp8.feed({feed}), expected), 0.27 * norm) << feed.size();
+    EXPECT_LE(norm_of_difference(int8.feed({feed}), expected), coarse * 0.09 * norm) << feed.size();
+    EXPECT_LE(norm_of_difference(fp8.feed({feed}), expected), coarse * 0.27 * norm) << feed.size();
   }
 }
 

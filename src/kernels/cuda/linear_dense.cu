@@ -23,10 +23,10 @@ __global__ void add_bias(const float* bias, Y* y, int64_t y_stride, int n) {
   value = static_cast<Y>(static_cast<float>(value) + bias[column]);
 }
 
-// Of few rows cuBLASLt's fp8 kernels with scales of rows and channels take half as long again as
-// those without (H200, 28672 × 4096: 44 µs instead of 30 at M = 1, 41 and 34 at 64). There sums go
-// to f32 memory, to be scaled by a kernel of 2 to 3 µs.
-constexpr int64_t kMostStagedRows = 64;
+// Of few rows cuBLASLt's fp8 kernels with scales of rows and channels are slower than those without
+// (28672 × 4096, µs at M = 1 and 16: H200 44, 47 and 30, 30; H100 47, 50 and 42, 43). There sums go
+// to f32 memory, to be scaled by a kernel that takes 2 µs, and 10 of 64 rows, which is too much.
+constexpr int64_t kMostStagedRows = 16;
 constexpr size_t kStagingBytes = size_t{16} << 20;  // of the workspace
 
 bool is_staged(const LinearArgs& args) {
