@@ -75,9 +75,22 @@ struct CodesBlock {
   const uint8_t *k[kTilesPerBlock], *v[kTilesPerBlock];
   const uint16_t *k_scale[kTilesPerBlock], *k_minimum[kTilesPerBlock];  // [16] of tokens
   const uint16_t *v_scale[kTilesPerBlock], *v_minimum[kTilesPerBlock];
-  const uint16_t* channels[kTilesPerBlock / kTilesPerHalf];  // scales and minima, kChannel
-  const CodesBlock* next = nullptr;                          // to prefetch
+  const uint16_t* channels[kTilesPerBlock / kTilesPerHalf] = {};  // scales and minima, kChannel
+  const CodesBlock* next = nullptr;                               // to prefetch
 };
+
+// The other parts of a block are prefetched while its predecessors' are read.
+inline void prefetch_scales(const CodesBlock& block, int64_t dh) {
+  for (int64_t half = 0; half < kTilesPerBlock / kTilesPerHalf; ++half) {
+    const int64_t tile = half * kTilesPerHalf;
+    prefetch(block.v_scale[tile]);
+    prefetch(block.v_minimum[tile]);
+    const uint16_t* keys = block.channels[half];
+    const int64_t count = keys == nullptr ? 2 * kKvBlockTokens : 2 * dh;
+    if (keys == nullptr) keys = block.k_scale[tile];
+    for (int64_t i = 0; i < count; i += 32) prefetch(keys + i);
+  }
+}
 
 alignas(64) constexpr uint16_t kHalfOnes[kTileTokens] = {
     0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00,
@@ -121,6 +134,12 @@ void round_queries(const float* q, int64_t rows, int64_t dh, const uint16_t* cha
   }
 }
 
+// Whether sums of R rows and n vectors fit beside what add_products holds, and a product.
+template <typename S, int R>
+constexpr bool registers_suffice(int n) {
+  return R * n + (R < n ? R : n) + 2 <= S::kRegisters;
+}
+
 // Scores of R rows with N tiles of codes.
 template <typename S, int R, int N, int kBits>
 inline void score_codes(const int16_t* u, int64_t dh, const uint8_t* const* k,
@@ -139,20 +158,16 @@ inline void score_codes(const int16_t* u, int64_t dh, const uint8_t* const* k,
       for (int n = 0; n < N; ++n)
 #pragma GCC unroll 2
         for (int line = 0; line < 16 * kBits; line += 64)
-          __builtin_prefetch(ahead[n] + group * 16 * kBits + line);
+          prefetch(ahead[n] + group * 16 * kBits + line);
 #pragma GCC unroll 4
     for (int unit = 0; unit < 4; ++unit) {
-      typename S::I key[kVectors];
-#pragma GCC unroll 8
-      for (int i = 0; i < kVectors; ++i)
-        key[i] = S::template codes<kBits>(k[i / S::kUnitVectors] + group * 16 * kBits, unit,
-                                          i % S::kUnitVectors);
-#pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) {
-        const typename S::I query = S::broadcast_pair(u + r * dh + group * 8 + unit * 2);
-#pragma GCC unroll 8
-        for (int i = 0; i < kVectors; ++i) acc[r][i] = S::madd(acc[r][i], query, key[i]);
-      }
+      add_products<S, R, kVectors>(
+          [&](int r) { return S::broadcast_pair(u + r * dh + group * 8 + unit * 2); },
+          [&](int i) {
+            return S::template codes<kBits>(k[i / S::kUnitVectors] + group * 16 * kBits, unit,
+                                            i % S::kUnitVectors);
+          },
+          S::madd, acc);
     }
   }
 #pragma GCC unroll 6
@@ -224,21 +239,19 @@ inline void add_codes(const int16_t* words, const float* w, const float* constan
         for (int n = 0; n < N; ++n)
 #pragma GCC unroll 2
           for (int line = 0; line < 16 * kBits; line += 64)
-            __builtin_prefetch(ahead[tile] + at + n * 32 * kBits + line);
+            prefetch(ahead[tile] + at + n * 32 * kBits + line);
 #pragma GCC unroll 4
       for (int unit = 0; unit < 4; ++unit) {
-        typename S::I value[kVectors];
-#pragma GCC unroll 8
-        for (int i = 0; i < kVectors; ++i)
-          value[i] = S::template codes<kBits>(v[tile] + at + i / S::kUnitVectors * 32 * kBits, unit,
+        add_products<S, R, kVectors>(
+            [&](int r) {
+              return S::broadcast_pair(words + r * kBlockTokens + tile * kTileTokens + group * 8 +
+                                       unit * 2);
+            },
+            [&](int i) {
+              return S::template codes<kBits>(v[tile] + at + i / S::kUnitVectors * 32 * kBits, unit,
                                               i % S::kUnitVectors);
-#pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) {
-          const typename S::I weight = S::broadcast_pair(words + r * kBlockTokens +
-                                                         tile * kTileTokens + group * 8 + unit * 2);
-#pragma GCC unroll 8
-          for (int i = 0; i < kVectors; ++i) acc[r][i] = S::madd(acc[r][i], weight, value[i]);
-        }
+            },
+            S::madd, acc);
       }
     }
 #pragma GCC unroll 6
@@ -265,12 +278,11 @@ void attend_code_rows(const CodesBlock& block, const AttentionUnit& unit, int64_
   // Rows are in order of position: all tokens that any row of the tile sees.
   const int64_t begin = row_begin[0], end = row_end[R - 1];
   if (begin >= end) return;
+  if (block.next != nullptr) prefetch_scales(*block.next, dh);
   const int64_t first_tile = begin / kTileTokens;
   const int64_t code_tiles = least(block.tiles, (end + kTileTokens - 1) / kTileTokens);
 
-  // 12 accumulators: as many as 16 registers hold beside keys, query and product, and more than the
-  // dot instructions' latency needs.
-  constexpr int kTiles = R * 2 * S::kUnitVectors <= 12 ? 2 : 1;
+  constexpr int kTiles = registers_suffice<S, R>(2 * S::kUnitVectors) ? 2 : 1;
   for (int64_t tile = first_tile / kTiles * kTiles; tile < code_tiles; tile += kTiles) {
     const int64_t half = block.channels[0] == nullptr ? 0 : tile / kTilesPerHalf * all_rows;
     score_codes<S, R, kTiles, kBits>(scratch.queries + (half + row) * dh, dh, block.k + tile,
@@ -303,9 +315,9 @@ void attend_code_rows(const CodesBlock& block, const AttentionUnit& unit, int64_
     float w[R], constant[R];
     round_weights<S, R>(scratch.p, block, first_tile, code_tiles, scratch.words, w, constant);
     const uint8_t* const* ahead = block.next != nullptr ? block.next->k : nullptr;
-    constexpr int kWide = 12 / (R * S::kUnitVectors) >= 4   ? 4
-                          : 12 / (R * S::kUnitVectors) >= 2 ? 2
-                                                            : 1;
+    constexpr int kWide = registers_suffice<S, R>(4 * S::kUnitVectors)   ? 4
+                          : registers_suffice<S, R>(2 * S::kUnitVectors) ? 2
+                                                                         : 1;
     const int64_t chunks = dh / 16;
     int64_t chunk = 0;
     for (; chunk + kWide <= chunks; chunk += kWide)
@@ -424,7 +436,6 @@ void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit,
   const auto locate = [&](int64_t start) {
     CodesBlock block;
     block.start = start;
-    block.channels[0] = nullptr;
     for (int64_t half = 0; half < kTilesPerBlock / kTilesPerHalf; ++half) {
       const int64_t token = start + half * kKvBlockTokens;
       if (token >= last) break;

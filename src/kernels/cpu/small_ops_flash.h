@@ -19,6 +19,10 @@ constexpr int64_t kTilesPerBlock = kBlockTokens / kTileTokens;
 constexpr int64_t kRowTile = 6;
 constexpr int64_t kDirectRows = 8;
 
+// To L2: a whole phase lies between this and the use. Prefetches to L1 would hold the few places
+// for its misses, and the phase's own loads wait behind them (Zen 4: twice the time from memory).
+inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
+
 struct FlashScratch {
   float *q, *out;  // [rows, Dh]
   float *k, *v;    // one block as f32: [4, Dh, 16], [64, Dh]
@@ -39,6 +43,42 @@ inline int64_t flash_scratch_bytes(const AttentionArgs& args) {
   return (floats * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
 }
 
+template <typename S>
+inline typename S::V multiply_add(typename S::V acc, typename S::V a, typename S::V b) {
+  return S::fma(a, b, acc);
+}
+
+// acc[r][i] += row(r) · column(i), by multiply_add(acc, row, column). The fewer of both stay in
+// registers while the others pass by: with 3 × 4 sums, 3 and 1 of 16 registers. Left to itself g++
+// 12 makes all of the more numerous first and spills a sum, whose way through memory then takes
+// twice the time of the products.
+template <typename S, int R, int N, typename A, typename Row, typename Column, typename MultiplyAdd>
+inline __attribute__((always_inline)) void add_products(const Row& row, const Column& column,
+                                                        const MultiplyAdd& multiply_add,
+                                                        A (&acc)[R][N]) {
+  if constexpr (R <= N) {
+    A rows[R];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) rows[r] = row(r);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      const A value = S::pinned(column(i));
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) acc[r][i] = multiply_add(acc[r][i], rows[r], value);
+    }
+  } else {
+    A columns[N];
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) columns[i] = column(i);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const A value = row(r);
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) acc[r][i] = multiply_add(acc[r][i], value, columns[i]);
+    }
+  }
+}
+
 // p[r][16·n + lane] = Σ_d q[r][d] · k[n][d][lane] for N tiles. Where `ahead` is given, as many
 // bytes of its N tiles are prefetched.
 template <typename S, int R, int N, typename T>
@@ -53,17 +93,13 @@ inline void score_tiles(const float* q, int64_t dh, const T* const* k, const T* 
   for (int64_t d = 0; d < dh; ++d) {
     if (ahead != nullptr)
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + d * kTileTokens);
-    typename S::V key[N * kVectors];
-#pragma GCC unroll 8
-    for (int i = 0; i < N * kVectors; ++i)
-      key[i] = S::load_element(k[i / kVectors] + d * kTileTokens + i % kVectors * S::kLanes);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const typename S::V query = S::broadcast(q + r * dh + d);
-#pragma GCC unroll 8
-      for (int i = 0; i < N * kVectors; ++i) acc[r][i] = S::fma(query, key[i], acc[r][i]);
-    }
+      for (int n = 0; n < N; ++n) prefetch(ahead[n] + d * kTileTokens);
+    add_products<S, R, N * kVectors>(
+        [&](int r) { return S::broadcast(q + r * dh + d); },
+        [&](int i) {
+          return S::load_element(k[i / kVectors] + d * kTileTokens + i % kVectors * S::kLanes);
+        },
+        multiply_add<S>, acc);
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r)
@@ -92,16 +128,10 @@ inline void add_values(const float* p, const float* alpha, const T* const* v, co
       if (ahead != nullptr)
 #pragma GCC unroll 8
         for (int64_t i = 0; i < N * S::kLanes; i += kLineElements)
-          __builtin_prefetch(ahead[tile] + (row - v[tile]) + i);
-      typename S::V value[N];
-#pragma GCC unroll 8
-      for (int i = 0; i < N; ++i) value[i] = S::load_element(row + i * S::kLanes);
-#pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) {
-        const typename S::V weight = S::broadcast(p + r * kBlockTokens + j);
-#pragma GCC unroll 8
-        for (int i = 0; i < N; ++i) acc[r][i] = S::fma(weight, value[i], acc[r][i]);
-      }
+          prefetch(ahead[tile] + (row - v[tile]) + i);
+      add_products<S, R, N>([&](int r) { return S::broadcast(p + r * kBlockTokens + j); },
+                            [&](int i) { return S::load_element(row + i * S::kLanes); },
+                            multiply_add<S>, acc);
     }
   }
 #pragma GCC unroll 6

@@ -37,6 +37,15 @@ struct Avx2 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 
+  // v, computed no earlier than here.
+  static V pinned(V v) {
+    __asm__ volatile("" : "+x"(v));
+    return v;
+  }
+  static I pinned(I v) {
+    __asm__ volatile("" : "+x"(v));
+    return v;
+  }
   static V zero() { return _mm256_setzero_ps(); }
   static V set1(float x) { return _mm256_set1_ps(x); }
   static V broadcast(const float* p) { return _mm256_broadcast_ss(p); }

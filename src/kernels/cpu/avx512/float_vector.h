@@ -37,6 +37,15 @@ struct Avx512 {
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 
+  // v, computed no earlier than here.
+  static V pinned(V v) {
+    __asm__ volatile("" : "+v"(v));
+    return v;
+  }
+  static I pinned(I v) {
+    __asm__ volatile("" : "+v"(v));
+    return v;
+  }
   static V zero() { return _mm512_setzero_ps(); }
   static V set1(float x) { return _mm512_set1_ps(x); }
   static V broadcast(const float* p) { return _mm512_set1_ps(*p); }
