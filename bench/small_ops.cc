@@ -102,6 +102,8 @@ struct Problem {
                       .max_blocks = pages_each},
             .cache = {.k = k.data<void>(),
                       .v = v.data<void>(),
+                      .k_page_bytes = kKvHeads * kPage * kHeadDim * 2,
+                      .v_page_bytes = kKvHeads * kPage * kHeadDim * 2,
                       .page_tokens = kPage,
                       .kv_heads = kKvHeads,
                       .head_dim = kHeadDim},
@@ -127,7 +129,12 @@ void report(std::string_view what, int64_t size, Seconds seconds, double rate = 
 
 void bench_attention(const SmallOps& ops, ThreadPool& pool, double peak) {
   const auto attend = [&](const AttentionArgs& args) {
-    pool.run([&](const Worker& worker) { ops.attention(args, worker); });
+    pool.run([&](const Worker& worker) {
+      ops.attention(args, worker);
+      if (!ops.attention_in_parts(args, worker.count)) return;
+      pool.barrier();
+      ops.attention_merge(args, worker);
+    });
   };
   for (const int64_t tokens : {512, 2048}) {
     Problem problem(1, tokens, tokens, 1);

@@ -44,8 +44,10 @@ KvCache::KvCache(const Graph& graph, NodeRange range, const KvCacheOptions& opti
     throw Error(ErrorKind::kInvalidArgument,
                 "{} tokens a page; {} keys and values need a multiple of {}", page_tokens_,
                 name(format_.type), kv_page_multiple(format_.type));
-  const auto pages = [&](int64_t bytes) {
-    return Buffer(static_cast<int64_t>(checked_mul(bytes, options.pages, "KV cache")));
+  const auto add = [&](int64_t bytes) {
+    const int64_t offset = page_bytes_;
+    page_bytes_ += round_up(bytes, 64);
+    return offset;
   };
   for (NodeId id = range.begin; id < range.end; ++id) {
     const Node& node = graph.node(id);
@@ -53,8 +55,8 @@ KvCache::KvCache(const Graph& graph, NodeRange range, const KvCacheOptions& opti
     if (layers_.empty()) first_layer_ = node.layer;
     const LayerShape shape = shape_of(graph, node, format_);
     Layer layer{.keys = shape.keys,
-                .k = pages(part_bytes(shape, format_.type, page_tokens_, true)),
-                .v = pages(part_bytes(shape, format_.type, page_tokens_, false)),
+                .k_offset = add(part_bytes(shape, format_.type, page_tokens_, true)),
+                .v_offset = add(part_bytes(shape, format_.type, page_tokens_, false)),
                 .k_tails = {},
                 .v_tails = {},
                 .kv_heads = shape.kv_heads,
@@ -68,6 +70,7 @@ KvCache::KvCache(const Graph& graph, NodeRange range, const KvCacheOptions& opti
     }
     layers_.push_back(std::move(layer));
   }
+  pages_ = Buffer(static_cast<int64_t>(checked_mul(page_bytes_, options.pages, "KV cache")));
 }
 
 KvCache::KvCache(const KvFormat& format, int64_t page_tokens, std::shared_ptr<DeviceKvCache> device)
@@ -77,20 +80,18 @@ KvCacheView KvCache::layer(int layer) {
   Layer& found = layers_.at(layer - first_layer_);
   return {.type = format_.type,
           .key_layout = found.keys,
-          .k = found.k.as<void>(),
-          .v = found.v.as<void>(),
+          .k = pages_.as<std::byte>() + found.k_offset,
+          .v = pages_.as<std::byte>() + found.v_offset,
           .k_tails = found.k_tails.as<uint16_t>(),
           .v_tails = found.v_tails.as<uint16_t>(),
+          .k_page_bytes = page_bytes_,
+          .v_page_bytes = page_bytes_,
           .page_tokens = page_tokens_,
           .kv_heads = found.kv_heads,
           .head_dim = found.head_dim};
 }
 
-int64_t KvCache::bytes() const {
-  int64_t total = device_ ? device_->bytes() : 0;
-  for (const Layer& layer : layers_) total += layer.k.bytes() + layer.v.bytes();
-  return total;
-}
+int64_t KvCache::bytes() const { return device_ ? device_->bytes() : pages_.bytes(); }
 
 int64_t KvCache::tail_bytes() const {
   int64_t total = 0;

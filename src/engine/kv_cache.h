@@ -32,7 +32,7 @@ int64_t kv_page_multiple(KvType type);
 
 class KvCache {
  public:
-  // One K and one V buffer for each attention node in `range`.
+  // For the attention nodes in `range`.
   KvCache(const Graph& graph, NodeRange range, const KvCacheOptions& options);
   // `pages` sequences of one page each.
   KvCache(const Graph& graph, NodeRange range, const KvFormat& format, int64_t pages,
@@ -54,13 +54,18 @@ class KvCache {
  private:
   struct Layer {
     KeyLayout keys = KeyLayout::kToken;
-    Buffer k, v, k_tails, v_tails;
+    int64_t k_offset = 0, v_offset = 0;  // in a page
+    Buffer k_tails, v_tails;
     int64_t kv_heads = 0, head_dim = 0;
   };
   KvFormat format_;
   int64_t page_tokens_;
   int first_layer_ = 0;
   std::vector<Layer> layers_;
+  // [pages][layers: keys, values]: what is used lies together, so that huge pages hold little else,
+  // and attention's jumps from page to page need few of the processor's translations.
+  Buffer pages_;
+  int64_t page_bytes_ = 0;
   std::shared_ptr<DeviceKvCache> device_;
 };
 

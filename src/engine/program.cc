@@ -643,9 +643,15 @@ struct Program::Impl {
         (step.kind == StepKind::kKvWrite ? ops.kv_write : ops.kv_commit)(args, worker);
         break;
       }
-      case StepKind::kAttention:
-        ops.attention(attention_args(step, all), worker);
+      case StepKind::kAttention: {
+        const AttentionArgs args = attention_args(step, all);
+        ops.attention(args, worker);
+        if (ops.attention_in_parts(args, worker.count)) {
+          pool.barrier();
+          ops.attention_merge(args, worker);
+        }
         break;
+      }
       case StepKind::kAdd: {
         const Node& node = *step.node;
         ops.add({.x = read(node.inputs[0], all, false),

@@ -89,10 +89,11 @@ struct RopeArgs {
 
 // Keys and values of one layer in pages of P tokens (P a multiple of 16, of 32 for integers). A
 // contiguous cache is one page.
-//   kF32, kF16   k  [pages, Hkv, P/16, Dh, 16]   16 tokens side by side: a lane is a token, so that
+// Within a page, where the pages of other layers may lie between:
+//   kF32, kF16   k  [Hkv, P/16, Dh, 16]   16 tokens side by side: a lane is a token, so that
 //                                                scores need no horizontal sums
-//                v  [pages, Hkv, P, Dh]
-//   kInt8, kInt4 k, v  [pages, Hkv, P/32] blocks (ops/kv_layout.h)
+//                v  [Hkv, P, Dh]
+//   kInt8, kInt4 k, v  [Hkv, P/32] blocks (ops/kv_layout.h)
 //   tails        [tails, Hkv, 64, Dh] f16, the token at position p in row p mod 64; where
 //                kv_has_tails
 struct KvCacheView {
@@ -102,6 +103,8 @@ struct KvCacheView {
   void* v = nullptr;
   uint16_t* k_tails = nullptr;
   uint16_t* v_tails = nullptr;
+  // From the keys, and the values, of a page to those of the next.
+  int64_t k_page_bytes = 0, v_page_bytes = 0;
   int64_t page_tokens = 0, kv_heads = 0, head_dim = 0;
 };
 
@@ -131,8 +134,8 @@ struct KvWriteArgs {
 };
 
 // out = softmax(q·kᵀ · scale) · v, causal, grouped-query (query head h reads kv head h / (H /
-// Hkv)). Keys are taken in ascending order in blocks of 64 tokens with a running maximum, so a
-// query's result depends on its own context alone.
+// Hkv)). Keys are taken in ascending order in fixed blocks with a running maximum, so a query's
+// result depends on its own context alone.
 struct AttentionArgs {
   const float* q;  // [T, H · Dh]
   int64_t q_stride;

@@ -39,6 +39,7 @@ class PagedCache {
     for (const int64_t context : contexts)
       max_blocks_ = std::max(max_blocks_, ceil_div(context, shape.page_tokens));
     const int64_t b = static_cast<int64_t>(contexts.size()), pages = b * max_blocks_ + 1;
+    pages_ = pages;
     const int64_t numbers = pages * shape.kv_heads * shape.page_tokens * shape.head_dim;
     const int64_t blocks = pages * shape.kv_heads * shape.page_tokens / kKvBlockTokens;
     const int64_t bits = kv_bits(shape.type);
@@ -74,6 +75,8 @@ class PagedCache {
             .v = v_.as<void>(),
             .k_tails = k_tails_.as<uint16_t>(),
             .v_tails = v_tails_.as<uint16_t>(),
+            .k_page_bytes = k_bytes_ / pages_,
+            .v_page_bytes = v_bytes_ / pages_,
             .page_tokens = shape_.page_tokens,
             .kv_heads = shape_.kv_heads,
             .head_dim = shape_.head_dim};
@@ -98,7 +101,7 @@ class PagedCache {
 
  private:
   Shape shape_;
-  int64_t max_blocks_ = 1;
+  int64_t max_blocks_ = 1, pages_ = 0;
   int64_t k_bytes_ = 0, v_bytes_ = 0;
   Buffer k_, v_, k_tails_, v_tails_;
   std::vector<int32_t> table_, tails_;
@@ -189,6 +192,8 @@ class Step {
     Buffer scratch(bytes * workers);
     args.scratch = scratch.as<std::byte>();
     on_workers(workers, [&](const Worker& worker) { ops.attention(args, worker); });
+    if (ops.attention_in_parts(args, workers))
+      on_workers(workers, [&](const Worker& worker) { ops.attention_merge(args, worker); });
     return out_;
   }
   const std::vector<float>& attend_by_reference() {
@@ -479,6 +484,25 @@ TEST_P(AttentionTest,
             << "Dh " << shape.head_dim << ", window " << shape.sliding_window << ", steps "
             << sizes.size() << ", workers " << workers;
       }
+  }
+}
+
+TEST_P(AttentionTest, contexts_that_workers_divide_give_the_same_bits) {
+  const int64_t tokens = 900;
+  for (const Shape& shape :
+       {Shape{.heads = 6, .kv_heads = 2}, Shape{.heads = 3, .kv_heads = 1, .sliding_window = 300},
+        Shape{.heads = 4, .kv_heads = 2, .head_dim = 40, .type = KvType::kF32},
+        coded({.heads = 6, .kv_heads = 2})[0], coded({.heads = 6, .kv_heads = 2})[1],
+        coded({.heads = 6, .kv_heads = 2, .sliding_window = 300})[2]}) {
+    const std::vector<Text> texts = {Text(shape, tokens, 9)};
+    const std::vector<float> whole = in_steps(ops(), shape, texts, {tokens}, 1);
+    for (const int workers : {1, 2, 3, 16}) {
+      const std::vector<float> cut =
+          in_steps(ops(), shape, texts, {511, 1, 1, 254, 1, 1, 130, 1}, workers);
+      EXPECT_EQ(std::memcmp(cut.data(), whole.data(), whole.size() * sizeof(float)), 0)
+          << "Dh " << shape.head_dim << ", window " << shape.sliding_window << ", workers "
+          << workers;
+    }
   }
 }
 

@@ -6,16 +6,23 @@
 // block, head) of equal cost: with few sequences in decode the heads of a kv head are divided
 // between workers, with many they stay together.
 //
+// Where that gives the workers unequal parts because queries are few, they divide the context of
+// each kv head instead, into chunks of 256 tokens, whose results are put together afterwards.
+//
 // A query's result does not depend on the cut. Per query and head every kernel does, for each block
 // of 64 tokens in ascending order (blocks start at multiples of 64 of the sequence's positions):
 //   s_j = Σ_d (q_d · scale) · k_jd     ascending d, one accumulator
 //   m'  = max(m, max_j s_j),  α = exp(m − m'),  p_j = exp(s_j − m'), 0 where masked
 //   l   = l · α + Σ_j p_j              order fixed by the ISA
 //   o_d = o_d · α + Σ_j p_j · v_jd     ascending j, one accumulator; terms with p_j = 0 are no-ops
-// and o / l at the end. Integer caches: small_ops_codes.h. Tokens beyond a sequence's context are
-// never read as numbers; later tokens of the same block are only multiplied by zero, so their
-// values must be finite (kv_write clamps f16 caches to ±65504).
+// beginning anew with each chunk of 256 tokens (portable: once), whose m, l and o are added to the
+// context's in the same way, in ascending order; and o / l at the end. Integer caches:
+// small_ops_codes.h. Tokens beyond a sequence's context are never read as numbers; later tokens of
+// the same block are only multiplied by zero, so their values must be finite (kv_write clamps f16
+// caches to ±65504).
 #pragma once
+
+#include <cstddef>
 
 #include "ops/ops.h"
 
@@ -24,6 +31,33 @@ namespace {
 
 constexpr int64_t kBlockTokens = 64;  // of the online softmax: part of the contract
 constexpr int64_t kTileTokens = 16;   // of the key layout
+// What workers divide a context into: part of the contract. Putting a chunk together costs a
+// hundredth of it, and with 16 threads 2048 tokens of 3 kv heads are 24 parts.
+constexpr int64_t kChunkTokens = 256;
+// Units of so few rows (queries × heads) read the cache itself, and may have parts.
+constexpr int64_t kDirectRows = 8;
+
+// Where one kv head's numbers, or blocks of codes, of a page begin.
+template <typename T>
+inline T* keys_of(const KvCacheView& cache, int64_t page, int64_t head) {
+  return reinterpret_cast<T*>(static_cast<std::byte*>(cache.k) + page * cache.k_page_bytes) +
+         head * cache.page_tokens * cache.head_dim;
+}
+template <typename T>
+inline T* values_of(const KvCacheView& cache, int64_t page, int64_t head) {
+  return reinterpret_cast<T*>(static_cast<std::byte*>(cache.v) + page * cache.v_page_bytes) +
+         head * cache.page_tokens * cache.head_dim;
+}
+inline uint8_t* key_blocks_of(const KvCacheView& cache, int64_t page, int64_t head) {
+  return static_cast<uint8_t*>(cache.k) + page * cache.k_page_bytes +
+         head * (cache.page_tokens / kKvBlockTokens) *
+             key_block_bytes(kv_bits(cache.type), cache.key_layout, cache.head_dim);
+}
+inline uint8_t* value_blocks_of(const KvCacheView& cache, int64_t page, int64_t head) {
+  return static_cast<uint8_t*>(cache.v) + page * cache.v_page_bytes +
+         head * (cache.page_tokens / kKvBlockTokens) *
+             value_block_bytes(kv_bits(cache.type), cache.head_dim);
+}
 
 struct AttentionUnit {
   int64_t sequence;
@@ -31,6 +65,9 @@ struct AttentionUnit {
   int64_t position;            // of row_begin
   int64_t kv_head;
   int64_t head_begin, head_end;  // query heads, all of kv_head
+  // Of a part: chunks of the context, and where its worker keeps them.
+  int64_t chunk_begin = 0, chunk_end = INT64_MAX;
+  int64_t slot = -1;
 };
 
 // Queries per unit: about 96 rows (queries × heads) share one conversion of a block of keys and
@@ -99,6 +136,99 @@ void for_each_attention_unit(const AttentionArgs& args, const Worker& worker, co
         }
         before += args.heads * cost;
       });
+}
+
+// ---- parts of a context -------------------------------------------------------------------------
+
+inline int64_t chunks_of_longest(const AttentionArgs& args) {
+  int64_t longest = 0;
+  for (int64_t b = 0; b < args.batch.b; ++b)
+    if (args.batch.context_len[b] > longest) longest = args.batch.context_len[b];
+  return (longest + kChunkTokens - 1) / kChunkTokens;
+}
+
+// Whether every unit has so few rows that its chunks may be kept.
+inline bool may_have_parts(const AttentionArgs& args) {
+  const int64_t most = kDirectRows / (args.heads / args.cache.kv_heads);
+  for (int64_t b = 0; b < args.batch.b; ++b)
+    if (args.batch.query_start[b + 1] - args.batch.query_start[b] > most) return false;
+  return true;
+}
+
+// With several units a worker their own number balances the work.
+inline bool in_parts(const AttentionArgs& args, int workers) {
+  return workers > 1 && args.batch.b * args.cache.kv_heads < 4 * workers && may_have_parts(args) &&
+         chunks_of_longest(args) > 1;
+}
+
+// The tokens of a unit: from the first that its first query sees, or of its chunks, to the last.
+inline int64_t begin_of_chunks(const AttentionUnit& unit, int64_t window) {
+  const int64_t first = unit.position + 1 > window ? unit.position + 1 - window : 0;
+  const int64_t begin = unit.chunk_begin * kChunkTokens;
+  return begin > first ? begin : first;
+}
+inline int64_t end_of_chunks(const AttentionUnit& unit, int64_t context) {
+  return unit.chunk_end < (context + kChunkTokens - 1) / kChunkTokens
+             ? unit.chunk_end * kChunkTokens
+             : context;
+}
+
+// Calls body(AttentionUnit, worker, units before it of the same queries and heads, last of them)
+// for all units of all workers, in ascending order of sequence, kv head and chunk. A worker has at
+// most two units that are parts: its first and its last.
+template <typename Body>
+void for_each_part(const AttentionArgs& args, int workers, const Body& body) {
+  const int64_t group = args.heads / args.cache.kv_heads;
+  // A chunk costs its tokens; beginning one costs about as much as 32.
+  const auto for_each_head = [&](const auto& visit) {
+    for_each_query_block(
+        args, [&](int64_t b, int64_t row, int64_t row_end, int64_t position, int64_t) {
+          const int64_t last = position + row_end - row;
+          const int64_t window = args.sliding_window > 0 ? args.sliding_window : last;
+          const int64_t first = position + 1 > window ? position + 1 - window : 0;
+          for (int64_t head = 0; head < args.cache.kv_heads; ++head)
+            visit(AttentionUnit{.sequence = b,
+                                .row_begin = row,
+                                .row_end = row_end,
+                                .position = position,
+                                .kv_head = head,
+                                .head_begin = head * group,
+                                .head_end = (head + 1) * group},
+                  first, last);
+        });
+  };
+  const auto cost_of = [](int64_t chunk, int64_t first, int64_t last) {
+    const int64_t begin = chunk * kChunkTokens, end = begin + kChunkTokens;
+    return 2 * ((end < last ? end : last) - (begin > first ? begin : first) + 32);
+  };
+  int64_t total = 0;
+  for_each_head([&](const AttentionUnit&, int64_t first, int64_t last) {
+    for (int64_t c = first / kChunkTokens; c * kChunkTokens < last; ++c)
+      total += cost_of(c, first, last);
+  });
+  int64_t before = 0;
+  int worker = 0;
+  int64_t slot = 0;
+  for_each_head([&](AttentionUnit unit, int64_t first, int64_t last) {
+    const int64_t begin = first / kChunkTokens, end = (last + kChunkTokens - 1) / kChunkTokens;
+    int64_t order = 0;
+    for (int64_t c = begin; c < end; ++order) {
+      // A chunk belongs to the worker in whose share the middle of its cost falls.
+      const auto owned = [&](int64_t chunk) {
+        return before + cost_of(chunk, first, last) / 2 < total * (worker + 1) / workers;
+      };
+      while (!owned(c)) {
+        ++worker;
+        slot = 0;
+      }
+      unit.chunk_begin = c;
+      for (; c < end && owned(c); ++c) before += cost_of(c, first, last);
+      unit.chunk_end = c;
+      const bool part = unit.chunk_begin > begin || c < end;
+      unit.slot = part ? slot++ : -1;
+      body(unit, worker, order, c == end);
+    }
+  });
 }
 
 }  // namespace

@@ -26,15 +26,15 @@ namespace {
 constexpr int64_t kTilesPerHalf = kKvBlockTokens / kTileTokens;
 
 struct CodesScratch {
-  float *q, *out;          // [rows, padded Dh]
+  std::byte* parts;
+  float* q;                // [rows, padded Dh]
   int16_t* queries;        // [2 halves, rows, padded Dh]
   float *factor, *offset;  // [2 halves, rows] a and what is added, or multiplies the minima
   float* p;                // [6, 64] scores, then probabilities
   int16_t* words;          // [6, 64] t
   int16_t *k, *v;          // one block widened: [4 tiles, padded Dh · 16]
   float *own_k, *own_v;    // the exact block: [2, padded Dh, 16], [32, padded Dh]
-  float* sum;              // [rows, lanes]
-  float* maximum;          // [rows], and the rest of a vector
+  RowState chunk, total;   // of the chunk at hand, and of those before it
 };
 
 template <typename S>
@@ -49,8 +49,8 @@ inline CodesScratch codes_scratch(const AttentionArgs& args, std::byte* base, in
   const auto floats = [&](int64_t count) { return reinterpret_cast<float*>(take(count, 4)); };
   const auto words = [&](int64_t count) { return reinterpret_cast<int16_t*>(take(count, 2)); };
   CodesScratch scratch;
+  scratch.parts = take(part_floats<S>(args, dh), 4);
   scratch.q = floats(rows * dh);
-  scratch.out = floats(rows * dh);
   scratch.queries = words(2 * rows * dh);
   scratch.factor = floats(2 * rows);
   scratch.offset = floats(2 * rows);
@@ -60,8 +60,8 @@ inline CodesScratch codes_scratch(const AttentionArgs& args, std::byte* base, in
   scratch.v = words(kBlockTokens * dh);
   scratch.own_k = floats(kKvBlockTokens * dh);
   scratch.own_v = floats(kKvBlockTokens * dh);
-  scratch.sum = floats(rows * S::kLanes);
-  scratch.maximum = floats(rows + S::kLanes);
+  scratch.chunk = row_state<S>(floats(row_state_floats<S>(rows, dh)), rows, dh);
+  scratch.total = row_state<S>(floats(row_state_floats<S>(rows, dh)), rows, dh);
   *bytes = at;
   return scratch;
 }
@@ -307,10 +307,10 @@ void attend_code_rows(const CodesBlock& block, const AttentionUnit& unit, int64_
   }
 
   alignas(64) float alpha[S::kLanes];
-  softmax_rows<S, R>(scratch.p, row_begin, row_end, scratch.maximum + row,
-                     scratch.sum + row * S::kLanes, alpha);
+  softmax_rows<S, R>(scratch.p, row_begin, row_end, scratch.chunk.maximum + row,
+                     scratch.chunk.sum + row * S::kLanes, alpha);
 
-  float* out = scratch.out + row * dh;
+  float* out = scratch.chunk.out + row * dh;
   if (first_tile < code_tiles) {
     float w[R], constant[R];
     round_weights<S, R>(scratch.p, block, first_tile, code_tiles, scratch.words, w, constant);
@@ -397,34 +397,29 @@ void widen(CodesBlock& block, int64_t dh, const CodesScratch& scratch) {
 }
 
 template <typename S, int kBits>
-void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit,
-                       const CodesScratch& scratch) {
+void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit, CodesScratch scratch) {
   using V = typename S::V;
   const KvCacheView& cache = args.cache;
   const int64_t head_dim = cache.head_dim, dh = padded_head_dim(head_dim);
   const int64_t heads = unit.head_end - unit.head_begin;
   const int64_t rows = (unit.row_end - unit.row_begin) * heads;
-  const int64_t last = unit.position + unit.row_end - unit.row_begin;
-  const int64_t window = args.sliding_window > 0 ? args.sliding_window : last;
+  const int64_t context = unit.position + unit.row_end - unit.row_begin;
+  const int64_t window = args.sliding_window > 0 ? args.sliding_window : context;
+  const int64_t last = end_of_chunks(unit, context);
   const int64_t own = own_block(args, unit);
   const bool by_channel = cache.key_layout == KeyLayout::kChannel;
-  const auto offset = [&](int64_t row, int64_t stride) {
-    return (unit.row_begin + row / heads) * stride + (unit.head_begin + row % heads) * head_dim;
-  };
 
   // Scores in units of log 2: exp becomes exp2.
   const V scale = S::set1(args.scale * 0x1.715476p+0f);
   for (int64_t row = 0; row < rows; ++row) {
-    const float* q = args.q + offset(row, args.q_stride);
+    const float* q = args.q + (unit.row_begin + row / heads) * args.q_stride +
+                     (unit.head_begin + row % heads) * head_dim;
     std::memset(scratch.q + row * dh, 0, dh * sizeof(float));
-    std::memset(scratch.out + row * dh, 0, dh * sizeof(float));
     for_each_vector<S>(0, head_dim, [&](int64_t d, int64_t n) {
       store<S>(scratch.q + row * dh + d, S::mul(load<S>(q + d, n), scale), n);
     });
-    scratch.maximum[row] = -__builtin_inff();
-    S::store(scratch.sum + row * S::kLanes, S::zero());
   }
-  S::store(scratch.maximum + rows, S::zero());  // read with the last rows, not used
+  clear_rows<S>(scratch.total, rows, dh);
   if (!by_channel)
     round_queries<S>(scratch.q, rows, dh, nullptr, scratch.queries, scratch.factor, scratch.offset);
   if (own < last) load_own_block<S>(args, unit, own, last, dh, scratch);
@@ -443,11 +438,10 @@ void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit,
         block.own = half * kTilesPerHalf;
         break;
       }
-      const int64_t index = (pages[token / cache.page_tokens] * cache.kv_heads + unit.kv_head) *
-                                (cache.page_tokens / kKvBlockTokens) +
-                            token % cache.page_tokens / kKvBlockTokens;
-      const uint8_t* k = static_cast<const uint8_t*>(cache.k) + index * key_bytes;
-      const uint8_t* v = static_cast<const uint8_t*>(cache.v) + index * value_bytes;
+      const int64_t page = pages[token / cache.page_tokens];
+      const int64_t index = token % cache.page_tokens / kKvBlockTokens;
+      const uint8_t* k = key_blocks_of(cache, page, unit.kv_head) + index * key_bytes;
+      const uint8_t* v = value_blocks_of(cache, page, unit.kv_head) + index * value_bytes;
       const auto* k_scales = reinterpret_cast<const uint16_t*>(k + 2 * tile_bytes);
       const auto* v_scales = reinterpret_cast<const uint16_t*>(v + 2 * tile_bytes);
       if (by_channel) block.channels[half] = k_scales;
@@ -466,9 +460,14 @@ void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit,
     return block;
   };
 
-  const int64_t first = unit.position + 1 > window ? unit.position + 1 - window : 0;
-  CodesBlock block = locate(first / kBlockTokens * kBlockTokens);
-  for (int64_t start = block.start; start < last; start += kBlockTokens) {
+  const int64_t block_begin = begin_of_chunks(unit, window) / kBlockTokens * kBlockTokens;
+  CodesBlock block = locate(block_begin);
+  for (int64_t start = block_begin; start < last; start += kBlockTokens) {
+    if (start == block_begin || start % kChunkTokens == 0) {
+      if (unit.slot >= 0)
+        scratch.chunk = part_of<S>(args, scratch.parts, unit, start / kChunkTokens, rows, dh);
+      clear_rows<S>(scratch.chunk, rows, dh);
+    }
     CodesBlock next = block;
     if (start + kBlockTokens < last) next = locate(start + kBlockTokens);
     for (int64_t half = 0; by_channel && half * kTilesPerHalf < block.tiles; ++half)
@@ -485,16 +484,11 @@ void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit,
       attend_codes<S, 16>(block, unit, rows, window, dh, scratch);
     }
     block = next;
+    const int64_t end = start + kBlockTokens;
+    if (unit.slot < 0 && (end >= last || end % kChunkTokens == 0))
+      add_chunk<S>(scratch.chunk, rows, dh, scratch.total);
   }
-
-  for (int64_t row = 0; row < rows; ++row) {
-    const V inverse = S::set1(1.0f / S::reduce_add(S::load(scratch.sum + row * S::kLanes)));
-    float* out = args.out + offset(row, args.out_stride);
-    // Adding +0 gives every zero the same sign, whichever no-op terms it met.
-    for_each_vector<S>(0, head_dim, [&](int64_t d, int64_t n) {
-      store<S>(out + d, S::add(S::mul(S::load(scratch.out + row * dh + d), inverse), S::zero()), n);
-    });
-  }
+  if (unit.slot < 0) write_rows<S>(args, unit, rows, dh, scratch.total);
 }
 
 template <typename S>
@@ -509,9 +503,16 @@ template <typename S, int kBits>
 void codes_attention(const AttentionArgs& args, const Worker& worker) {
   int64_t bytes = codes_scratch_bytes<S>(args);
   const CodesScratch scratch = codes_scratch<S>(args, args.scratch + worker.index * bytes, &bytes);
-  for_each_attention_unit(args, worker, [&](const AttentionUnit& unit) {
+  for_each_unit(args, worker, [&](const AttentionUnit& unit) {
     attend_unit_codes<S, kBits>(args, unit, scratch);
   });
+}
+
+template <typename S>
+void codes_merge(const AttentionArgs& args, const Worker& worker) {
+  int64_t bytes = codes_scratch_bytes<S>(args);
+  const CodesScratch scratch = codes_scratch<S>(args, args.scratch + worker.index * bytes, &bytes);
+  merge_parts<S>(args, worker, padded_head_dim(args.cache.head_dim), bytes, scratch.total);
 }
 
 }  // namespace

@@ -127,15 +127,15 @@ void write_code_block(const KvWriteArgs& args, int64_t b, int64_t from, int64_t 
   const int64_t bits = kv_bits(cache.type), dh = cache.head_dim, padded = padded_head_dim(dh);
   const float levels = bits == 8 ? 255.0f : 15.0f;
   const int64_t page = args.batch.block_table[b * args.batch.max_blocks + from / cache.page_tokens];
-  const int64_t index = (page * cache.kv_heads + head) * (cache.page_tokens / kKvBlockTokens) +
-                        from % cache.page_tokens / kKvBlockTokens;
+  const int64_t index = from % cache.page_tokens / kKvBlockTokens;
   alignas(64) uint8_t codes[kKvBlockTokens * kLargestCodedHead];
   alignas(64) float x[kKvBlockTokens * kLargestCodedHead];
   if (padded != dh) std::memset(codes, 0, kKvBlockTokens * padded);
   for (const bool keys : {true, false}) {
     uint8_t* block =
-        static_cast<uint8_t*>(keys ? cache.k : cache.v) +
-        index * (keys ? key_block_bytes(bits, cache.key_layout, dh) : value_block_bytes(bits, dh));
+        keys
+            ? key_blocks_of(cache, page, head) + index * key_block_bytes(bits, cache.key_layout, dh)
+            : value_blocks_of(cache, page, head) + index * value_block_bytes(bits, dh);
     auto* scales = reinterpret_cast<uint16_t*>(block + kv_code_bytes(bits, dh));
     const auto load_row = [&](int64_t position, float* row) {
       load_exact<S>(cache, args.batch, keys ? args.k : args.v, keys ? args.k_stride : args.v_stride,

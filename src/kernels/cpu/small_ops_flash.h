@@ -17,30 +17,159 @@ namespace {
 
 constexpr int64_t kTilesPerBlock = kBlockTokens / kTileTokens;
 constexpr int64_t kRowTile = 6;
-constexpr int64_t kDirectRows = 8;
 
 // To L2: a whole phase lies between this and the use. Prefetches to L1 would hold the few places
 // for its misses, and the phase's own loads wait behind them (Zen 4: twice the time from memory).
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
-struct FlashScratch {
-  float *q, *out;  // [rows, Dh]
-  float *k, *v;    // one block as f32: [4, Dh, 16], [64, Dh]
-  float* p;        // [6, 64] scores, then probabilities
+// o, l and m of a unit's rows.
+struct RowState {
+  float* out;      // [rows, Dh]
   float* sum;      // [rows, lanes] partial sums of a row, one per lane
   float* maximum;  // [rows], and the rest of a vector
+};
+
+template <typename S>
+inline int64_t row_state_floats(int64_t rows, int64_t dh) {
+  return (rows * (dh + S::kLanes) + rows + S::kLanes + 15) / 16 * 16;
+}
+template <typename S>
+inline RowState row_state(float* at, int64_t rows, int64_t dh) {
+  return {at, at + rows * dh, at + rows * (dh + S::kLanes)};
+}
+
+template <typename S>
+inline void clear_rows(const RowState& state, int64_t rows, int64_t dh) {
+  std::memset(state.out, 0, rows * dh * sizeof(float));
+  std::memset(state.sum, 0, rows * S::kLanes * sizeof(float));
+  for (int64_t i = 0; i < rows + S::kLanes; ++i)  // the last ones are read with others, not used
+    state.maximum[i] = -__builtin_inff();
+}
+
+// Adds a chunk's rows to the context's.
+template <typename S>
+inline void add_chunk(const RowState& chunk, int64_t rows, int64_t dh, const RowState& total) {
+  using V = typename S::V;
+  for (int64_t first = 0; first < rows; first += S::kLanes) {
+    const V old = S::load(total.maximum + first), added = S::load(chunk.maximum + first);
+    const V maximum = S::max(old, added);
+    // Finite, as in softmax_rows.
+    const V shift = S::max(maximum, S::set1(-FLT_MAX));
+    alignas(64) float alpha[S::kLanes], beta[S::kLanes], maxima[S::kLanes];
+    S::store(alpha, exp2_of_nonpositive<S>(S::sub(old, shift)));
+    S::store(beta, exp2_of_nonpositive<S>(S::sub(added, shift)));
+    S::store(maxima, maximum);
+    for (int64_t i = 0; i < least(S::kLanes, rows - first); ++i) {
+      const int64_t row = first + i;
+      const V a = S::broadcast(alpha + i), b = S::broadcast(beta + i);
+      total.maximum[row] = maxima[i];
+      const auto add = [&](float* to, const float* from) {
+        S::store(to, S::fma(S::load(from), b, S::mul(S::load(to), a)));
+      };
+      add(total.sum + row * S::kLanes, chunk.sum + row * S::kLanes);
+      for (int64_t d = 0; d < dh; d += S::kLanes)
+        add(total.out + row * dh + d, chunk.out + row * dh + d);
+    }
+  }
+}
+
+// Both kinds of caches' scratch begins with a worker's parts: [2 slots][chunks] RowStates.
+template <typename S>
+inline int64_t part_floats(const AttentionArgs& args, int64_t dh) {
+  return may_have_parts(args) ? 2 * chunks_of_longest(args) * row_state_floats<S>(kDirectRows, dh)
+                              : 0;
+}
+template <typename S>
+inline RowState part_of(const AttentionArgs& args, std::byte* scratch, const AttentionUnit& unit,
+                        int64_t chunk, int64_t rows, int64_t dh) {
+  const int64_t index = unit.slot * chunks_of_longest(args) + chunk - unit.chunk_begin;
+  return row_state<S>(
+      reinterpret_cast<float*>(scratch) + index * row_state_floats<S>(kDirectRows, dh), rows, dh);
+}
+
+// out = o / l of rows of dh numbers, of which the first head_dim are wanted.
+template <typename S>
+inline void write_rows(const AttentionArgs& args, const AttentionUnit& unit, int64_t rows,
+                       int64_t dh, const RowState& total) {
+  using V = typename S::V;
+  const int64_t heads = unit.head_end - unit.head_begin, head_dim = args.cache.head_dim;
+  for (int64_t row = 0; row < rows; ++row) {
+    const V inverse = S::set1(1.0f / S::reduce_add(S::load(total.sum + row * S::kLanes)));
+    float* out = args.out + (unit.row_begin + row / heads) * args.out_stride +
+                 (unit.head_begin + row % heads) * head_dim;
+    // Adding +0 gives every zero the same sign, whichever no-op terms it met.
+    for_each_vector<S>(0, head_dim, [&](int64_t d, int64_t n) {
+      store<S>(out + d, S::add(S::mul(S::load(total.out + row * dh + d), inverse), S::zero()), n);
+    });
+  }
+}
+
+// `unit_of_parts` are put together by the worker of the first.
+template <typename S>
+void merge_parts(const AttentionArgs& args, const Worker& worker, int64_t dh, int64_t scratch_bytes,
+                 const RowState& total) {
+  int owner = 0;
+  for_each_part(
+      args, worker.count, [&](const AttentionUnit& unit, int of, int64_t order, bool last) {
+        if (order == 0) owner = of;
+        if (unit.slot < 0 || owner != worker.index) return;
+        const int64_t rows = (unit.row_end - unit.row_begin) * (unit.head_end - unit.head_begin);
+        if (order == 0) clear_rows<S>(total, rows, dh);
+        for (int64_t c = unit.chunk_begin; c < unit.chunk_end; ++c)
+          add_chunk<S>(part_of<S>(args, args.scratch + of * scratch_bytes, unit, c, rows, dh), rows,
+                       dh, total);
+        if (last) write_rows<S>(args, unit, rows, dh, total);
+      });
+}
+
+// Calls body(AttentionUnit) for this worker's units, whichever way the work is cut.
+template <typename Body>
+void for_each_unit(const AttentionArgs& args, const Worker& worker, const Body& body) {
+  if (!in_parts(args, worker.count)) return for_each_attention_unit(args, worker, body);
+  for_each_part(args, worker.count, [&](const AttentionUnit& unit, int of, int64_t, bool) {
+    if (of == worker.index) body(unit);
+  });
+}
+
+struct FlashScratch {
+  std::byte* parts;
+  float* q;               // [rows, Dh]
+  float *k, *v;           // one block as f32: [4, Dh, 16], [64, Dh]
+  float* p;               // [6, 64] scores, then probabilities
+  RowState chunk, total;  // of the chunk at hand, and of those before it
 };
 
 inline int64_t flash_rows(const AttentionArgs& args) {
   return query_block(args) * (args.heads / args.cache.kv_heads);
 }
 
+// One worker's, and how many bytes that is; `base` may be null.
+template <typename S>
+inline FlashScratch flash_scratch(const AttentionArgs& args, std::byte* base, int64_t* bytes) {
+  const int64_t dh = args.cache.head_dim, rows = flash_rows(args);
+  int64_t at = 0;
+  const auto take = [&](int64_t floats) {
+    auto* result = base == nullptr ? nullptr : reinterpret_cast<float*>(base + at);
+    at += (floats * 4 + 63) / 64 * 64;
+    return result;
+  };
+  FlashScratch scratch;
+  scratch.parts = reinterpret_cast<std::byte*>(take(part_floats<S>(args, dh)));
+  scratch.q = take(rows * dh);
+  scratch.k = take(kBlockTokens * dh);
+  scratch.v = take(kBlockTokens * dh);
+  scratch.p = take(kRowTile * kBlockTokens);
+  scratch.chunk = row_state<S>(take(row_state_floats<S>(rows, dh)), rows, dh);
+  scratch.total = row_state<S>(take(row_state_floats<S>(rows, dh)), rows, dh);
+  *bytes = at;
+  return scratch;
+}
+
 template <typename S>
 inline int64_t flash_scratch_bytes(const AttentionArgs& args) {
-  const int64_t dh = args.cache.head_dim, rows = flash_rows(args);
-  const int64_t floats = 2 * rows * dh + 2 * kBlockTokens * dh + kRowTile * kBlockTokens +
-                         rows * S::kLanes + rows + S::kLanes;
-  return (floats * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
+  int64_t bytes;
+  flash_scratch<S>(args, nullptr, &bytes);
+  return bytes;
 }
 
 template <typename S>
@@ -236,11 +365,11 @@ void attend_rows(const FlashBlock<T>& block, const AttentionUnit& unit, int64_t 
     row_end[r] = end_of(row + r);
   }
   alignas(64) float alpha[S::kLanes];
-  softmax_rows<S, R>(scratch.p, row_begin, row_end, scratch.maximum + row,
-                     scratch.sum + row * S::kLanes, alpha);
+  softmax_rows<S, R>(scratch.p, row_begin, row_end, scratch.chunk.maximum + row,
+                     scratch.chunk.sum + row * S::kLanes, alpha);
 
   constexpr int kWide = kAccumulators / R >= 8 ? 8 : kAccumulators / R >= 4 ? 4 : 2;
-  float* out = scratch.out + row * dh;
+  float* out = scratch.chunk.out + row * dh;
   int64_t d = 0;
   for (; d + kWide * S::kLanes <= dh; d += kWide * S::kLanes)
     add_values<S, R, kWide>(scratch.p, alpha, block.v, block.next_k, begin, end, dh, d, out);
@@ -268,33 +397,27 @@ void attend_block(const FlashBlock<T>& block, const AttentionUnit& unit, int64_t
 }
 
 template <typename S, typename T>
-void attend_unit(const AttentionArgs& args, const AttentionUnit& unit,
-                 const FlashScratch& scratch) {
+void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, FlashScratch scratch) {
   using V = typename S::V;
   const KvCacheView& cache = args.cache;
   const int64_t dh = cache.head_dim, heads = unit.head_end - unit.head_begin;
   const int64_t rows = (unit.row_end - unit.row_begin) * heads;
-  const int64_t last = unit.position + unit.row_end - unit.row_begin;
-  const int64_t window = args.sliding_window > 0 ? args.sliding_window : last;
-  const auto offset = [&](int64_t row, int64_t stride) {
-    return (unit.row_begin + row / heads) * stride + (unit.head_begin + row % heads) * dh;
-  };
+  const int64_t context = unit.position + unit.row_end - unit.row_begin;
+  const int64_t window = args.sliding_window > 0 ? args.sliding_window : context;
+  const int64_t last = end_of_chunks(unit, context);
 
   // Scores in units of log 2: exp becomes exp2.
   const V scale = S::set1(args.scale * 0x1.715476p+0f);
   for (int64_t row = 0; row < rows; ++row) {
-    const float* q = args.q + offset(row, args.q_stride);
-    for (int64_t d = 0; d < dh; d += S::kLanes) {
+    const float* q = args.q + (unit.row_begin + row / heads) * args.q_stride +
+                     (unit.head_begin + row % heads) * dh;
+    for (int64_t d = 0; d < dh; d += S::kLanes)
       S::store(scratch.q + row * dh + d, S::mul(S::load(q + d), scale));
-      S::store(scratch.out + row * dh + d, S::zero());
-    }
-    scratch.maximum[row] = -__builtin_inff();
-    S::store(scratch.sum + row * S::kLanes, S::zero());
   }
-  S::store(scratch.maximum + rows, S::zero());  // read with the last rows, not used
+  clear_rows<S>(scratch.total, rows, dh);
 
   const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
-  const int64_t first = unit.position + 1 > window ? unit.position + 1 - window : 0;
+  const int64_t first = begin_of_chunks(unit, window);
   const auto locate = [&](int64_t start) {
     FlashBlock<T> block;
     block.start = start;
@@ -303,65 +426,63 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit,
       const int64_t wanted = start + tile * kTileTokens;
       const int64_t token = wanted < last ? wanted : (last - 1) / kTileTokens * kTileTokens;
       const int64_t page = pages[token / cache.page_tokens];
-      const int64_t at =
-          ((page * cache.kv_heads + unit.kv_head) * cache.page_tokens + token % cache.page_tokens) *
-          dh;
-      block.k[tile] = static_cast<const T*>(cache.k) + at;
-      block.v[tile] = static_cast<const T*>(cache.v) + at;
+      const int64_t at = token % cache.page_tokens * dh;
+      block.k[tile] = keys_of<T>(cache, page, unit.kv_head) + at;
+      block.v[tile] = values_of<T>(cache, page, unit.kv_head) + at;
     }
     return block;
   };
   const bool direct = sizeof(T) == sizeof(float) || rows <= kDirectRows;
-  FlashBlock<T> block = locate(first / kBlockTokens * kBlockTokens);
-  for (int64_t start = block.start; start < last; start += kBlockTokens) {
+  const int64_t block_begin = first / kBlockTokens * kBlockTokens;
+  FlashBlock<T> block = locate(block_begin);
+  for (int64_t start = block_begin; start < last; start += kBlockTokens) {
     const bool more = start + kBlockTokens < last;
+    if (start == block_begin || start % kChunkTokens == 0) {
+      if (unit.slot >= 0)
+        scratch.chunk = part_of<S>(args, scratch.parts, unit, start / kChunkTokens, rows, dh);
+      clear_rows<S>(scratch.chunk, rows, dh);
+    }
     const FlashBlock<T> next = more ? locate(start + kBlockTokens) : block;
     if (direct) {
       block.prefetch_values = rows <= kDirectRows;
       block.next_k = rows <= kDirectRows && more ? next.k : nullptr;
       attend_block<S>(block, unit, rows, window, dh, scratch);
-      block = next;
-      continue;
-    }
-    FlashBlock<float> converted;
-    converted.start = start;
-    for (int64_t tile = 0; tile < kTilesPerBlock; ++tile) {
-      float* k = scratch.k + tile * kTileTokens * dh;
-      float* v = scratch.v + tile * kTileTokens * dh;
-      converted.k[tile] = k;
-      converted.v[tile] = v;
-      if (start + tile * kTileTokens >= last) continue;
-      for (int64_t i = 0; i < kTileTokens * dh; i += S::kLanes) {
-        S::store(k + i, S::load_element(block.k[tile] + i));
-        S::store(v + i, S::load_element(block.v[tile] + i));
+    } else {
+      FlashBlock<float> converted;
+      converted.start = start;
+      for (int64_t tile = 0; tile < kTilesPerBlock; ++tile) {
+        float* k = scratch.k + tile * kTileTokens * dh;
+        float* v = scratch.v + tile * kTileTokens * dh;
+        converted.k[tile] = k;
+        converted.v[tile] = v;
+        if (start + tile * kTileTokens >= last) continue;
+        for (int64_t i = 0; i < kTileTokens * dh; i += S::kLanes) {
+          S::store(k + i, S::load_element(block.k[tile] + i));
+          S::store(v + i, S::load_element(block.v[tile] + i));
+        }
       }
+      attend_block<S>(converted, unit, rows, window, dh, scratch);
     }
-    attend_block<S>(converted, unit, rows, window, dh, scratch);
     block = next;
+    if (unit.slot < 0 && (!more || (start + kBlockTokens) % kChunkTokens == 0))
+      add_chunk<S>(scratch.chunk, rows, dh, scratch.total);
   }
-
-  for (int64_t row = 0; row < rows; ++row) {
-    const V inverse = S::set1(1.0f / S::reduce_add(S::load(scratch.sum + row * S::kLanes)));
-    float* out = args.out + offset(row, args.out_stride);
-    // Adding +0 gives every zero the same sign, whichever no-op terms it met.
-    for (int64_t d = 0; d < dh; d += S::kLanes)
-      S::store(out + d, S::add(S::mul(S::load(scratch.out + row * dh + d), inverse), S::zero()));
-  }
+  if (unit.slot < 0) write_rows<S>(args, unit, rows, dh, scratch.total);
 }
 
 template <typename S, typename T>
 void flash_attention(const AttentionArgs& args, const Worker& worker) {
-  const int64_t dh = args.cache.head_dim, rows = flash_rows(args);
-  FlashScratch scratch;
-  scratch.q = reinterpret_cast<float*>(args.scratch + worker.index * flash_scratch_bytes<S>(args));
-  scratch.out = scratch.q + rows * dh;
-  scratch.k = scratch.out + rows * dh;
-  scratch.v = scratch.k + kBlockTokens * dh;
-  scratch.p = scratch.v + kBlockTokens * dh;
-  scratch.sum = scratch.p + kRowTile * kBlockTokens;
-  scratch.maximum = scratch.sum + rows * S::kLanes;
-  for_each_attention_unit(
-      args, worker, [&](const AttentionUnit& unit) { attend_unit<S, T>(args, unit, scratch); });
+  int64_t bytes = flash_scratch_bytes<S>(args);
+  const FlashScratch scratch = flash_scratch<S>(args, args.scratch + worker.index * bytes, &bytes);
+  for_each_unit(args, worker,
+                [&](const AttentionUnit& unit) { attend_unit<S, T>(args, unit, scratch); });
+}
+
+template <typename S>
+void flash_merge(const AttentionArgs& args, const Worker& worker) {
+  int64_t bytes = flash_scratch_bytes<S>(args);
+  const FlashScratch scratch = flash_scratch<S>(args, args.scratch + worker.index * bytes, &bytes);
+  merge_parts<S>(args, worker, args.cache.head_dim, bytes, scratch.total);
 }
 
 }  // namespace

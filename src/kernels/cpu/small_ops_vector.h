@@ -224,10 +224,10 @@ void kv_write_rows(const KvWriteArgs& args, const Worker& worker) {
   const Range part = split(args.batch.t * cache.kv_heads, 1, worker);
   for (int64_t unit = part.begin; unit < part.end; ++unit) {
     const int64_t t = unit / cache.kv_heads, head = unit % cache.kv_heads;
-    const int64_t page_head = args.batch.slots[t] / p * cache.kv_heads + head;
+    const int64_t page = args.batch.slots[t] / p;
     const int64_t offset = args.batch.slots[t] % p, lane = offset % kTileTokens;
-    T* k = static_cast<T*>(cache.k) + (page_head * p + offset - lane) * dh + lane;
-    T* v = static_cast<T*>(cache.v) + (page_head * p + offset) * dh;
+    T* k = keys_of<T>(cache, page, head) + (offset - lane) * dh + lane;
+    T* v = values_of<T>(cache, page, head) + offset * dh;
     const float* from_k = args.k + t * args.k_stride + head * dh;
     const float* from_v = args.v + t * args.v_stride + head * dh;
     for (int64_t d = 0; d < dh; d += S::kLanes) {

@@ -101,6 +101,10 @@ struct SmallOps {
   void (*kv_commit)(const KvWriteArgs&, const Worker&);
   int64_t (*attention_scratch_bytes)(const AttentionArgs&);  // of one worker
   void (*attention)(const AttentionArgs&, const Worker&);
+  // Whether so many workers divide a sequence's context between them. Then, once all are done,
+  // attention_merge puts their parts together.
+  bool (*attention_in_parts)(const AttentionArgs&, int workers);
+  void (*attention_merge)(const AttentionArgs&, const Worker&);
   void (*embedding)(const EmbeddingArgs&, const Worker&);
   // Index of the largest of x[0…n−1], the lowest index where equal.
   int64_t (*argmax)(const float* x, int64_t n);

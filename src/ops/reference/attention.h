@@ -12,15 +12,21 @@
 
 namespace whit::reference {
 
-// Element offsets of dimension d of the token at (page, offset) for one kv head.
+// Element offsets from cache.k and cache.v of dimension d of the token at (page, offset) for one kv
+// head.
+inline int64_t element_bytes(const KvCacheView& cache) {
+  return cache.type == KvType::kF32 ? 4 : 2;
+}
 inline int64_t key_offset(const KvCacheView& cache, int64_t page, int64_t head, int64_t offset,
                           int64_t d) {
-  const int64_t tile = (page * cache.kv_heads + head) * (cache.page_tokens / 16) + offset / 16;
-  return (tile * cache.head_dim + d) * 16 + offset % 16;
+  const int64_t tile = head * (cache.page_tokens / 16) + offset / 16;
+  return page * (cache.k_page_bytes / element_bytes(cache)) + (tile * cache.head_dim + d) * 16 +
+         offset % 16;
 }
 inline int64_t value_offset(const KvCacheView& cache, int64_t page, int64_t head, int64_t offset,
                             int64_t d) {
-  return ((page * cache.kv_heads + head) * cache.page_tokens + offset) * cache.head_dim + d;
+  return page * (cache.v_page_bytes / element_bytes(cache)) +
+         (head * cache.page_tokens + offset) * cache.head_dim + d;
 }
 
 // Of integer caches.
@@ -28,12 +34,11 @@ enum class Part { kKeys, kValues };
 inline uint8_t* kv_block(const KvCacheView& cache, Part part, int64_t page, int64_t head,
                          int64_t offset) {
   const int64_t bits = kv_bits(cache.type);
-  const int64_t bytes = part == Part::kKeys
-                            ? key_block_bytes(bits, cache.key_layout, cache.head_dim)
-                            : value_block_bytes(bits, cache.head_dim);
-  const int64_t block = (page * cache.kv_heads + head) * (cache.page_tokens / kKvBlockTokens) +
-                        offset / kKvBlockTokens;
-  return static_cast<uint8_t*>(part == Part::kKeys ? cache.k : cache.v) + block * bytes;
+  const int64_t block = head * (cache.page_tokens / kKvBlockTokens) + offset / kKvBlockTokens;
+  return part == Part::kKeys ? static_cast<uint8_t*>(cache.k) + page * cache.k_page_bytes +
+                                   block * key_block_bytes(bits, cache.key_layout, cache.head_dim)
+                             : static_cast<uint8_t*>(cache.v) + page * cache.v_page_bytes +
+                                   block * value_block_bytes(bits, cache.head_dim);
 }
 inline int64_t tail_offset(const KvCacheView& cache, int64_t tail, int64_t head, int64_t position) {
   return ((tail * cache.kv_heads + head) * kKvTailTokens + position % kKvTailTokens) *

@@ -56,4 +56,14 @@ void attention(const AttentionArgs& args, const Worker& worker) {
   }
 }
 
+bool attention_in_parts(const AttentionArgs& args, int workers) {
+  return runs_here(args.cache) ? in_parts(args, workers)
+                               : portable::attention_in_parts(args, workers);
+}
+
+void attention_merge(const AttentionArgs& args, const Worker& worker) {
+  if (!runs_here(args.cache)) return portable::attention_merge(args, worker);
+  is_integer(args.cache.type) ? codes_merge<Avx2>(args, worker) : flash_merge<Avx2>(args, worker);
+}
+
 }  // namespace whit::cpu::avx2

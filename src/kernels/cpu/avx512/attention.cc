@@ -57,4 +57,14 @@ void attention(const AttentionArgs& args, const Worker& worker) {
   }
 }
 
+bool attention_in_parts(const AttentionArgs& args, int workers) {
+  return runs_here(args.cache) ? in_parts(args, workers) : avx2::attention_in_parts(args, workers);
+}
+
+void attention_merge(const AttentionArgs& args, const Worker& worker) {
+  if (!runs_here(args.cache)) return avx2::attention_merge(args, worker);
+  is_integer(args.cache.type) ? codes_merge<Avx512>(args, worker)
+                              : flash_merge<Avx512>(args, worker);
+}
+
 }  // namespace whit::cpu::avx512

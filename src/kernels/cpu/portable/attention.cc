@@ -30,11 +30,10 @@ void write_rows(const KvWriteArgs& args, const Worker& worker) {
   const Range part = split(args.batch.t * cache.kv_heads, 1, worker);
   for (int64_t i = part.begin; i < part.end; ++i) {
     const int64_t t = i / cache.kv_heads, head = i % cache.kv_heads;
-    const int64_t page_head = args.batch.slots[t] / p * cache.kv_heads + head;
-    const int64_t offset = args.batch.slots[t] % p;
-    T* k = static_cast<T*>(cache.k) + (page_head * p + offset / kTileTokens * kTileTokens) * dh +
+    const int64_t page = args.batch.slots[t] / p, offset = args.batch.slots[t] % p;
+    T* k = keys_of<T>(cache, page, head) + offset / kTileTokens * kTileTokens * dh +
            offset % kTileTokens;
-    T* v = static_cast<T*>(cache.v) + (page_head * p + offset) * dh;
+    T* v = values_of<T>(cache, page, head) + offset * dh;
     for (int64_t d = 0; d < dh; ++d) {
       store(k + d * kTileTokens, args.k[t * args.k_stride + head * dh + d]);
       store(v + d, args.v[t * args.v_stride + head * dh + d]);
@@ -54,12 +53,10 @@ void load_block(const AttentionArgs& args, const AttentionUnit& unit, int64_t be
   const int64_t dh = cache.head_dim, p = cache.page_tokens;
   const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
   for (int64_t token = begin; token < end; ++token) {
-    const int64_t first = ((pages[token / p] * cache.kv_heads + unit.kv_head) * p +
-                           token % p / kTileTokens * kTileTokens) *
-                          dh;
+    const int64_t first = token % p / kTileTokens * kTileTokens * dh;
     const int64_t lane = token % kTileTokens, row = token - begin;
-    const T* k = static_cast<const T*>(cache.k) + first + lane;
-    const T* v = static_cast<const T*>(cache.v) + first + lane * dh;
+    const T* k = keys_of<T>(cache, pages[token / p], unit.kv_head) + first + lane;
+    const T* v = values_of<T>(cache, pages[token / p], unit.kv_head) + first + lane * dh;
     for (int64_t d = 0; d < dh; ++d) {
       block.k[row * dh + d] = load(k + d * kTileTokens);
       block.v[row * dh + d] = load(v + d);
@@ -188,5 +185,8 @@ void attention(const AttentionArgs& args, const Worker& worker) {
         for (int64_t d = 0; d < dh; ++d) out(row, head)[d] /= queries[row * heads + head].sum;
   });
 }
+
+bool attention_in_parts(const AttentionArgs&, int) { return false; }
+void attention_merge(const AttentionArgs&, const Worker&) {}
 
 }  // namespace whit::cpu::portable
