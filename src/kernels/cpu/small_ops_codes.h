@@ -79,8 +79,8 @@ struct CodesBlock {
   const CodesBlock* next = nullptr;                               // to prefetch
 };
 
-// The other parts of a block are prefetched while its predecessors' are read.
-inline void prefetch_scales(const CodesBlock& block, int64_t dh) {
+// Always inlined: g++ drops calls of a function that does nothing but prefetch.
+inline __attribute__((always_inline)) void prefetch_scales(const CodesBlock& block, int64_t dh) {
   for (int64_t half = 0; half < kTilesPerBlock / kTilesPerHalf; ++half) {
     const int64_t tile = half * kTilesPerHalf;
     prefetch(block.v_scale[tile]);

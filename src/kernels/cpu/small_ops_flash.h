@@ -20,7 +20,9 @@ constexpr int64_t kRowTile = 6;
 
 // To L2: a whole phase lies between this and the use. Prefetches to L1 would hold the few places
 // for its misses, and the phase's own loads wait behind them (Zen 4: twice the time from memory).
-inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
+inline __attribute__((always_inline)) void prefetch(const void* at) {
+  __builtin_prefetch(at, 0, 2);
+}
 
 // o, l and m of a unit's rows.
 struct RowState {
