@@ -58,9 +58,9 @@ inline __attribute__((always_inline)) void add_packed_line(const std::byte* line
                                                            int64_t q_stride,
                                                            __m256i (&sums)[MR][kVectors]) {
   if constexpr (kVectors > 1)
-    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T1);
   if constexpr (kVectors > 2)
-    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes + 64, _MM_HINT_T1);
   repeat<kVectors>([&](auto v) __attribute__((always_inline)) {
     const __m256i words = load(line + 32 * v);
     const __m256i low = low_nibbles(words), high = high_nibbles(words);
@@ -137,7 +137,7 @@ inline void unpack_lines(const std::byte* lines, int64_t count, std::byte* codes
   const int64_t half = count * 8 * kTileColumns;
   for (int64_t line = 0; line < count; ++line, lines += kLineBytes, codes += 8 * kTileColumns)
     repeat<kPanelVectors>([&](auto v) __attribute__((always_inline)) {
-      _mm_prefetch(reinterpret_cast<const char*>(lines) + kPrefetchBytes + 32 * v, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(lines) + kPrefetchBytes + 32 * v, _MM_HINT_T1);
       const __m256i words = load(lines + 32 * v);
       std::byte* to = codes + v / kTileVectors * half + v % kTileVectors * 32;
       store(to, low_nibbles(words));
