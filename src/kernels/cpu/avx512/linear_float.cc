@@ -1,8 +1,7 @@
 // AVX-512 vectors for kernels/cpu/linear_float.h. Bound for many rows: two 16-lane FMAs a clock.
 //
-// bf16 weights are widened to f32 like the other formats: vdpbf16ps would double the rate for many
-// rows, but it rounds the activations to bf16, and results of one engine would differ visibly
-// between machines.
+// bf16 weights are widened to f32: vdpbf16ps would double the rate for many rows, but it rounds the
+// activations to bf16, and results of one engine would differ visibly between machines.
 #include "kernels/cpu/linear_float.h"
 
 #include <immintrin.h>
@@ -63,10 +62,9 @@ struct Avx512 {
 
 }  // namespace
 
-constinit const LinearKernel kAvx512LinearFloat[5] = {
+constinit const LinearKernel kAvx512LinearFloat[4] = {
     FloatLinear<Avx512, WeightFormat::kF32>::row("avx512/linear_f32", Isa::kAvx512),
     FloatLinear<Avx512, WeightFormat::kBF16>::row("avx512/linear_bf16", Isa::kAvx512),
-    FloatLinear<Avx512, WeightFormat::kInt4Group>::row("avx512/linear_w4a16", Isa::kAvx512),
     FloatLinear<Avx512, WeightFormat::kInt8Channel>::row("avx512/linear_w8a16", Isa::kAvx512),
     FloatLinear<Avx512, WeightFormat::kFp8Channel>::row("avx512/linear_fp8", Isa::kAvx512),
 };

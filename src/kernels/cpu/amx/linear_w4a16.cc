@@ -1,0 +1,88 @@
+// AMX linears of int4_group weights and floating-point activations, as pairs of int8 rows
+// (avx512/activation_pairs.h), by int4_pass.h:
+//   y[m, n] = fma(128, high, low) · x_scale[m] (+ bias) (+ residual)
+// The same bits as avx512/linear_w4a16; few rows go there altogether. A block of tiles is the high
+// rows of 16 activations and their low rows. Bound: half the rate of int8 activations, which is
+// tdpbf16ps's.
+#include "kernels/cpu/amx/int4_pass.h"
+#include "kernels/cpu/avx512/activation_pairs.h"
+#include "kernels/cpu/linear_rows.h"
+
+namespace whit::cpu {
+namespace {
+
+struct Sizes {
+  Sizes(const PackedWeight& weight, int64_t m) : stride(pair_stride(weight.k)) {
+    // Both rows of each should stay in L2.
+    constexpr int64_t kPassBytes = 768 << 10, kMostRows = 512;
+    rows = std::clamp(kPassBytes / (2 * weight.k) / kTileRows * kTileRows, kTileRows, kMostRows);
+    rows = std::min(rows, round_up(m, kTileRows));
+    codes_at = round_up(unpacked_bytes(weight), 64);
+    scales_at = codes_at + 2 * rows * stride;
+    bytes = scales_at + round_up(4 * rows, 64);
+  }
+  int64_t rows, stride;  // of x a pass; of codes
+  int64_t codes_at, scales_at, bytes;
+};
+
+int64_t scratch_bytes(const PackedWeight& weight, int64_t m) {
+  return std::max(Sizes(weight, m).bytes, kAvx512LinearW4A16.scratch_bytes(weight, m));
+}
+
+void run(const LinearArgs& args, const Worker& worker) {
+  if (args.m < kLeastRows) return kAvx512LinearW4A16.run(args, worker);
+  const PackedWeight& weight = *args.weight;
+  const LinearShare share = linear_share(args, kTileRows, worker);
+  if (share.panel_begin == share.panel_end) return;
+  const Sizes sizes(weight, args.m);
+  std::byte* scratch = worker_scratch(args, scratch_bytes(weight, args.m), worker);
+  auto* codes = reinterpret_cast<int8_t*>(scratch + sizes.codes_at);
+  auto* scales = reinterpret_cast<float*>(scratch + sizes.scales_at);
+  const int64_t k_step = step_columns(weight);
+  const Tiles tiles(k_step);
+  for (int64_t begin = share.row_begin; begin < share.row_end; begin += sizes.rows) {
+    const int64_t rows = std::min(share.row_end - begin, sizes.rows);
+    const int64_t padded = round_up(rows, kTileRows);
+    for (int64_t m = 0; m < padded; ++m) {
+      int8_t* high = codes + (m / kTileRows * kBlockRows + m % kTileRows) * sizes.stride;
+      int8_t* low = high + kTileRows * sizes.stride;
+      if (m < rows) {
+        scales[m] = quantize_pair(args.x + (begin + m) * args.x_stride, weight.k, weight.group_size,
+                                  {high, nullptr}, {low, nullptr});
+      } else {
+        std::memset(high, 0, sizes.stride);
+        std::memset(low, 0, sizes.stride);
+      }
+    }
+    // All rows are where tiles can read them.
+    const ActivationTiles a(codes, sizes.stride, 2 * padded, weight.k, k_step, nullptr);
+    multiply_int4_pass(
+        weight, share, a, 2 * padded, scratch,
+        [&](int64_t index, int64_t m, int64_t from, int64_t to) {
+          const int64_t row = begin + m / 2, end = begin + rows;
+          prefetch_rows(args, index, std::min(row + from / 2, end), std::min(row + to / 2, end));
+        },
+        [&](int64_t index, int64_t m, int64_t, const float* acc) {
+          const int64_t row = m / 2, some = std::min(rows - row, kTileRows);
+          store_rows(args, index, begin + row, some, [&](int64_t i, int64_t v) {
+            const float* high = acc + i * kPanelRows + v;
+            return pair_sum(_mm512_load_ps(high), _mm512_load_ps(high + kSecondTile),
+                            scales[row + i]);
+          });
+        });
+  }
+}
+
+}  // namespace
+
+constinit const LinearKernel kAmxLinearW4A16 = {.name = "amx/linear_w4a16",
+                                                .format = kFormat,
+                                                .activation = Activation::kFloat,
+                                                .isa = Isa::kAmx,
+                                                .packed_bytes = packed_bytes<kFormat>,
+                                                .pack = pack_panels<kFormat>,
+                                                .scratch_bytes = scratch_bytes,
+                                                .run = run,
+                                                .activation_error = 0.5f / kLargestPair};
+
+}  // namespace whit::cpu
