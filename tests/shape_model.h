@@ -1,5 +1,5 @@
-// A model of Llama-3-8B's shape with random weights, for measuring what does not depend on their
-// values: the time and memory of calibration and quantization.
+// Models of Llamas' shapes with random weights, for measuring what does not depend on their values:
+// the time and memory of calibration and quantization, the speed of engines.
 #pragma once
 
 #include <fmt/format.h>
@@ -45,19 +45,26 @@ inline std::string byte_tokenizer() {
       .dump();
 }
 
+struct LlamaShape {
+  int64_t hidden, ffn, heads, kv_heads, vocabulary;
+  int layers;
+};
+constexpr LlamaShape kLlama8B = {4096, 14336, 32, 8, 128256, 32};   // Llama-3-8B
+constexpr LlamaShape kLlama1100M = {2048, 5632, 32, 4, 32000, 22};  // TinyLlama-1.1B
+
 // Weights are normal with a deviation of 0.02, in bf16: pieces of one block of random values, each
 // tensor from another place on.
-inline void write_llama_8b_shape(int layers, int vocabulary, const std::filesystem::path& out) {
+inline void write_llama_shape(const LlamaShape& model, const std::filesystem::path& out) {
   std::filesystem::create_directories(out);
-  constexpr int64_t kHidden = 4096, kFfn = 14336, kKv = 1024;
+  const int64_t hidden = model.hidden, kv = hidden / model.heads * model.kv_heads;
   write_file(out / "config.json", Json{{"architectures", {"LlamaForCausalLM"}},
                                        {"model_type", "llama"},
-                                       {"hidden_size", kHidden},
-                                       {"intermediate_size", kFfn},
-                                       {"num_hidden_layers", layers},
-                                       {"num_attention_heads", 32},
-                                       {"num_key_value_heads", 8},
-                                       {"vocab_size", vocabulary},
+                                       {"hidden_size", hidden},
+                                       {"intermediate_size", model.ffn},
+                                       {"num_hidden_layers", model.layers},
+                                       {"num_attention_heads", model.heads},
+                                       {"num_key_value_heads", model.kv_heads},
+                                       {"vocab_size", model.vocabulary},
                                        {"max_position_embeddings", 8192},
                                        {"rms_norm_eps", 1e-5},
                                        {"rope_theta", 500000.0},
@@ -70,23 +77,23 @@ inline void write_llama_8b_shape(int layers, int vocabulary, const std::filesyst
   const auto add = [&](const std::string& name, Shape shape) {
     entries.push_back({name + ".weight", StorageType::kBF16, std::move(shape)});
   };
-  add("model.embed_tokens", {vocabulary, kHidden});
-  for (int layer = 0; layer < layers; ++layer) {
+  add("model.embed_tokens", {model.vocabulary, hidden});
+  for (int layer = 0; layer < model.layers; ++layer) {
     const std::string prefix = fmt::format("model.layers.{}.", layer);
-    add(prefix + "input_layernorm", {kHidden});
-    add(prefix + "self_attn.q_proj", {kHidden, kHidden});
-    add(prefix + "self_attn.k_proj", {kKv, kHidden});
-    add(prefix + "self_attn.v_proj", {kKv, kHidden});
-    add(prefix + "self_attn.o_proj", {kHidden, kHidden});
-    add(prefix + "post_attention_layernorm", {kHidden});
-    add(prefix + "mlp.gate_proj", {kFfn, kHidden});
-    add(prefix + "mlp.up_proj", {kFfn, kHidden});
-    add(prefix + "mlp.down_proj", {kHidden, kFfn});
+    add(prefix + "input_layernorm", {hidden});
+    add(prefix + "self_attn.q_proj", {hidden, hidden});
+    add(prefix + "self_attn.k_proj", {kv, hidden});
+    add(prefix + "self_attn.v_proj", {kv, hidden});
+    add(prefix + "self_attn.o_proj", {hidden, hidden});
+    add(prefix + "post_attention_layernorm", {hidden});
+    add(prefix + "mlp.gate_proj", {model.ffn, hidden});
+    add(prefix + "mlp.up_proj", {model.ffn, hidden});
+    add(prefix + "mlp.down_proj", {hidden, model.ffn});
   }
-  add("model.norm", {kHidden});
-  add("lm_head", {vocabulary, kHidden});
+  add("model.norm", {hidden});
+  add("lm_head", {model.vocabulary, hidden});
 
-  std::vector<uint16_t> random_values((size_t{32} << 20) + 7919), ones(kHidden, f32_to_bf16(1.0f));
+  std::vector<uint16_t> random_values((size_t{32} << 20) + 7919), ones(hidden, f32_to_bf16(1.0f));
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0, 0.02f);
   for (uint16_t& value : random_values) value = f32_to_bf16(normal(random));
