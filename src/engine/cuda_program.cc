@@ -79,6 +79,7 @@ CudaRows::CudaRows(cuda::Device& device, const Graph& graph, int64_t max_tokens)
   q = cuda::DeviceBuffer(device, max_tokens * x_stride, purpose);
   scale = cuda::DeviceBuffer(device, max_tokens * 4, purpose);
   y = cuda::DeviceBuffer(device, max_tokens * y_stride * 2, purpose);
+  activated = cuda::DeviceBuffer(device, cuda::kMostMadeRows * x_stride * 4, purpose);
   // Columns that fill rows up are read, and never written.
   for (const cuda::DeviceBuffer* buffer : {&hidden, &x, &q, &scale, &y})
     device.fill_zero(buffer->as<void>(), buffer->bytes());
@@ -232,7 +233,16 @@ void CudaProgram::lower(NodeRange range, const WeightProvider& provider, ThreadP
                                .out = rows_for(node.output)};
         add(node.name, "silu_mul", [this, args](const Input& input) mutable {
           args.t = input.batch.t;
-          cuda::small_ops().silu_mul(args, device_.stream());
+          if (activated_ == nullptr) {
+            cuda::small_ops().silu_mul(args, device_.stream());
+            return;
+          }
+          // The product before it has: the next one quantizes.
+          waiting_ = {.kind = cuda::RowSource::Kind::kActivated,
+                      .x = rows_.activated.as<void>(),
+                      .x_stride = rows_.x_stride,
+                      .magnitude = std::exchange(activated_, nullptr),
+                      .static_scale = args.out.static_scale};
         });
         break;
       }
@@ -241,6 +251,26 @@ void CudaProgram::lower(NodeRange range, const WeightProvider& provider, ThreadP
     }
   }
   stacks_.clear();
+  // A product makes the next one's magnitudes zero: there must be another.
+  if (activations_ > 1) {
+    magnitudes_ = cuda::DeviceBuffer(
+        device_, activations_ * cuda::kMostMadeRows * int64_t{sizeof(uint32_t)}, "magnitudes");
+    device_.fill_zero(magnitudes_.as<void>(), magnitudes_.bytes());
+  }
+}
+
+const cuda::LinearWeight* CudaProgram::reader_of_activation(const LinearStack& stack) const {
+  if (stack.nodes.size() != 2) return nullptr;
+  const Node& gate = graph_.node(stack.nodes[0]);
+  const Node& up = graph_.node(stack.nodes[1]);
+  const auto& consumers = graph_.value(gate.output).consumers;
+  if (gate.n != up.n || consumers.size() != 1 || graph_.value(up.output).consumers != consumers)
+    return nullptr;
+  const Node& silu = graph_.node(consumers[0]);
+  if (silu.op != Op::kSiluMul || silu.inputs[0] != gate.output || silu.inputs[1] != up.output)
+    return nullptr;
+  const auto reader = only_readers_.find(silu.output);
+  return reader == only_readers_.end() ? nullptr : &reader->second;
 }
 
 void CudaProgram::lower_embedding(const Node& node, const WeightProvider& provider) {
@@ -367,12 +397,28 @@ void CudaProgram::lower_linear(LinearStack& stack, const WeightProvider& provide
       column += graph_.node(id).n;
     }
   }
-  add(names, std::string(cuda::name(format)), [this, args, logits](const Input& input) mutable {
-    args.m = input.batch.t;
-    args.source = std::exchange(waiting_, {});
-    if (logits) args.y = input.logits;
-    linears_.run(args, device_.stream());
-  });
+  const cuda::LinearWeight* reader = reader_of_activation(stack);
+  const int64_t activation = reader != nullptr ? activations_++ : -1;
+  add(names, std::string(cuda::name(format)),
+      [this, args, logits, reader, activation](const Input& input) mutable {
+        args.m = input.batch.t;
+        args.source = std::exchange(waiting_, {});
+        args.activated = {};
+        if (logits) args.y = input.logits;
+        if (activation >= 0 && activations_ > 1 &&
+            args.source.kind != cuda::RowSource::Kind::kNone &&
+            linears_.activates(args.weight, args.m) && linears_.makes_rows(*reader, args.m)) {
+          const auto magnitude = [&](int64_t i) {
+            return magnitudes_.as<uint32_t>() + i % activations_ * cuda::kMostMadeRows;
+          };
+          args.activated = {.y = rows_.activated.as<float>(),
+                            .stride = rows_.x_stride,
+                            .magnitude = magnitude(activation),
+                            .next_magnitude = magnitude(activation + 1)};
+          activated_ = args.activated.magnitude;
+        }
+        linears_.run(args, device_.stream());
+      });
   infos_.back().n = n;
   infos_.back().k = node.k;
   infos_.back().bytes = bytes;

@@ -20,11 +20,12 @@ struct CudaRows {
   CudaRows(cuda::Device& device, const Graph& graph, int64_t max_tokens);
 
   int64_t x_stride = 0, y_stride = 0;
-  cuda::DeviceBuffer hidden;  // f32 [T, D]: the residual stream
-  cuda::DeviceBuffer x;       // bf16 [T, x_stride]: what linears read
-  cuda::DeviceBuffer q;       // codes [T, x_stride]: the same
-  cuda::DeviceBuffer scale;   // f32 [T]
-  cuda::DeviceBuffer y;       // bf16 [T, y_stride]: what linears write
+  cuda::DeviceBuffer hidden;     // f32 [T, D]: the residual stream
+  cuda::DeviceBuffer x;          // bf16 [T, x_stride]: what linears read
+  cuda::DeviceBuffer q;          // codes [T, x_stride]: the same
+  cuda::DeviceBuffer scale;      // f32 [T]
+  cuda::DeviceBuffer y;          // bf16 [T, y_stride]: what linears write
+  cuda::DeviceBuffer activated;  // f32 [kMostMadeRows, x_stride]: silu · mul where a product has it
 };
 
 class CudaProgram {
@@ -78,6 +79,8 @@ class CudaProgram {
   static CodeRows code_rows(ValueId value, const LinearWeight& reader);
   // Where a value that linears read is written, and which rows of codes go with it.
   cuda::RowsOut rows_for(ValueId value);
+  // The product that alone reads silu(gate) · up of a stack of gate and up, or null.
+  const cuda::LinearWeight* reader_of_activation(const LinearStack& stack) const;
   // Runs `make`, which writes rows that linears read, or leaves it to the product that alone reads
   // them, where that makes its rows of a source: few, of codes.
   void make_rows(ValueId value, int64_t rows, const cuda::RowSource& source,
@@ -103,6 +106,11 @@ class CudaProgram {
   // By value, the weight of the one product that reads it (its format and shape).
   std::map<ValueId, cuda::LinearWeight> only_readers_;
   cuda::RowSource waiting_;  // of the next product
+  // Products of gates and ups that may activate what they make; the largest magnitudes of each
+  // one's rows; those that the product before this step has made, or null.
+  int64_t activations_ = 0;
+  cuda::DeviceBuffer magnitudes_;
+  const uint32_t* activated_ = nullptr;
 };
 
 }  // namespace whit

@@ -7,6 +7,7 @@
 #include "kernels/cuda/linear_dense.h"
 #include "kernels/cuda/linear_layout.h"
 #include "kernels/cuda/linear_skinny.h"
+#include "kernels/cuda/sm90/linear_skinny_sm90.h"
 #include "kernels/cuda/sm90/linear_wide.h"
 
 namespace whit::cuda {
@@ -41,9 +42,12 @@ bool aligned(const void* pointer, uintptr_t to) {
 
 void check_args(const LinearArgs& args, const DeviceInfo& device) {
   require(args.m > 0 && args.m < (int64_t{1} << 20), args, "M is not in 1 … 2^20");
-  require(args.weight.data != nullptr && args.y != nullptr, args, "weight or y is null");
+  require(args.weight.data != nullptr && (args.y != nullptr || args.activated.y != nullptr), args,
+          "weight or y is null");
   require(aligned(args.weight.data, 256), args, "the weight is not 256-byte aligned");
-  require(args.y_stride >= args.weight.n, args, "a stride is shorter than its row");
+  require(args.activated.y != nullptr ? args.activated.stride >= args.weight.n / 2
+                                      : args.y_stride >= args.weight.n,
+          args, "a stride is shorter than its row");
   if (args.source.kind != RowSource::Kind::kNone) {
     require(takes_source(args.weight, args.m, device), args, "its rows must be made before it");
     require(aligned(args.source.x, 16) && aligned(args.source.weight, 16) &&
@@ -95,11 +99,20 @@ bool LinearRunner::makes_rows(const LinearWeight& weight, int64_t m) const {
   return takes_source(weight, m, state_->device);
 }
 
+bool LinearRunner::activates(const LinearWeight& weight, int64_t m) const {
+  return makes_rows(weight, m) && skinny_sm90_activates(weight, state_->device);
+}
+
 void LinearRunner::run(const LinearArgs& args, CUstream_st* stream) {
   check_args(args, state_->device);
+  cuda::require(args.activated.y == nullptr ||
+                    (args.source.kind != RowSource::Kind::kNone && activates(args.weight, args.m)),
+                args, "it does not activate what it makes");
   if (args.weight.format == LinearFormat::kBf16 || args.weight.format == LinearFormat::kFp8) {
     if (!state_->dense) state_->dense.emplace();
     state_->dense->run(args, stream);
+  } else if (skinny_sm90_supports(args, state_->device)) {
+    run_skinny_sm90(args, state_->device, stream);
   } else if (streams(args.weight, args.m, state_->device)) {
     run_skinny(args, state_->device, stream);
   } else {

@@ -78,13 +78,25 @@ enum class OutputType : uint8_t { kBf16, kF32 };
 // What few rows of 8-bit activations are made of, by the product itself (LinearRunner::makes_rows):
 // as RmsNormArgs and QuantizeArgs of small_ops.h, to the same bits. Rows are 16-byte aligned.
 struct RowSource {
-  enum class Kind : uint8_t { kNone, kRmsNorm, kQuantize } kind = Kind::kNone;
-  const void* x = nullptr;  // f32 of a norm, else bf16
+  enum class Kind : uint8_t { kNone, kRmsNorm, kQuantize, kActivated } kind = Kind::kNone;
+  const void* x = nullptr;  // bf16 of kQuantize, else f32
   int64_t x_stride = 0;
-  const float* weight = nullptr;  // of a norm
+  const float* weight = nullptr;        // of a norm
+  const uint32_t* magnitude = nullptr;  // of kActivated: ActivatedOutput's
   float eps = 0, static_scale = 0;
 };
 inline constexpr int64_t kMostMadeRows = 2;
+
+// Instead of y where LinearRunner::activates(): of gates g and as many ups u that follow them, both
+// rounded to bf16, silu(g) · u in f32, and its rows' largest magnitudes: what quantizes them
+// (RowSource::Kind::kActivated).
+struct ActivatedOutput {
+  float* y = nullptr;  // [M, N / 2]
+  int64_t stride = 0;
+  // The bits of max |y| of each row. Zero before; the ones after are made zero, for the next such
+  // product: another one's.
+  uint32_t *magnitude = nullptr, *next_magnitude = nullptr;
+};
 
 // Device pointers; strides in elements.
 struct LinearArgs {
@@ -100,6 +112,7 @@ struct LinearArgs {
   const float* bias = nullptr;     // [N] or null
   const void* residual = nullptr;  // [M, N] of y's type, or null; may alias y
   int64_t residual_stride = 0;
+  ActivatedOutput activated;
   void* y = nullptr;  // [M, N]
   int64_t y_stride = 0;
   OutputType y_type = OutputType::kBf16;
@@ -120,6 +133,9 @@ class LinearRunner {
 
   // Whether a product of m rows takes a source.
   bool makes_rows(const LinearWeight& weight, int64_t m) const;
+
+  // Whether a product of gates and ups that makes its rows takes ActivatedOutput.
+  bool activates(const LinearWeight& weight, int64_t m) const;
 
   // Enqueues the product on the stream; may be captured into a graph. Reads x, bias and residual
   // only after the kernels before it on the stream have ended, weights possibly sooner

@@ -18,20 +18,25 @@ struct Epilogue {
   int64_t y_stride;
   bool y_f32;
 
-  // value + bias + residual, stored; value is the sum · x_scale.
-  __device__ __forceinline__ void store_scaled(float value, int64_t row, int64_t column) const {
+  __device__ __forceinline__ float residual_at(int64_t row, int64_t column) const {
+    if (residual == nullptr) return 0;
+    const int64_t at = row * residual_stride + column;
+    return y_f32 ? static_cast<const float*>(residual)[at]
+                 : __bfloat162float(static_cast<const __nv_bfloat16*>(residual)[at]);
+  }
+  // value + bias + residual, stored; value is the sum · x_scale, `added` residual_at's.
+  __device__ __forceinline__ void store_scaled(float value, int64_t row, int64_t column,
+                                               float added) const {
     if (bias != nullptr) value = __fadd_rn(value, bias[column]);
-    if (residual != nullptr) {
-      const int64_t at = row * residual_stride + column;
-      value = __fadd_rn(value,
-                        y_f32 ? static_cast<const float*>(residual)[at]
-                              : __bfloat162float(static_cast<const __nv_bfloat16*>(residual)[at]));
-    }
+    if (residual != nullptr) value = __fadd_rn(value, added);
     const int64_t at = row * y_stride + column;
     if (y_f32)
       static_cast<float*>(y)[at] = value;
     else
       static_cast<__nv_bfloat16*>(y)[at] = __float2bfloat16_rn(value);
+  }
+  __device__ __forceinline__ void store_scaled(float value, int64_t row, int64_t column) const {
+    store_scaled(value, row, column, residual_at(row, column));
   }
   __device__ __forceinline__ void store(float sum, int64_t row, int64_t column) const {
     store_scaled(x_scale == nullptr ? sum : __fmul_rn(sum, x_scale[row]), row, column);

@@ -250,6 +250,20 @@ TEST(CudaLinear, w4a8_of_one_chunk_and_of_two_is_right) {
   }
 }
 
+TEST(CudaLinear, whole_groups_of_K_are_right_and_the_same_bits_for_every_M) {
+  for (const LinearFormat format : {LinearFormat::kW4A8, LinearFormat::kW4A8TwoLevel,
+                                    LinearFormat::kW4A16, LinearFormat::kW8A8})
+    for (const bool zero_points : {true, false}) {
+      if (!zero_points && format != LinearFormat::kW4A8) continue;
+      const int64_t group_size = format == LinearFormat::kW8A8 ? 0 : 128;
+      // Four chunks of K, two, and one.
+      for (const auto [n, k] : {std::pair{200, 1152}, {200, 128}, {8450, 256}, {16900, 128}}) {
+        expect_conformance({format, n, k, group_size, zero_points && group_size > 0}, true);
+        if (::testing::Test::IsSkipped() || ::testing::Test::HasFatalFailure()) return;
+      }
+    }
+}
+
 TEST(CudaLinear, w8a8_is_right_and_the_same_bits_for_every_M) {
   for (const int64_t k : {1104, 1088, 64}) {
     expect_conformance({LinearFormat::kW8A8, 200, k, 0, false}, true);

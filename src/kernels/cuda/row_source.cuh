@@ -17,6 +17,18 @@ struct RowScratch {
   float scale[kMostMadeRows];
 };
 
+// Pieces of eight values that a thread keeps in registers.
+constexpr int kKeptPieces = 4;
+
+// Asks for what making a row needs and no kernel writes, before those are waited for.
+__device__ __forceinline__ void prepare_rows(const RowSource& source, int k) {
+#if __CUDA_ARCH__ >= 900
+  if (source.kind == RowSource::Kind::kRmsNorm)
+    for (int i = 32 * threadIdx.x; i < k; i += 32 * blockDim.x)
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(source.weight + i));
+#endif
+}
+
 // Row `row` of the source as codes q [k] and its scale; by a whole block.
 template <CodeType type>
 __device__ __forceinline__ void make_row(const RowSource& source, int64_t row, int k, int8_t* q,
@@ -26,52 +38,127 @@ __device__ __forceinline__ void make_row(const RowSource& source, int64_t row, i
   const auto* floats = static_cast<const float*>(source.x) + row * source.x_stride;
   const auto* halves = static_cast<const __nv_bfloat16*>(source.x) + row * source.x_stride;
   const bool norm = source.kind == RowSource::Kind::kRmsNorm;
-  float factor = 1;
-  if (norm) {
-    for (int w = warp; w < all / 32; w += warps) {
-      float squares = 0, v[8];
-      for (int i = 8 * (32 * w + lane); i < k; i += 8 * all) {
-        load(v, floats, i, k);
+  if (source.kind == RowSource::Kind::kActivated) {
+    // Its largest magnitude is known: once over the row.
+    const float scale = source.static_scale > 0
+                            ? source.static_scale
+                            : __fdiv_rn(__uint_as_float(source.magnitude[row]), 127.0f);
+    const float inverse = inverse_of_scale(scale);
+    if (threadIdx.x == 0) scratch.scale[row] = scale < FLT_MIN ? 0.0f : scale;
+#pragma unroll 4
+    for (int i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
+      float v[8];
+      load(v, floats, i, k);
+      alignas(8) int8_t codes[8];
+      to_codes(v, inverse, codes);
+      *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
+    }
+    __syncthreads();
+    return;
+  }
+  // Rows that are read once: each thread keeps its pieces, and a piece is all that a thread of that
+  // kernel adds up.
+  const bool keeps = k <= 8 * all && k <= 8 * kKeptPieces * static_cast<int>(blockDim.x);
+  float kept[kKeptPieces][8], factor = 1;
+  if (keeps) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) squares = fmaf(v[j], v[j], squares);
+    for (int piece = 0; piece < kKeptPieces; ++piece) {
+      const int i = 8 * (piece * blockDim.x + threadIdx.x);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) kept[piece][j] = 0;
+      if (i >= k) continue;
+      if (norm)
+        load(kept[piece], floats, i, k);
+      else
+        load(kept[piece], halves, i, k);
+    }
+  }
+  if (norm) {
+    if (keeps) {
+#pragma unroll
+      for (int piece = 0; piece < kKeptPieces; ++piece) {
+        const int w = piece * warps + warp;
+        if (w >= all / 32) continue;
+        float squares = 0;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) squares = fmaf(kept[piece][j], kept[piece][j], squares);
+        squares = warp_reduce(squares, Add{});
+        if (lane == 0) scratch.reduce[0][w] = squares;
       }
-      squares = warp_reduce(squares, Add{});
-      if (lane == 0) scratch.reduce[0][w] = squares;
+      for (int w = kKeptPieces * warps + warp; w < all / 32; w += warps)
+        if (lane == 0) scratch.reduce[0][w] = 0;
+    } else {
+      for (int w = warp; w < all / 32; w += warps) {
+        float squares = 0, v[8];
+        for (int i = 8 * (32 * w + lane); i < k; i += 8 * all) {
+          load(v, floats, i, k);
+#pragma unroll
+          for (int j = 0; j < 8; ++j) squares = fmaf(v[j], v[j], squares);
+        }
+        squares = warp_reduce(squares, Add{});
+        if (lane == 0) scratch.reduce[0][w] = squares;
+      }
     }
     __syncthreads();
     const float sum = warp_reduce(lane < all / 32 ? scratch.reduce[0][lane] : 0.0f, Add{});
     factor = 1.0f / sqrtf(sum / static_cast<float>(k) + source.eps);
   }
-  const auto values = [&](int i, float(&v)[8]) {
-    if (norm) {
-      float weight[8];
-      load(weight, source.weight, i, k);
-      load(v, floats, i, k);
+  const auto finish = [&](int i, float(&v)[8]) {
+    if (!norm) return;
+    float weight[8];
+    load(weight, source.weight, i, k);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) v[j] = v[j] * factor * weight[j];
-    } else {
-      load(v, halves, i, k);
+    for (int j = 0; j < 8; ++j) v[j] = v[j] * factor * weight[j];
+  };
+  if (keeps) {
+#pragma unroll
+    for (int piece = 0; piece < kKeptPieces; ++piece) {
+      const int i = 8 * (piece * blockDim.x + threadIdx.x);
+      if (i < k) finish(i, kept[piece]);
     }
+  }
+  const auto values = [&](int i, float(&v)[8]) {
+    if (norm)
+      load(v, floats, i, k);
+    else
+      load(v, halves, i, k);
+    finish(i, v);
   };
   float scale = source.static_scale, v[8];
   if (!(scale > 0)) {
     float magnitude = 0;
-    for (int i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
-      values(i, v);
-      magnitude = largest(v, magnitude);
+    if (keeps) {
+#pragma unroll
+      for (int piece = 0; piece < kKeptPieces; ++piece) magnitude = largest(kept[piece], magnitude);
+    } else {
+      for (int i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
+        values(i, v);
+        magnitude = largest(v, magnitude);
+      }
     }
     scale = __fdiv_rn(block_reduce(magnitude, scratch.reduce[1], MaxNan{}), largest_code(type));
   }
   const float inverse = inverse_of_scale(scale);
   if (threadIdx.x == 0) scratch.scale[row] = scale < FLT_MIN ? 0.0f : scale;
-  for (int i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
-    values(i, v);
+  const auto write = [&](int i, const float(&from)[8]) {
     alignas(8) int8_t codes[8];
     if constexpr (type == CodeType::kE4m3)
-      to_e4m3(v, inverse, codes);
+      to_e4m3(from, inverse, codes);
     else
-      to_codes(v, inverse, codes);
+      to_codes(from, inverse, codes);
     *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
+  };
+  if (keeps) {
+#pragma unroll
+    for (int piece = 0; piece < kKeptPieces; ++piece) {
+      const int i = 8 * (piece * blockDim.x + threadIdx.x);
+      if (i < k) write(i, kept[piece]);
+    }
+  } else {
+    for (int i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
+      values(i, v);
+      write(i, v);
+    }
   }
   __syncthreads();
 }

@@ -59,6 +59,10 @@ __device__ __forceinline__ float largest(const float (&v)[N], float magnitude) {
   return magnitude;
 }
 
+__device__ __forceinline__ float silu_mul(float gate, float up) {
+  return gate / (1.0f + expf(-gate)) * up;
+}
+
 // The codes of values, by the inverse of their scale.
 __device__ __forceinline__ float inverse_of_scale(float scale) {
   return scale >= FLT_MIN && scale <= FLT_MAX ? __fdiv_rn(1.0f, scale) : 0.0f;

@@ -169,10 +169,6 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormArgs args) {
   write_row<kWide>(args.out, {row, 0, n}, shared, magnitude);
 }
 
-__device__ __forceinline__ float silu_mul(float gate, float up) {
-  return gate / (1.0f + expf(-gate)) * up;
-}
-
 template <bool kWide>
 __global__ void __launch_bounds__(kThreads) silu_mul_kernel(SiluMulArgs args) {
   constexpr int N = kValues<kWide>;

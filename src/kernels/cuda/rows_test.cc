@@ -250,6 +250,105 @@ TEST_P(CudaRows, products_make_the_same) {
   }
 }
 
+// A product of gates and ups that activates them, and one that quantizes that: as four kernels do.
+TEST(CudaActivatedRows, are_those_of_kernels_of_their_own) {
+  std::unique_ptr<Device> device;
+  try {
+    device = open_device();
+  } catch (const Error& error) {
+    GTEST_SKIP() << error.what();
+  }
+  LinearRunner runner;
+  ThreadPool pool(2);
+  const int64_t k = 256, f = 8448, n = 200;
+  std::mt19937 random(6);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> hidden(kMostMadeRows * k), norm(k, 1.0f);
+  for (float& value : hidden) value = normal(random);
+  const auto copy = [&](const void* data, int64_t bytes) {
+    DeviceBuffer buffer(*device, bytes, "a test");
+    device->upload_and_wait(buffer.as<void>(), data, bytes);
+    return buffer;
+  };
+  const DeviceBuffer x = copy(hidden.data(), std::ssize(hidden) * 4),
+                     weight = copy(norm.data(), k * 4);
+  for (const LinearFormat format :
+       {LinearFormat::kW4A8, LinearFormat::kW4A8TwoLevel, LinearFormat::kW8A8}) {
+    const bool int4 = format != LinearFormat::kW8A8;
+    std::vector<DeviceBuffer> data;
+    const auto linear = [&](int64_t rows, int64_t columns) {
+      auto made = random_weight(int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel, rows,
+                                columns, int4 ? 128 : 0, int4, 1);
+      if (format == LinearFormat::kW4A8TwoLevel) make_two_level(made, 2);
+      const WeightView view = made.view();
+      std::vector<std::byte> packed(packed_bytes(format, rows, columns, int4 ? 128 : 0));
+      LinearArgs args;
+      args.weight = pack_linear(format, {&view, 1}, packed.data(), pool);
+      data.push_back(copy(packed.data(), std::ssize(packed)));
+      args.weight.data = data.back().as<void>();
+      return args;
+    };
+    LinearArgs gate_up = linear(2 * f, k), down = linear(n, f);
+    DeviceBuffer halves(*device, kMostMadeRows * 2 * f * 2, "a test"),
+        q(*device, kMostMadeRows * f, "a test"), scale(*device, kMostMadeRows * 4, "a test"),
+        y(*device, kMostMadeRows * n * 4, "a test"),
+        activated(*device, kMostMadeRows * f * 4, "a test"),
+        magnitudes(*device, 2 * kMostMadeRows * 4, "a test");
+    gate_up.source = {.kind = RowSource::Kind::kRmsNorm,
+                      .x = x.as<void>(),
+                      .x_stride = k,
+                      .weight = weight.as<float>(),
+                      .eps = 1e-5f};
+    down.y = y.as<void>();
+    down.y_stride = n;
+    down.y_type = OutputType::kF32;
+    for (int64_t m = 1; m <= kMostMadeRows; ++m) {
+      if (!runner.activates(gate_up.weight, m)) GTEST_SKIP() << "not on this GPU";
+      gate_up.m = down.m = m;
+      const auto result = [&] {
+        device->fill_zero(y.as<void>(), y.bytes());
+        runner.run(down, device->stream());
+        HostBuffer host(*device, y.bytes());
+        device->download(host.as<void>(), y.as<void>(), y.bytes());
+        device->wait();
+        return std::vector<uint32_t>(host.as<uint32_t>(), host.as<uint32_t>() + m * n);
+      };
+      gate_up.activated = {};
+      gate_up.y = halves.as<void>();
+      gate_up.y_stride = 2 * f;
+      runner.run(gate_up, device->stream());
+      small_ops().silu_mul(
+          {.gate = halves.as<uint16_t>(),
+           .gate_stride = 2 * f,
+           .up = halves.as<uint16_t>() + f,
+           .up_stride = 2 * f,
+           .t = m,
+           .f = f,
+           .out = {.q = q.as<int8_t>(), .q_stride = f, .scale = scale.as<float>()}},
+          device->stream());
+      down.source = {};
+      down.x = q.as<void>();
+      down.x_stride = f;
+      down.x_scale = scale.as<float>();
+      const auto expected = result();
+      device->fill_zero(magnitudes.as<void>(), magnitudes.bytes());
+      for (int turn = 0; turn < 4; ++turn) {
+        gate_up.activated = {
+            .y = activated.as<float>(),
+            .stride = f,
+            .magnitude = magnitudes.as<uint32_t>() + turn % 2 * kMostMadeRows,
+            .next_magnitude = magnitudes.as<uint32_t>() + (turn + 1) % 2 * kMostMadeRows};
+        runner.run(gate_up, device->stream());
+        down.source = {.kind = RowSource::Kind::kActivated,
+                       .x = activated.as<void>(),
+                       .x_stride = f,
+                       .magnitude = gate_up.activated.magnitude};
+        EXPECT_EQ(result(), expected) << name(format) << ", " << m << " rows, turn " << turn;
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Widths, CudaRows,
                          ::testing::Values(576, 1536, 4096, 8192, 14336, 8200, 9001));
 

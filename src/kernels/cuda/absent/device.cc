@@ -33,6 +33,7 @@ LinearRunner::LinearRunner() { built_without_cuda(); }
 LinearRunner::~LinearRunner() = default;
 void LinearRunner::require(LinearFormat) const {}
 bool LinearRunner::makes_rows(const LinearWeight&, int64_t) const { return false; }
+bool LinearRunner::activates(const LinearWeight&, int64_t) const { return false; }
 void LinearRunner::run(const LinearArgs&, CUstream_st*) { built_without_cuda(); }
 
 class LinearBenchmark::Impl {};
