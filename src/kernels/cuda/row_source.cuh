@@ -42,7 +42,7 @@ __device__ __forceinline__ void make_row(const RowSource& source, int64_t row, i
     // Its largest magnitude is known: once over the row.
     const float scale = source.static_scale > 0
                             ? source.static_scale
-                            : __fdiv_rn(__uint_as_float(source.magnitude[row]), 127.0f);
+                            : __fdiv_rn(__uint_as_float(source.magnitude[row]), largest_code(type));
     const float inverse = inverse_of_scale(scale);
     if (threadIdx.x == 0) scratch.scale[row] = scale < FLT_MIN ? 0.0f : scale;
 #pragma unroll 4
@@ -50,7 +50,10 @@ __device__ __forceinline__ void make_row(const RowSource& source, int64_t row, i
       float v[8];
       load(v, floats, i, k);
       alignas(8) int8_t codes[8];
-      to_codes(v, inverse, codes);
+      if constexpr (type == CodeType::kE4m3)
+        to_e4m3(v, inverse, codes);
+      else
+        to_codes(v, inverse, codes);
       *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
     }
     __syncthreads();
