@@ -137,8 +137,8 @@ TEST_F(QualityTest, quantized_models_stay_within_the_landed_divergence_slow) {
   expect_within(measured_->engines[0], 1.21, 0.170);
   expect_within(measured_->engines[1], 1.23, 0.180);
   expect_within(measured_->engines[2], 1.014, 0.0106);
-  expect_within(measured_->engines[3], 1.06, 0.06);
-  expect_within(measured_->engines[4], 1.28, 0.22);
+  expect_within(measured_->engines[3], 1.03, 0.027);
+  expect_within(measured_->engines[4], 1.24, 0.182);
 }
 
 // Keys and values by codes, each token attending to what decoding would read.
