@@ -436,6 +436,17 @@ void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
     launch_skinny<format, 4, kZeroPoints, kGroups, false>(p, stream);
 }
 
+// Of 4 bits. Groups of 32 and 64 take zero points out always: one instance.
+template <LinearFormat format>
+void launch_skinny_int4(const SkinnyParams& p, bool zero_points, cudaStream_t stream) {
+  if (p.layout.groups == 4)
+    launch_skinny<format, true, 4>(p, stream);
+  else if (zero_points)
+    launch_skinny<format, true, 1>(p, stream);
+  else
+    launch_skinny<format, false, 1>(p, stream);
+}
+
 void skinny_w4a8(const SkinnyParams& p, bool zero_points, cudaStream_t stream);
 void skinny_w4a8_two_level(const SkinnyParams& p, cudaStream_t stream);
 void skinny_w4a16(const SkinnyParams& p, cudaStream_t stream);
