@@ -169,7 +169,9 @@ void pack_int8_block(LinearFormat format, std::span<const WeightView> parts,
               const int64_t k = tile * 64 + inside;
               if (k < k_end) word |= uint32_t{static_cast<uint8_t>(codes[k])} << (8 * b);
             }
-            words[unit * 256 + unit_word(r, t, upper, jj)] = word;
+            const int at = format == LinearFormat::kW8A8 ? unit_word_w8a8(r, t, upper, jj)
+                                                         : unit_word(r, t, upper, jj);
+            words[unit * 256 + at] = word;
           }
     }
   }

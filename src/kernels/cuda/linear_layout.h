@@ -7,6 +7,9 @@
 //   tile   4 units of 1024 B, then (4 bits) the scale words of its 64 rows
 //   unit   256 words of 32 bits: word = half·128 + pair·64 + row·8 + odd·4 + upper·2 + jj
 //          for the row (row + 8·half), row < 8, lane t = 2·pair + odd of the four that share a row
+//          kW8A8: word = half·128 + jj·64 + pair·32 + row·4 + odd·2 + upper, which is 16 codes
+//          consecutive in K of eight rows after one another: the core matrices (PTX ISA 9.7.15)
+//          that wgmma takes operand A in from shared memory
 // A lane's words hold eight weights consecutive in K out of every 32, so that activations are read
 // as they lie in memory, and a warpgroup's A fragment (wgmma, PTX ISA 9.7.15, m64k32 of 8 bits,
 // m64k16 of 16 bits) is made of 8-byte reads, 256 contiguous bytes a warp.
@@ -65,6 +68,11 @@ inline TileLayout tile_layout(int bits, int64_t n, int64_t k, int64_t group_size
 // Word of a unit that lane t of its row's four holds; `row` 0…15.
 WHIT_HOST_DEVICE inline int unit_word(int row, int t, int upper, int jj) {
   return (row / 8) * 128 + (t / 2) * 64 + (row % 8) * 8 + (t % 2) * 4 + upper * 2 + jj;
+}
+
+// The same for kW8A8.
+WHIT_HOST_DEVICE inline int unit_word_w8a8(int row, int t, int upper, int jj) {
+  return (row / 8) * 128 + jj * 64 + (t / 2) * 32 + (row % 8) * 4 + (t % 2) * 2 + upper;
 }
 
 // In how many chunks K is summed, each of whole steps of kChunkStep (chunk c begins at step

@@ -46,7 +46,8 @@ float value_at(const Packed& packed, int64_t row, int64_t k) {
   if (!int4) {
     uint32_t bits;
     if (format == LinearFormat::kW8A8)
-      bits = word(tile, unit * 256 + unit_word(r, inside % 32 / 8, inside % 8 / 4, inside / 32)) >>
+      bits = word(tile,
+                  unit * 256 + unit_word_w8a8(r, inside % 32 / 8, inside % 8 / 4, inside / 32)) >>
              (8 * (inside % 4));
     else
       bits = word(tile,

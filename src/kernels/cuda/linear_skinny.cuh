@@ -106,14 +106,15 @@ struct SkinnyInputs {
 template <int kGroups>
 struct SkinnyTile {
   static constexpr int kScales = kGroups == 0 ? 1 : kGroups;
-  uint4 half[2];  // rows r and r + 8; words [upper][jj]
+  uint4 half[2];  // rows r and r + 8; words [upper][jj], of core matrices [jj][upper]
   uint2 scales[kScales];
 };
 
 // A warp's tiles on their way from memory: kAhead of them in shared memory, where every lane copies
 // and later reads what it needs itself, so that nobody waits for anybody else. (As registers of the
-// loads they would be waited for together: a warp has six scoreboards.)
-template <int kGroups, int kAhead>
+// loads they would be waited for together: a warp has six scoreboards.) Core matrices are copied in
+// pieces of 16 bytes, of which two lanes need half each: their warp meets once a tile.
+template <int kGroups, int kAhead, bool kCoreMatrices>
 class SkinnyRing {
  public:
   static constexpr int kStageBytes = 1024 + kGroups * 256;
@@ -143,8 +144,19 @@ class SkinnyRing {
     copy_async_wait<kAhead - 2>();
     SkinnyTile<kGroups> tile;
     const uint32_t from = shared_ + read_ * kStageBytes;
-    tile.half[0] = load_shared_16(from);
-    tile.half[1] = load_shared_16(from + 512);
+    if constexpr (kCoreMatrices) {
+      __syncwarp();
+      const uint32_t own = from - lane_ * 16 + lane_ % 4 / 2 * 128 + lane_ / 4 * 16 + lane_ % 2 * 8;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const uint2 first = load_shared_8(own + h * 512);
+        const uint2 second = load_shared_8(own + h * 512 + 256);
+        tile.half[h] = make_uint4(first.x, first.y, second.x, second.y);
+      }
+    } else {
+      tile.half[0] = load_shared_16(from);
+      tile.half[1] = load_shared_16(from + 512);
+    }
     if constexpr (kGroups > 0) {
 #pragma unroll
       for (int g = 0; g < kGroups; ++g)
@@ -170,7 +182,7 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
   if constexpr (format == LinearFormat::kW8A8) {
 #pragma unroll
     for (int jj = 0; jj < 2; ++jj) {
-      const uint32_t a[4] = {low[jj], high[jj], low[2 + jj], high[2 + jj]};
+      const uint32_t a[4] = {low[2 * jj], high[2 * jj], low[2 * jj + 1], high[2 * jj + 1]};
 #pragma unroll
       for (int nt = 0; nt < kTokenTiles; ++nt)
         mma_s8(integers[nt], a, x.words[nt][2 * jj], x.words[nt][2 * jj + 1]);
@@ -278,7 +290,8 @@ template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups, b
 __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     skinny(const __grid_constant__ SkinnyParams p) {
   using T = SkinnyTraits<format>;
-  using Ring = SkinnyRing<kGroups, kSkinnyAhead<kGroups>>;
+  constexpr bool kCoreMatrices = format == LinearFormat::kW8A8;
+  using Ring = SkinnyRing<kGroups, kSkinnyAhead<kGroups>, kCoreMatrices>;
   constexpr int kInputBuffers = kTokenTiles <= 2 ? 2 : 1;
   constexpr int kValues = 4 * kTokenTiles;
   extern __shared__ __align__(16) uint8_t shared[];
@@ -303,7 +316,8 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     if (copy_tile == tile_begin) {
       const uint8_t* from = p.weight + (copy_unit / 4) * p.layout.block_bytes() +
                             int64_t{tile_begin} * p.layout.tile_bytes;
-      codes = from + (copy_unit % 4) * kUnitBytes + (t / 2) * 256 + r * 32 + (t % 2) * 16;
+      codes = from + (copy_unit % 4) * kUnitBytes +
+              (kCoreMatrices ? lane * 16 : (t / 2) * 256 + r * 32 + (t % 2) * 16);
       scales = from + 4 * kUnitBytes + (copy_unit % 4) * kGroups * 64 + r * 8;
     }
     ring.copy(copy_unit < end_unit, codes, scales);
@@ -411,7 +425,7 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
 
 template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups, bool kMakesRows>
 void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
-  constexpr int kRing = SkinnyRing<kGroups, kSkinnyAhead<kGroups>>::kBytes;
+  constexpr int kRing = SkinnyRing<kGroups, kSkinnyAhead<kGroups>, false>::kBytes;
   auto* kernel = skinny<format, kTokenTiles, kZeroPoints, kGroups, kMakesRows>;
   const int warps = p.slots * p.chunks;
   const int shared =

@@ -54,8 +54,9 @@ class Product {
     make_inputs();
   }
 
-  // y of the first m rows, float [m, N]; with bias and residual if `all`.
-  std::vector<float> run(LinearRunner& runner, int64_t m, OutputType type, bool all) {
+  // y of the first m rows, float [m, N]; with bias and residual if `all`, with `bias` alone if so.
+  std::vector<float> run(LinearRunner& runner, int64_t m, OutputType type, bool all,
+                         bool bias = false) {
     const int64_t stride = round_up(case_.n, 8) + 8;
     const size_t element = type == OutputType::kF32 ? 4 : 2;
     LinearArgs args;
@@ -68,8 +69,8 @@ class Product {
     args.y_stride = stride;
     // Filled with ones, which read as NaN: what is not written shows.
     args.y = memory_.bytes(static_cast<size_t>(m * stride) * element, 0xff);
+    if (all || bias) args.bias = bias_;
     if (all) {
-      args.bias = bias_;
       args.residual = type == OutputType::kF32 ? residual_f32_ : residual_bf16_;
       args.residual_stride = case_.n;
     }
@@ -205,6 +206,13 @@ class Product {
   void* residual_f32_ = nullptr;
 };
 
+// bf16 is what f32 rounds to, whatever way the sums take to it.
+void expect_rounded(const std::vector<float>& bf16, const std::vector<float>& f32, int64_t m) {
+  ASSERT_EQ(bf16.size(), f32.size());
+  for (size_t i = 0; i < f32.size(); ++i)
+    ASSERT_EQ(bf16[i], bf16_to_f32(f32_to_bf16(f32[i]))) << "M " << m << " at " << i;
+}
+
 void expect_conformance(const Case& c, bool batch_invariant) {
   if (!has_gpu()) GTEST_SKIP() << "no CUDA GPU";
   LinearRunner runner;
@@ -217,6 +225,11 @@ void expect_conformance(const Case& c, bool batch_invariant) {
       if (all) {
         const auto rounded = product.run(runner, m, OutputType::kBf16, true);
         product.expect_right(rounded, m, OutputType::kBf16, true);
+        if (!batch_invariant) continue;
+        const auto biased = product.run(runner, m, OutputType::kF32, false, true);
+        expect_rounded(product.run(runner, m, OutputType::kBf16, false, true), biased, m);
+      } else if (batch_invariant) {
+        expect_rounded(product.run(runner, m, OutputType::kBf16, false), y, m);
       }
       if (!batch_invariant || all) continue;
       if (m == 256) largest = y;

@@ -247,7 +247,8 @@ __global__ void __maxnreg__(stream_registers(kTokenTiles, kUnits))
         atomicMax(p.activated.magnitude + 2 * t + i, __float_as_uint(largest_of[i]));
     }
   };
-  const uint32_t codes = ring_address + (t / 2) * 256 + r * 32 + (t % 2) * 16;
+  const uint32_t codes =
+      ring_address + ((t / 2) * 256 + r * 32 + (t % 2) * 16) / (T::kInt4 ? 1 : 2);
   const uint32_t scale_words = ring_address + kUnits * kUnitBytes + r * 8;
   // Where the oldest stage lies in the ring, its barrier and that one's phase: in registers of each
   // thread, as uniform ones, which the compiler would take, come late to what waits for them.

@@ -28,7 +28,8 @@ struct StreamTraits {
 template <LinearFormat format, int kTokenTiles, int kUnits>
 struct StreamStep {
   using T = StreamTraits<format>;
-  uint4 half[kUnits][2];  // rows r and r + 8 of a unit; words [upper][jj]
+  // Rows r and r + 8 of a unit; words [upper][jj], of kW8A8 [jj][upper].
+  uint4 half[kUnits][2];
   uint2 scales[kUnits];
   uint2 x[kTokenTiles][T::kRuns];
 
@@ -43,12 +44,19 @@ struct StreamStep {
   __device__ __forceinline__ void load_weights(uint32_t codes, uint32_t scale_words) {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      half[u][0] = load_shared_16(codes + u * kUnitBytes);
-      half[u][1] = load_shared_16(codes + u * kUnitBytes + 512);
-      if constexpr (T::kInt4)
+      if constexpr (T::kInt4) {
+        half[u][0] = load_shared_16(codes + u * kUnitBytes);
+        half[u][1] = load_shared_16(codes + u * kUnitBytes + 512);
         scales[u] = load_shared_8(scale_words + u * T::kScaleBytes);
-      else
+      } else {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const uint2 first = load_shared_8(codes + u * kUnitBytes + h * 512);
+          const uint2 second = load_shared_8(codes + u * kUnitBytes + h * 512 + 256);
+          half[u][h] = make_uint4(first.x, first.y, second.x, second.y);
+        }
         scales[u] = make_uint2(0, 0);
+      }
     }
   }
 };
@@ -110,7 +118,7 @@ struct StreamSums {
       if constexpr (format == LinearFormat::kW8A8) {
 #pragma unroll
         for (int jj = 0; jj < 2; ++jj) {
-          const uint32_t a[4] = {low[jj], high[jj], low[2 + jj], high[2 + jj]};
+          const uint32_t a[4] = {low[2 * jj], high[2 * jj], low[2 * jj + 1], high[2 * jj + 1]};
 #pragma unroll
           for (int nt = 0; nt < kTokenTiles; ++nt)
             mma_s8(products[u][nt], a, step.x[nt][jj].x, step.x[nt][jj].y);

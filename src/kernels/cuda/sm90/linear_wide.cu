@@ -21,6 +21,7 @@ void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* str
   p.steps = static_cast<int>((weight.k + kWideStepK - 1) / kWideStepK);
   p.chunks = k_chunks(weight.n, weight.k);
   p.vectors = p.epilogue.vectors_of_8();
+  p.direct = p.vectors && !p.epilogue.y_f32 && p.epilogue.residual == nullptr;
   const int row_tiles = (p.layout.row_blocks + kWideConsumers - 1) / kWideConsumers;
   // The shape that ends first, in clocks as measured: waves of blocks × (steps of K + filling the
   // pipeline and storing), and a cluster's exchange.

@@ -35,6 +35,7 @@ struct WideParams {
   int token_tiles;  // fastest, so that neighbours share weights
   int tiles;        // of a cluster
   bool vectors;     // whether rows of y and of the residual can be moved in 16-byte vectors
+  bool direct;      // y is bf16 in such vectors and nothing is added to it but a bias
 };
 
 constexpr bool is_8_bits(LinearFormat format) {
@@ -56,6 +57,8 @@ struct WideShape {
   static constexpr bool kExact =
       format == LinearFormat::kW8A8 || format == LinearFormat::kW4A8TwoLevel;
   using Product = std::conditional_t<kInteger, int, float>;
+  // Whether weights are operands as they lie in shared memory.
+  static constexpr bool kShared = format == LinearFormat::kW8A8;
   // Swizzled rows of 128 bytes of inputs that a step of K takes.
   static constexpr int kRuns = kCodes ? 1 : 2;
   static constexpr int kMmas = 4 * kRuns;  // along K of a step
@@ -75,11 +78,16 @@ struct WideShape {
   // Chunks of K whose sums a block of a cluster can stage.
   static constexpr int kAreas = !kExact && kTokens <= 64 ? 2 : 1;
   static constexpr int kAreaFloats = kPiece * kWidePitch;
-  static constexpr int kSumBytes = kAreas * kAreaFloats * 4;  // of one warpgroup
+  // Tokens whose rows of bf16 are staged at once.
+  static constexpr int kDirectTokens = std::min(kTokens, 64);
+  // Of one warpgroup: sums or rows of bf16.
+  static constexpr int kSumBytes = std::max(kAreas * kAreaFloats * 4, kDirectTokens* kTileRows * 2);
+  static constexpr int kScaleBytes = kCodes ? kTokens * 4 : 0;  // of the tokens
   // As many stages as fit in 227 KB beside the sums, 1 KB of barriers and 1 KB of alignment.
   static constexpr int kStages =
-      std::min(8, (232448 - 2048 - kWideConsumers * kSumBytes) / kStageBytes);
-  static constexpr int kSharedBytes = 2048 + kStages * kStageBytes + kWideConsumers * kSumBytes;
+      std::min(8, (232448 - 2048 - kScaleBytes - kWideConsumers * kSumBytes) / kStageBytes);
+  static constexpr int kSharedBytes =
+      2048 + kScaleBytes + kStages * kStageBytes + kWideConsumers * kSumBytes;
 };
 
 // A thread's packed words of a warp's 16 rows × 128 of K, and what of them is an A operand.
@@ -129,10 +137,8 @@ struct WideFragments {
             to = E4m3Codes<kZeroPoints>(scale_word).of(word, mma / 2);
           else if constexpr (format == LinearFormat::kW4A16)
             to = bf16_of_nibbles(word, mma / 2, minus_zero_of(scale_word));
-          else if constexpr (format == LinearFormat::kW8A16)
-            to = bf16_of_bytes(word, mma / 2 % 2);
           else
-            to = word;
+            to = bf16_of_bytes(word, mma / 2 % 2);
         }
   }
 };
@@ -158,9 +164,14 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   const uint32_t barriers = shared_address(all_sums) + kWideConsumers * S::kSumBytes;
   auto full = [&](int stage) { return barriers + stage * 16; };
   auto empty = [&](int stage) { return barriers + stage * 16 + 8; };
+  // Behind the stages' 8 pairs.
+  const uint32_t scales_full = barriers + 128, scales_empty = scales_full + 8;
+  float* const token_scales = all_sums + (kWideConsumers * S::kSumBytes + 1024) / 4;
 
   constexpr int kStepBytes = S::kWeightBytes;  // of a row block: tiles follow one another
-  const int group = threadIdx.x / 128;
+  // By shuffle, or ptxas does not see that a warp goes one way and keeps the pipeline's addresses
+  // in registers of each thread (100 instructions more in two steps).
+  const int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int cluster = p.parts * p.sharers;
   const int rank = cluster == 1 ? 0 : blockIdx.x % cluster;
   const int part = p.parts == 1 ? 0 : rank, sharer = p.sharers == 1 ? 0 : rank;
@@ -178,6 +189,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       barrier_init(full(stage), kWideConsumers + 1);  // whoever copies
       barrier_init(empty(stage), kWideConsumers * p.sharers);
     }
+    barrier_init(scales_full, 32);
+    barrier_init(scales_empty, kWideConsumers * 128);
     asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::
                      : "memory");
   }
@@ -239,6 +252,20 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           if (++stage == S::kStages) stage = 0, phase ^= 1;
         }
       }
+    } else if (copier == kWideConsumers + 1 && S::kCodes) {
+      wait_for_previous_kernel();
+      int phase = 1;
+      for (int tile = first_tile; tile < p.tiles; tile += tile_step, phase ^= 1) {
+        const int token = tile % p.token_tiles * kTokens;
+        float scales[kTokens / 32];
+#pragma unroll
+        for (int i = 0; i < kTokens / 32; ++i)
+          scales[i] = p.epilogue.x_scale[min(token + threadIdx.x % 32 + 32 * i, p.m - 1)];
+        barrier_wait(scales_empty, phase);
+#pragma unroll
+        for (int i = 0; i < kTokens / 32; ++i) token_scales[threadIdx.x % 32 + 32 * i] = scales[i];
+        barrier_arrive(scales_full);
+      }
     }
   } else {
     take_registers<232>();
@@ -258,6 +285,11 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     float scales[2][2];  // [parity of the step][rows r and r + 8]
     WideWords<format> words;
     int next = 0, phase = 0;  // the stage that is loaded next, and its barrier's phase
+    int scales_phase = 0;
+    auto release_scales = [&] {
+      if constexpr (S::kCodes) barrier_arrive(scales_empty);
+      scales_phase ^= 1;
+    };
     // Waits for it and loads its weights; returns it.
     auto load = [&] {
       barrier_wait(full(next), phase);
@@ -286,10 +318,35 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         to[1] = scale_of(words.scales.y) * kUnit;
       }
     };
+    // Where weights are operands as they lie: products[0] = weights · tokens over steps begin …
+    // end − 1. (This and the other way are templates, of which each format has one.)
+    auto multiply_shared = [&](auto begin, auto end) {
+      int before = 0;
+      for (int step = begin; step < end; ++step) {
+        barrier_wait(full(next), phase);
+        const int stage = next;
+        if (++next == S::kStages) next = 0, phase ^= 1;
+        const uint32_t inputs_at = shared_address(stages) + stage * S::kStageBytes;
+        const uint64_t a = core_matrix_operand(inputs_at + S::kInputBytes + group * S::kWeightBytes,
+                                               128, kUnitBytes / 2);
+        const uint64_t b = swizzled_operand(inputs_at);
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < S::kMmas; ++i)
+          wgmma(products[0], a + i / 2 * (4 * kUnitBytes / 16) + i % 2 * (256 / 16), b + i * 2,
+                i > 0 || step > begin);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (step > begin) release(before);
+        before = stage;
+      }
+      wgmma_wait<0>();
+      release(before);
+    };
     // sum (without groups, products[0]) = weights · tokens over steps begin … end − 1. One unit of
     // products is always being multiplied: while it is, the one before is scaled and the weights
     // after are unpacked.
-    auto multiply = [&](int begin, int end) {
+    auto multiply_unpacked = [&](auto begin, auto end) {
       int stage = load(), before = stage, after = stage;
       fragments[0].template unpack<kZeroPoints>(words);
       unpack_scales(scales[0]);
@@ -366,12 +423,89 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       }
     };
 
+    auto multiply = [&](int begin, int end) {
+      if constexpr (S::kShared)
+        multiply_shared(begin, end);
+      else
+        multiply_unpacked(begin, end);
+    };
+
     // What `multiply` left of a thread's values of the tile.
     auto sum_of = [&](int value) {
       if constexpr (kGrouped)
         return sum[value / S::kValues][value % S::kValues];
       else
         return products[0][value];
+    };
+
+    // From registers to y by way of rows of bf16 in shared memory, of 128 bytes, whose 16-byte
+    // pieces are exchanged by the row's number against bank conflicts.
+    auto store_direct = [&](int tile) {
+      const int block = row_block(tile) + group;
+      float row_scales[2] = {1, 1}, biases[2] = {0, 0};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = block * kTileRows + warp * 16 + half * 8 + r;
+        if (row >= p.n) continue;
+        if constexpr (!kGrouped)
+          row_scales[half] =
+              reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row];
+        if (p.epilogue.bias != nullptr) biases[half] = p.epilogue.bias[row];
+      }
+      const uint32_t staged_rows = shared_address(sums);
+      // Where this lane's 16 bytes of a pair of 8 tokens go.
+      const int own_row = lane / 16 * 8 + lane % 8;
+      const uint32_t to =
+          staged_rows + own_row * 128 + ((warp * 2 + lane / 8 % 2) ^ (own_row % 8)) * 16;
+      const int row = block * kTileRows + thread % 8 * 8;
+      auto* const y = static_cast<__nv_bfloat16*>(p.epilogue.y);
+#pragma unroll
+      for (int piece = 0; piece < kTokens / S::kDirectTokens; ++piece) {
+        named_barrier(1 + group, 128);  // what was staged before has been stored
+#pragma unroll
+        for (int pair = 0; pair < S::kDirectTokens / 16; ++pair) {
+          uint32_t matrices[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int first = piece * S::kDirectTokens + pair * 16 + i / 2 * 8;
+            float2 scales = make_float2(1, 1);
+            if constexpr (S::kCodes)
+              scales = *reinterpret_cast<const float2*>(token_scales + first + 2 * t);
+            float values[2];
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              values[e] = sum_of(first / 2 + i % 2 * 2 + e);
+              if constexpr (!kGrouped) values[e] = __fmul_rn(values[e], row_scales[i % 2]);
+              if constexpr (S::kCodes)
+                values[e] = __fmul_rn(values[e], e == 0 ? scales.x : scales.y);
+              if (p.epilogue.bias != nullptr) values[e] = __fadd_rn(values[e], biases[i % 2]);
+            }
+            const __nv_bfloat162 both = __floats2bfloat162_rn(values[0], values[1]);
+            matrices[i] = *reinterpret_cast<const uint32_t*>(&both);
+          }
+          store_transposed(to + pair * (16 * 128), matrices);
+        }
+        named_barrier(1 + group, 128);
+        const int first = tile % p.token_tiles * kTokens + piece * S::kDirectTokens;
+#pragma unroll
+        for (int i = 0; i < S::kDirectTokens / 16; ++i) {
+          const int column = thread / 8 + 16 * i;
+          const uint4 eight =
+              load_shared_16(staged_rows + column * 128 + ((thread % 8) ^ (column % 8)) * 16);
+          if (first + column >= p.m || row >= p.n) continue;
+          __nv_bfloat16* const at = y + (first + column) * p.epilogue.y_stride + row;
+          if (row + 8 <= p.n) {
+            *reinterpret_cast<uint4*>(at) = eight;
+          } else {
+            const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+            for (int e = 0; e < 8; ++e)
+              if (row + e < p.n)
+                at[e] = __ushort_as_bfloat16(
+                    static_cast<unsigned short>(words[e / 2] >> (16 * (e % 2))));
+          }
+        }
+      }
     };
 
     for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
@@ -394,6 +528,12 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         }
       }
 
+      if constexpr (S::kCodes) barrier_wait(scales_full, scales_phase);
+      if (p.direct && p.parts == 1 && (kExact || kPiece < kTokens || own_chunks == 1)) {
+        store_direct(tile);
+        release_scales();
+        continue;
+      }
       // What this thread stores: 8 rows of every 16th token; the blocks of a cluster that share K
       // share the tokens.
       const int block = row_block(tile) + group;
@@ -424,17 +564,13 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         if (p.parts > 1) cluster_sync();
         named_barrier(1 + group, 128);
         if (block >= p.layout.row_blocks) continue;
-        auto scale_of_token = [&](int column) {
-          return S::kCodes ? p.epilogue.x_scale[min(first_token + column, p.m - 1)] : 1.0f;
-        };
-        float next_scale = scale_of_token(thread / 8);
-        // Not unrolled: what runs once a tile should not be fetched from afar.
+          // Not unrolled: what runs once a tile should not be fetched from afar.
 #pragma unroll 1
         for (int column = thread / 8; column < own_tokens; column += 16) {
           const int token = first_token + column;
           if (token >= p.m) break;
-          const float x_scale = next_scale;
-          next_scale = scale_of_token(column + 16);
+          const float x_scale =
+              S::kCodes ? token_scales[piece * kPiece + part * own_tokens + column] : 1.0f;
           const float* from = sums + (part * own_tokens + column) * kWidePitch + thread % 8 * 8;
           uint32_t bits[8];
           auto take = [&](int c, const uint4& low, const uint4& high) {
@@ -478,6 +614,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           p.epilogue.store_8(values, token, row, p.n, p.vectors);
         }
       }
+      release_scales();
     }
   }
   // The producer too, and nobody leaves while others of the cluster read its sums or write to its

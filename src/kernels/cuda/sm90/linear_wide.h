@@ -3,9 +3,10 @@
 //
 // A block is two consumer warpgroups of 64 weight rows × 32 to 256 tokens, and a producer whose
 // warps copy: one the tokens, through a 128-byte-swizzled tensor map, one the weights of each
-// consumer. Weights are the A operand, unpacked in registers. A consumer always has products in
-// flight while it scales the ones before; two blocks of a cluster share the copying of wide tiles'
-// tokens.
+// consumer; the fourth fetches the tokens' scales. Weights are the A operand, unpacked in registers
+// or, of kW8A8, as they lie in shared memory. A consumer always has products in flight while it
+// scales the ones before; two blocks of a cluster share the copying of wide tiles' tokens. Rows of
+// bf16 to which nothing is added but a bias go from registers through stmatrix to y.
 // Bounds: the tensor cores' rate (4096 MAC of int8 a clock and SM), and what stands beside it.
 // While products run, the ALU pipe goes at half its rate (LOP3 and IMAD, measured: 131 instead of
 // 68 clocks for 32 instructions of four warps), and group scales take an I2F and an FMA an output
@@ -20,7 +21,7 @@
 
 namespace whit::cuda {
 
-// Whether there is a kernel: 4 bits in groups of 128, kW8A8.
+// Whether there is a kernel: 4 bits in groups of 128, or 8 bits.
 bool wide_supports(const LinearWeight& weight, const DeviceInfo& device);
 
 // Same contract as LinearRunner::run.

@@ -63,6 +63,15 @@ __device__ __forceinline__ void tensor_copy_2d(uint32_t to, const CUtensorMap* m
       : "memory");
 }
 
+// Four 8 × 8 matrices of 16-bit elements, as a product leaves them in a warp (lane: row lane / 4,
+// columns 2 · (lane % 4) and one more), transposed: column j of matrix i becomes the 16 bytes at
+// the address of lane 8 i + j.
+__device__ __forceinline__ void store_transposed(uint32_t to, const uint32_t (&matrices)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+               "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+               : "memory");
+}
+
 template <int kRegisters>
 __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -112,6 +121,14 @@ __device__ __forceinline__ void barrier_arrive_remote(uint32_t barrier, int rank
 __device__ __forceinline__ uint64_t swizzled_operand(uint32_t address) {
   return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{1} << 16 | uint64_t{64} << 32 |
          uint64_t{1} << 62;
+}
+
+// Operand A or B of core matrices (8 rows × 16 bytes of K, 128 bytes), without swizzle: `along_k`
+// bytes from one to the next along K, `rows` bytes to that of the next eight rows.
+__device__ __forceinline__ uint64_t core_matrix_operand(uint32_t address, uint32_t along_k,
+                                                        uint32_t rows) {
+  return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{along_k >> 4} << 16 |
+         uint64_t{rows >> 4} << 32;
 }
 
 // Operand B of which K are the rows: 64 columns are a row of 128 bytes, swizzled; eight rows are
@@ -195,6 +212,23 @@ __device__ __forceinline__ void wgmma(float (&d)[64], uint64_t a, uint64_t b, in
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
+// The same of int8, 32 of K.
+#define WHIT_WGMMA_SHARED(count, shape, a, n, p)                                                \
+  __device__ __forceinline__ void wgmma(int(&d)[count], uint64_t a_operand, uint64_t b_operand, \
+                                        int accumulate) {                                       \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #p                                          \
+                 ", 0;\n"                                                                       \
+                 "wgmma.mma_async.sync.aligned." shape ".s32.s8.s8 {" WHIT_D##count             \
+                 "}, %" #a ", %" #n ", p; }"                                                    \
+                 : WHIT_INOUT##count("+r", d, 0)                                                \
+                 : "l"(a_operand), "l"(b_operand), "r"(accumulate));                            \
+  }
+WHIT_WGMMA_SHARED(16, "m64n32k32", 16, 17, 18)
+WHIT_WGMMA_SHARED(32, "m64n64k32", 32, 33, 34)
+WHIT_WGMMA_SHARED(64, "m64n128k32", 64, 65, 66)
+WHIT_WGMMA_SHARED(128, "m64n256k32", 128, 129, 130)
+
+#undef WHIT_WGMMA_SHARED
 #undef WHIT_WGMMA
 #undef WHIT_INOUT4
 #undef WHIT_INOUT16
