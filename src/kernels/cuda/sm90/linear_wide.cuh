@@ -8,10 +8,9 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_epilogue.cuh"
 #include "kernels/cuda/linear_layout.h"
-#include "kernels/cuda/linear_unpack.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/sm90/linear_operands.cuh"
 #include "kernels/cuda/sm90/ptx_sm90.cuh"
-#include "kernels/cuda/sm90/tensor_map.h"
 
 namespace whit::cuda {
 
@@ -38,119 +37,39 @@ struct WideParams {
   bool direct;      // y is bf16 in such vectors and nothing is added to it but a bias
 };
 
-constexpr bool is_8_bits(LinearFormat format) {
-  return format == LinearFormat::kW8A8 || format == LinearFormat::kW8A16;
-}
-constexpr bool is_bf16(LinearFormat format) {
-  return format == LinearFormat::kW4A16 || format == LinearFormat::kW8A16;
-}
-
 // kPiece: tokens whose sums are staged at once; all where K has chunks.
 template <LinearFormat format, int kTokens, int kPiece>
-struct WideShape {
-  static constexpr bool kInt4 = !is_8_bits(format);
-  static constexpr bool kCodes = !is_bf16(format);  // what inputs are
-  static constexpr bool kInteger = kCodes && format != LinearFormat::kW4AFp8;
-  // Whether each group's sums are scaled before the next one's are added.
-  static constexpr bool kGrouped = kInt4 && format != LinearFormat::kW4A8TwoLevel;
-  // Whether sums are integers to the end.
-  static constexpr bool kExact =
-      format == LinearFormat::kW8A8 || format == LinearFormat::kW4A8TwoLevel;
-  using Product = std::conditional_t<kInteger, int, float>;
+struct WideShape : OperandTraits<format> {
+  using T = OperandTraits<format>;
   // Whether weights are operands as they lie in shared memory.
   static constexpr bool kShared = format == LinearFormat::kW8A8;
-  // Swizzled rows of 128 bytes of inputs that a step of K takes.
-  static constexpr int kRuns = kCodes ? 1 : 2;
-  static constexpr int kMmas = 4 * kRuns;  // along K of a step
   // Groups of products are halves of a tile's tokens, one multiplied while the other is scaled.
-  static constexpr int kHalves = kGrouped && kTokens == 128 ? 2 : 1;
+  static constexpr int kHalves = T::kGrouped && kTokens == 128 ? 2 : 1;
   // Sets of A operands: with two, the next step's are unpacked while this one's are multiplied; one
   // is what the registers of 128 tokens × 8 operands leave room for.
-  static constexpr int kSets = kHalves == 2 && !kCodes ? 1 : 2;
+  static constexpr int kSets = kHalves == 2 && !T::kCodes ? 1 : 2;
   static constexpr int kUnitTokens = kTokens / kHalves;
   static constexpr int kValues = kUnitTokens / 2;  // of a thread in a unit
   // Bytes of a warpgroup's weights in a stage: a tile of 4 bits and its scales, two of 8 bits.
-  static constexpr int kWeightBytes = kInt4 ? 4 * kUnitBytes + kTileRows * 4 : 8 * kUnitBytes;
+  static constexpr int kWeightBytes = T::kInt4 ? 4 * kUnitBytes + kTileRows * 4 : 8 * kUnitBytes;
   static constexpr int kRunBytes = kTokens * 128;
-  static constexpr int kInputBytes = kRuns * kRunBytes;
+  static constexpr int kInputBytes = T::kRuns * kRunBytes;
   static constexpr int kStageBytes =
       (kInputBytes + kWideConsumers * kWeightBytes + 1023) / 1024 * 1024;
   // Chunks of K whose sums a block of a cluster can stage.
-  static constexpr int kAreas = !kExact && kTokens <= 64 ? 2 : 1;
+  static constexpr int kAreas = !T::kExact && kTokens <= 64 ? 2 : 1;
   static constexpr int kAreaFloats = kPiece * kWidePitch;
   // Tokens whose rows of bf16 are staged at once.
   static constexpr int kDirectTokens = std::min(kTokens, 64);
   // Of one warpgroup: sums or rows of bf16.
   static constexpr int kSumBytes = std::max(kAreas * kAreaFloats * 4, kDirectTokens* kTileRows * 2);
-  static constexpr int kScaleBytes = kCodes ? kTokens * 4 : 0;  // of the tokens
+  static constexpr int kScaleBytes = T::kCodes ? kTokens * 4 : 0;  // of the tokens
   // As many stages as fit in 227 KB beside the sums, 1 KB of barriers and 1 KB of alignment.
   static constexpr int kStages =
       std::min(8, (232448 - 2048 - kScaleBytes - kWideConsumers * kSumBytes) / kStageBytes);
   static constexpr int kSharedBytes =
       2048 + kScaleBytes + kStages * kStageBytes + kWideConsumers * kSumBytes;
 };
-
-// A thread's packed words of a warp's 16 rows × 128 of K, and what of them is an A operand.
-template <LinearFormat format>
-struct WideWords {
-  uint2 codes[is_8_bits(format) ? 2 : 1][2][2];  // [tile of 8 bits][row half][pair]
-  uint2 scales;                                  // of 4 bits: rows r and r + 8
-
-  __device__ __forceinline__ void load(const uint8_t* weights, int warp, int lane) {
-#pragma unroll
-    for (int tile = 0; tile < static_cast<int>(sizeof(codes) / sizeof(codes[0])); ++tile)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int pair = 0; pair < 2; ++pair)
-          codes[tile][half][pair] = *reinterpret_cast<const uint2*>(
-              weights + (tile * 4 + warp) * kUnitBytes + lane * 8 + half * 512 + pair * 256);
-    if constexpr (!is_8_bits(format))
-      scales = *reinterpret_cast<const uint2*>(weights + 4 * kUnitBytes + warp * 64 + lane / 4 * 8);
-  }
-};
-
-// What the words of a step are as A operands.
-template <LinearFormat format>
-struct WideFragments {
-  static constexpr int kMmas = is_bf16(format) ? 8 : 4;
-  uint32_t a[kMmas][4];
-
-  template <bool kZeroPoints>
-  __device__ __forceinline__ void unpack(const WideWords<format>& words) {
-#pragma unroll
-    for (int mma = 0; mma < kMmas; ++mma)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int pair = 0; pair < 2; ++pair) {
-          const uint2 both = words.codes[is_8_bits(format) ? mma / (kMmas / 2) : 0][half][pair];
-          const uint32_t word = mma % 2 == 0 ? both.x : both.y;
-          const uint32_t scale_word = half == 0 ? words.scales.x : words.scales.y;
-          uint32_t& to = a[mma][2 * pair + half];
-          if constexpr (format == LinearFormat::kW4A8)
-            to = int8_of_nibbles<kZeroPoints>(word, mma / 2, zero_bytes_of(scale_word));
-          else if constexpr (format == LinearFormat::kW4A8TwoLevel)
-            to = int8_of_two_level(word, mma / 2, multiple_of(scale_word),
-                                   two_level_offset_of(scale_word));
-          else if constexpr (format == LinearFormat::kW4AFp8)
-            to = E4m3Codes<kZeroPoints>(scale_word).of(word, mma / 2);
-          else if constexpr (format == LinearFormat::kW4A16)
-            to = bf16_of_nibbles(word, mma / 2, minus_zero_of(scale_word));
-          else
-            to = bf16_of_bytes(word, mma / 2 % 2);
-        }
-  }
-};
-
-template <LinearFormat format, typename Products>
-__device__ __forceinline__ void multiply_add(Products& products, const uint32_t (&a)[4], uint64_t b,
-                                             int accumulate) {
-  if constexpr (format == LinearFormat::kW4AFp8)
-    wgmma_e4m3(products, a, b, accumulate);
-  else
-    wgmma(products, a, b, accumulate);
-}
 
 template <LinearFormat format, int kTokens, int kPiece, bool kZeroPoints>
 __global__ void __launch_bounds__(kWideThreads, 1)
@@ -281,9 +200,9 @@ __global__ void __launch_bounds__(kWideThreads, 1)
 
     typename S::Product products[kGrouped ? 2 : 1][S::kValues];
     float sum[S::kHalves][kGrouped ? S::kValues : 1];
-    WideFragments<format> fragments[S::kSets];
+    TileFragments<format> fragments[S::kSets];
     float scales[2][2];  // [parity of the step][rows r and r + 8]
-    WideWords<format> words;
+    TileWords<format> words;
     int next = 0, phase = 0;  // the stage that is loaded next, and its barrier's phase
     int scales_phase = 0;
     auto release_scales = [&] {
@@ -293,8 +212,10 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     // Waits for it and loads its weights; returns it.
     auto load = [&] {
       barrier_wait(full(next), phase);
-      words.load(stages + next * S::kStageBytes + S::kInputBytes + group * S::kWeightBytes, warp,
-                 lane);
+      const uint8_t* weights =
+          stages + next * S::kStageBytes + S::kInputBytes + group * S::kWeightBytes;
+      words.template load<4 * kUnitBytes>(weights + warp * kUnitBytes,
+                                          weights + 4 * kUnitBytes + warp * kUnitScaleBytes, lane);
       const int loaded = next;
       if (++next == S::kStages) next = 0, phase ^= 1;
       return loaded;
@@ -362,8 +283,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       }
       auto step_of = [&](auto parity, int step) {
         constexpr int kParity = decltype(parity)::value;
-        WideFragments<format>& now = fragments[S::kSets == 2 ? kParity : 0];
-        WideFragments<format>& following = fragments[S::kSets == 2 ? 1 - kParity : 0];
+        TileFragments<format>& now = fragments[S::kSets == 2 ? kParity : 0];
+        TileFragments<format>& following = fragments[S::kSets == 2 ? 1 - kParity : 0];
 #pragma unroll
         for (int half = 0; half < S::kHalves; ++half) {
           const uint64_t b = swizzled_operand(shared_address(stages) + stage * S::kStageBytes) +
@@ -624,24 +545,6 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   if (cluster > 1) cluster_sync();
 }
 
-inline CUtensorMap wide_input_map(const LinearArgs& args, int rows) {
-  const bool bf16 = input_of(args.weight.format) == LinearInput::kBf16;
-  const unsigned element = bf16 ? 2 : 1;
-  CUtensorMap map;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(args.weight.k),
-                               static_cast<cuuint64_t>(args.m)};
-  const cuuint64_t stride[1] = {static_cast<cuuint64_t>(args.x_stride) * element};
-  const cuuint32_t box[2] = {128 / element, static_cast<cuuint32_t>(rows)}, ones[2] = {1, 1};
-  if (tensor_map_encoder()(
-          &map, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 2,
-          const_cast<void*>(args.x), sizes, stride, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-          CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
-    throw Error(ErrorKind::kResource, "CUDA: no tensor map of [{}, {}], stride {}", args.m,
-                args.weight.k, args.x_stride);
-  return map;
-}
-
 template <LinearFormat format, int kTokens, int kPiece, bool kZeroPoints>
 void launch_wide(const LinearArgs& args, const WideParams& p, int sms, cudaStream_t stream) {
   using S = WideShape<format, kTokens, kPiece>;
@@ -649,21 +552,9 @@ void launch_wide(const LinearArgs& args, const WideParams& p, int sms, cudaStrea
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes),
         "shared memory of the wide linear");
   const int cluster = p.parts * p.sharers;
-  cudaLaunchConfig_t config = {};
-  config.gridDim =
-      dim3(p.parts == 1 ? std::min(p.tiles, sms / cluster) * cluster : p.tiles * cluster);
-  config.blockDim = dim3(kWideThreads);
-  config.dynamicSmemBytes = S::kSharedBytes;
-  config.stream = stream;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  check(cudaLaunchKernelEx(&config, kernel, p, wide_input_map(args, kTokens / p.sharers)),
-        "wide linear");
+  const int blocks = p.parts == 1 ? std::min(p.tiles, sms / cluster) * cluster : p.tiles * cluster;
+  launch_clusters(kernel, dim3(blocks), cluster, dim3(kWideThreads), S::kSharedBytes, stream, p,
+                  input_map(args, kTokens / p.sharers));
 }
 
 template <LinearFormat format, int kTokens, bool kZeroPoints>
