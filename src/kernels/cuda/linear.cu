@@ -7,6 +7,7 @@
 #include "kernels/cuda/linear_dense.h"
 #include "kernels/cuda/linear_layout.h"
 #include "kernels/cuda/linear_skinny.h"
+#include "kernels/cuda/sm90/linear_narrow.h"
 #include "kernels/cuda/sm90/linear_skinny_sm90.h"
 #include "kernels/cuda/sm90/linear_wide.h"
 
@@ -28,6 +29,16 @@ bool takes_source(const LinearWeight& weight, int64_t m, const DeviceInfo& devic
   return input_of(weight.format) != LinearInput::kBf16 && weight.format != LinearFormat::kFp8 &&
          streams(weight, m, device) && m <= kMostMadeRows && weight.k % 8 == 0 &&
          weight.k <= kWidest;
+}
+
+// Where the kernel on wgmma for few rows is the fastest, as measured: above 8 rows, above 4 where K
+// is not summed in chunks, and where activations do not fit beside the streaming kernel's weights;
+// of e4m3 at any number of rows, as its bits are the wide one's.
+bool narrows(const LinearArgs& args, const DeviceInfo& device) {
+  if (!narrow_supports(args, device)) return false;
+  if (args.weight.format == LinearFormat::kW4AFp8 || args.m > 8) return true;
+  return args.m > kMostMadeRows && ((args.m > 4 && k_chunks(args.weight.n, args.weight.k) == 1) ||
+                                    !skinny_sm90_supports(args, device));
 }
 
 void require(bool condition, const LinearArgs& args, const char* rule) {
@@ -111,6 +122,8 @@ void LinearRunner::run(const LinearArgs& args, CUstream_st* stream) {
   if (args.weight.format == LinearFormat::kBf16 || args.weight.format == LinearFormat::kFp8) {
     if (!state_->dense) state_->dense.emplace();
     state_->dense->run(args, stream);
+  } else if (narrows(args, state_->device)) {
+    run_narrow(args, state_->device, stream);
   } else if (skinny_sm90_supports(args, state_->device)) {
     run_skinny_sm90(args, state_->device, stream);
   } else if (streams(args.weight, args.m, state_->device)) {

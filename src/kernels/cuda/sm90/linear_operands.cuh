@@ -37,46 +37,53 @@ struct OperandTraits {
   static constexpr int kMmas = 4 * kRuns;  // along 128 of K
 };
 
-// A thread's packed words of a warp's 16 rows × 128 of K, and what of them is an A operand.
-template <LinearFormat format>
+// A thread's packed words of a warp's 16 rows × 128 of K, or of one half of the rows, 8 of them,
+// and what of them is an A operand.
+template <LinearFormat format, int kHalves = 2>
 struct TileWords {
-  uint2 codes[is_8_bits(format) ? 2 : 1][2][2];  // [tile of 8 bits][row half][pair]
-  uint2 scales;                                  // of 4 bits: rows r and r + 8
+  uint2 codes[is_8_bits(format) ? 2 : 1][kHalves][2];  // [tile of 8 bits][row half][pair]
+  uint32_t scales[2];                                  // of 4 bits: rows r and r + 8
 
   // unit: the warp's in the first tile; the second of 8 bits lies kTileDistance behind.
-  // unit_scales: its scale words.
+  // unit_scales: its scale words. Of the second half of the rows: both 512 and 4 bytes on.
   template <int kTileDistance>
   __device__ __forceinline__ void load(const uint8_t* unit, const uint8_t* unit_scales, int lane) {
 #pragma unroll
     for (int tile = 0; tile < static_cast<int>(sizeof(codes) / sizeof(codes[0])); ++tile)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+      for (int half = 0; half < kHalves; ++half)
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair)
           codes[tile][half][pair] = *reinterpret_cast<const uint2*>(
               unit + tile * kTileDistance + lane * 8 + half * 512 + pair * 256);
-    if constexpr (!is_8_bits(format))
-      scales = *reinterpret_cast<const uint2*>(unit_scales + lane / 4 * 8);
+    if constexpr (is_8_bits(format)) return;
+    if constexpr (kHalves == 2) {
+      const uint2 both = *reinterpret_cast<const uint2*>(unit_scales + lane / 4 * 8);
+      scales[0] = both.x, scales[1] = both.y;
+    } else {
+      scales[0] = *reinterpret_cast<const uint32_t*>(unit_scales + lane / 4 * 8);
+    }
   }
 };
 
-// What the words of a step are as A operands.
-template <LinearFormat format>
+// What the words of a step are as A operands. Where a warp has half of the rows, those of the other
+// half stay as they are made: zero.
+template <LinearFormat format, int kHalves = 2>
 struct TileFragments {
   static constexpr int kMmas = OperandTraits<format>::kMmas;
   uint32_t a[kMmas][4];
 
   template <bool kZeroPoints>
-  __device__ __forceinline__ void unpack(const TileWords<format>& words) {
+  __device__ __forceinline__ void unpack(const TileWords<format, kHalves>& words) {
 #pragma unroll
     for (int mma = 0; mma < kMmas; ++mma)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+      for (int half = 0; half < kHalves; ++half)
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
           const uint2 both = words.codes[is_8_bits(format) ? mma / (kMmas / 2) : 0][half][pair];
           const uint32_t word = mma % 2 == 0 ? both.x : both.y;
-          const uint32_t scale_word = half == 0 ? words.scales.x : words.scales.y;
+          const uint32_t scale_word = words.scales[half];
           uint32_t& to = a[mma][2 * pair + half];
           if constexpr (format == LinearFormat::kW4A8)
             to = int8_of_nibbles<kZeroPoints>(word, mma / 2, zero_bytes_of(scale_word));

@@ -50,15 +50,6 @@ __host__ __device__ inline int stream_x_pitch(int columns, int input_bytes) {
   return columns * input_bytes + kStreamPad;
 }
 
-// The value, of which the compiler does not know that it is the same in all threads of a warp.
-__device__ __forceinline__ uint32_t per_thread(uint32_t value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-__device__ __forceinline__ void copy_async_arrive(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
 // Warps of a block at most, and registers of a thread: such that those of two blocks fit an SM.
 constexpr int stream_warps(int units) { return units == 2 ? 8 : 14; }
 constexpr int stream_registers(int token_tiles, int units) {

@@ -235,8 +235,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     auto unpack_scales = [&](float(&to)[2]) {
       if constexpr (kGrouped) {
         constexpr float kUnit = format == LinearFormat::kW4A8 ? kInt4Unit<kZeroPoints> : 1.0f;
-        to[0] = scale_of(words.scales.x) * kUnit;
-        to[1] = scale_of(words.scales.y) * kUnit;
+        to[0] = scale_of(words.scales[0]) * kUnit;
+        to[1] = scale_of(words.scales[1]) * kUnit;
       }
     };
     // Where weights are operands as they lie: products[0] = weights · tokens over steps begin …

@@ -37,6 +37,17 @@ __device__ __forceinline__ void barrier_spin(uint32_t barrier, uint32_t parity) 
       : "memory");
 }
 
+// The value, of which the compiler does not know that it is the same in all threads of a warp.
+__device__ __forceinline__ uint32_t per_thread(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// Arrives once what this thread has asked for by copy_async has come.
+__device__ __forceinline__ void copy_async_arrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 // Whether this is the one thread of its warp that is chosen; all of them call it.
 __device__ __forceinline__ bool elect_one() {
   uint32_t elected;
@@ -70,6 +81,11 @@ __device__ __forceinline__ void store_transposed(uint32_t to, const uint32_t (&m
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
                "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
                : "memory");
+}
+
+// Brings a tensor map, a kernel's parameter, near: the first copy by it comes sooner.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 template <int kRegisters>
@@ -151,6 +167,8 @@ __device__ __forceinline__ void wgmma_wait() {
 
 // d (+)= a · bᵀ of a warpgroup, 64 rows × twice as many columns as d has registers: 32 of K of
 // int8 or e4m3, or 16 of bf16. d is the warpgroup's own again after wgmma_wait.
+#define WHIT_D4 "%0, %1, %2, %3"
+#define WHIT_D8 WHIT_D4 ", %4, %5, %6, %7"
 #define WHIT_D16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define WHIT_D32 \
   WHIT_D16       \
@@ -170,6 +188,7 @@ __device__ __forceinline__ void wgmma_wait() {
   "%110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, " \
   "%124, %125, %126, %127"
 #define WHIT_INOUT4(c, d, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
+#define WHIT_INOUT8(c, d, i) WHIT_INOUT4(c, d, i), WHIT_INOUT4(c, d, i + 4)
 #define WHIT_INOUT16(c, d, i)                                               \
   WHIT_INOUT4(c, d, i), WHIT_INOUT4(c, d, i + 4), WHIT_INOUT4(c, d, i + 8), \
       WHIT_INOUT4(c, d, i + 12)
@@ -187,13 +206,19 @@ __device__ __forceinline__ void wgmma_wait() {
                  : WHIT_INOUT##count(constraint, d, 0)                                         \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));       \
   }
+WHIT_WGMMA(wgmma, int, "+r", 4, "m64n8k32.s32.s8.s8", "", 4, 5, 6, 7, 8, 9)
+WHIT_WGMMA(wgmma, int, "+r", 8, "m64n16k32.s32.s8.s8", "", 8, 9, 10, 11, 12, 13)
 WHIT_WGMMA(wgmma, int, "+r", 16, "m64n32k32.s32.s8.s8", "", 16, 17, 18, 19, 20, 21)
 WHIT_WGMMA(wgmma, int, "+r", 32, "m64n64k32.s32.s8.s8", "", 32, 33, 34, 35, 36, 37)
 WHIT_WGMMA(wgmma, int, "+r", 64, "m64n128k32.s32.s8.s8", "", 64, 65, 66, 67, 68, 69)
 WHIT_WGMMA(wgmma, int, "+r", 128, "m64n256k32.s32.s8.s8", "", 128, 129, 130, 131, 132, 133)
+WHIT_WGMMA(wgmma, float, "+f", 4, "m64n8k16.f32.bf16.bf16", ", 1, 1, 0", 4, 5, 6, 7, 8, 9)
+WHIT_WGMMA(wgmma, float, "+f", 8, "m64n16k16.f32.bf16.bf16", ", 1, 1, 0", 8, 9, 10, 11, 12, 13)
 WHIT_WGMMA(wgmma, float, "+f", 16, "m64n32k16.f32.bf16.bf16", ", 1, 1, 0", 16, 17, 18, 19, 20, 21)
 WHIT_WGMMA(wgmma, float, "+f", 32, "m64n64k16.f32.bf16.bf16", ", 1, 1, 0", 32, 33, 34, 35, 36, 37)
 WHIT_WGMMA(wgmma, float, "+f", 64, "m64n128k16.f32.bf16.bf16", ", 1, 1, 0", 64, 65, 66, 67, 68, 69)
+WHIT_WGMMA(wgmma_e4m3, float, "+f", 4, "m64n8k32.f32.e4m3.e4m3", ", 1, 1", 4, 5, 6, 7, 8, 9)
+WHIT_WGMMA(wgmma_e4m3, float, "+f", 8, "m64n16k32.f32.e4m3.e4m3", ", 1, 1", 8, 9, 10, 11, 12, 13)
 WHIT_WGMMA(wgmma_e4m3, float, "+f", 16, "m64n32k32.f32.e4m3.e4m3", ", 1, 1", 16, 17, 18, 19, 20, 21)
 WHIT_WGMMA(wgmma_e4m3, float, "+f", 32, "m64n64k32.f32.e4m3.e4m3", ", 1, 1", 32, 33, 34, 35, 36, 37)
 // b: operand of transposed_operand.
@@ -231,10 +256,13 @@ WHIT_WGMMA_SHARED(128, "m64n256k32", 128, 129, 130)
 #undef WHIT_WGMMA_SHARED
 #undef WHIT_WGMMA
 #undef WHIT_INOUT4
+#undef WHIT_INOUT8
 #undef WHIT_INOUT16
 #undef WHIT_INOUT32
 #undef WHIT_INOUT64
 #undef WHIT_INOUT128
+#undef WHIT_D4
+#undef WHIT_D8
 #undef WHIT_D16
 #undef WHIT_D32
 #undef WHIT_D64
