@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "kernels/cpu/limits.h"
+#include "kernels/cpu/linear_layout.h"
 
 namespace whit::cpu {
 namespace {
@@ -170,11 +171,15 @@ void measure(const LinearKernel& kernel, Shape shape, const Options& options, co
              shape.n, shape.k, ring[0].payload_bytes / 1e6, pack_rate / 1e9);
 
   const int64_t most_m = *std::max_element(options.m.begin(), options.m.end());
-  const int64_t q_stride = round_up(shape.k, 64), groups = ceil_div(shape.k, ring[0].group_size);
+  const int64_t q_stride = int8_row_stride(shape.k);
+  const int64_t groups = ceil_div(shape.k, ring[0].group_size);
   // Aligned as the buffers of a Program are.
   Buffer x(4 * most_m * shape.k), y(4 * most_m * shape.n), q(most_m * q_stride);
   std::fill_n(x.as<float>(), most_m * shape.k, 0.5f);
-  std::fill_n(q.as<int8_t>(), q.bytes(), 3);
+  // What is in the tiles decides what power they take, and so their clock.
+  std::mt19937 random(2);
+  for (int64_t i = 0; i < q.bytes(); ++i)
+    q.as<int8_t>()[i] = static_cast<int8_t>(static_cast<int>(random() % 121) - 60);
   std::vector<float> scales(most_m, 0.01f);
   std::vector<int32_t> sums(most_m * groups, 3);
   for (int64_t m : options.m) {

@@ -6,6 +6,7 @@
 
 #include "engine/stack.h"
 #include "engine/weight_packer.h"
+#include "kernels/cpu/linear_layout.h"
 #include "ops/reference/quantize.h"
 
 namespace whit {
@@ -138,7 +139,7 @@ struct Program::Impl {
       if (int8_places[index].group_size == group_size &&
           int8_places[index].static_scale == static_scale)
         return index;
-    const int buffer = add_buffer(round_up(view.k, 64), true);
+    const int buffer = add_buffer(cpu::int8_row_stride(view.k), true);
     int8_places.push_back({buffer, view.k, group_size, static_scale});
     known[value].push_back(static_cast<int>(int8_places.size()) - 1);
     return known[value].back();

@@ -79,13 +79,23 @@ inline void prefetch_ahead(const std::byte* at, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + kPrefetchBytes + i);
 }
 
+// Bytes from row to row of int8 activations. Rows that are a multiple of 1 KB apart would lie in
+// the same few sets of a cache, and AMX's kernels would copy them first.
+inline int64_t int8_row_stride(int64_t k) {
+  const int64_t whole = round_up(k, 64);
+  return whole % 1024 == 0 ? whole + 64 : whole;
+}
+
 // One worker's part of a product: panels × rows of x. Panels are split first; where there are too
 // few of them to keep all workers equally busy, M is split as well, in multiples of `row_unit`.
+// Kernels that read all panels of their share anew for every `pass_rows` rows say so: M is split
+// too where that leaves a worker less to read.
 struct LinearShare {
   int64_t panel_begin, panel_end;
   int64_t row_begin, row_end;
 };
-LinearShare linear_share(const LinearArgs& args, int64_t row_unit, const Worker& worker);
+LinearShare linear_share(const LinearArgs& args, int64_t row_unit, const Worker& worker,
+                         int64_t pass_rows = 0);
 
 // This worker's scratch, `bytes` being what the kernel's scratch_bytes returned.
 inline std::byte* worker_scratch(const LinearArgs& args, int64_t bytes, const Worker& worker) {

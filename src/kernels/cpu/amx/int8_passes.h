@@ -203,12 +203,13 @@ template <Codes kind, const LinearKernel& few>
 void run(const LinearArgs& args, const Worker& worker) {
   if (args.m < kLeastRows) return few.run(args, worker);
   const PackedWeight& weight = *args.weight;
-  const LinearShare share = linear_share(args, kBlockRows, worker);
+  Passes pass = passes(weight, args.m);
+  const LinearShare share = linear_share(args, kBlockRows, worker, pass.rows);
   if (share.panel_begin == share.panel_end) return;
-  const Passes pass = passes(weight, args.m);
   std::byte* sums = worker_scratch(args, scratch_bytes<kind, few>(weight, args.m), worker);
   std::byte* codes = sums + sums_bytes(pass);
   auto* copies = reinterpret_cast<int8_t*>(codes + (kind == Codes::kTwoLevel ? kBlockBytes : 0));
+  pass.rows = even_pass(share.row_end - share.row_begin, pass.rows);
   const Tiles tiles(kTileColumns);
   for (int64_t begin = share.row_begin; begin < share.row_end; begin += pass.rows) {
     const int64_t rows = std::min(share.row_end - begin, pass.rows);

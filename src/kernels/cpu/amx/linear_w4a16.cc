@@ -32,9 +32,9 @@ int64_t scratch_bytes(const PackedWeight& weight, int64_t m) {
 void run(const LinearArgs& args, const Worker& worker) {
   if (args.m < kLeastRows) return kAvx512LinearW4A16.run(args, worker);
   const PackedWeight& weight = *args.weight;
-  const LinearShare share = linear_share(args, kTileRows, worker);
-  if (share.panel_begin == share.panel_end) return;
   const Sizes sizes(weight, args.m);
+  const LinearShare share = linear_share(args, kTileRows, worker, sizes.rows);
+  if (share.panel_begin == share.panel_end) return;
   std::byte* scratch = worker_scratch(args, scratch_bytes(weight, args.m), worker);
   auto* codes = reinterpret_cast<int8_t*>(scratch + sizes.codes_at);
   auto* scales = reinterpret_cast<float*>(scratch + sizes.scales_at);

@@ -23,9 +23,9 @@ int64_t scratch_bytes(const PackedWeight& weight, int64_t m) {
 void run(const LinearArgs& args, const Worker& worker) {
   if (args.m < kLeastRows) return kAvx512LinearW4A8.run(args, worker);
   const PackedWeight& weight = *args.weight;
-  const LinearShare share = linear_share(args, kBlockRows, worker);
+  const LinearShare share = linear_share(args, kBlockRows, worker, pass_rows(weight.k, args.m));
   if (share.panel_begin == share.panel_end) return;
-  const int64_t most_rows = pass_rows(weight.k, args.m);
+  const int64_t most_rows = even_pass(share.row_end - share.row_begin, pass_rows(weight.k, args.m));
   std::byte* codes = worker_scratch(args, scratch_bytes(weight, args.m), worker);
   auto* copies = reinterpret_cast<int8_t*>(codes + unpacked_bytes(weight));
   const int64_t k_step = step_columns(weight);

@@ -55,9 +55,9 @@ class Tiles {
 };
 
 // Rows of activations as tiles of 16 rows × k_step columns. They are read where they lie, but for
-// a last tile of fewer than 16 rows, and where rows are a multiple of 1024 bytes apart, so that
-// those of many tiles would share the same few sets of L2: these are copied, row tile by row tile,
-// each 1 KB further from a multiple of the cache's ways.
+// a last tile of fewer than 16 rows, and where rows are a multiple of 1024 bytes apart
+// (int8_row_stride): these are copied, row tile by row tile, each 1 KB further from a multiple of
+// the cache's ways.
 class ActivationTiles {
  public:
   static int64_t scratch_bytes(int64_t rows, int64_t k) {
@@ -65,12 +65,16 @@ class ActivationTiles {
   }
   ActivationTiles(const int8_t* q, int64_t stride, int64_t rows, int64_t k, int64_t k_step,
                   int8_t* scratch)
-      : q_(q), stride_(stride), k_step_(k_step), scratch_(scratch) {
+      : q_(q),
+        stride_(stride),
+        k_step_(k_step),
+        tile_bytes_(scratch_bytes(kTileRows, k)),
+        scratch_(scratch) {
     whole_ = stride % 1024 == 0 ? 0 : rows / kTileRows;
     for (int64_t first = whole_ * kTileRows; first < rows; first += kTileRows)
       for (int64_t column = 0; column < k; column += k_step)
         for (int64_t r = 0; r < kTileRows; ++r) {
-          int8_t* to = scratch + (first / kTileRows - whole_) * tile_bytes() +
+          int8_t* to = scratch + (first / kTileRows - whole_) * tile_bytes_ +
                        (column * kTileRows + r * k_step);
           if (first + r < rows)
             std::memcpy(to, q + (first + r) * stride + column, k_step);
@@ -86,17 +90,20 @@ class ActivationTiles {
   Tile tile(int64_t row, int64_t column) const {
     const int64_t index = row / kTileRows;
     if (index < whole_) return {q_ + row * stride_ + column, stride_, k_step_};
-    return {scratch_ + (index - whole_) * tile_bytes() + column * kTileRows, k_step_,
+    return {scratch_ + (index - whole_) * tile_bytes_ + column * kTileRows, k_step_,
             k_step_ * kTileRows};
   }
 
  private:
-  int64_t tile_bytes() const { return (stride_ + kTileColumns) * kTileRows; }
-
   const int8_t* q_;
-  int64_t stride_, k_step_, whole_;
+  int64_t stride_, k_step_, tile_bytes_, whole_;
   int8_t* scratch_;
 };
+
+// Rows of a pass where `rows` take several of at most `most` each: about equal ones, whole blocks.
+inline int64_t even_pass(int64_t rows, int64_t most) {
+  return rows == 0 ? most : std::min(most, round_up(even_tile(rows, most), kBlockRows));
+}
 
 // What a product over a run of K begins with: one or two tiles of activations (two where `rows` is
 // above 16) and a panel's lines.
