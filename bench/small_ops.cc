@@ -64,21 +64,18 @@ double fma_peak() {
 }
 
 constexpr int64_t kHeads = 9, kKvHeads = 3, kHeadDim = 64, kPage = 64;
+constexpr KvType kType = KvType::kF16;
+const int64_t kPageBytes =
+    kKvHeads * (kPage / kKvBlockTokens) * value_block_bytes(kv_bits(kType), kHeadDim);
 
 struct Problem {
   Problem(int64_t sequences, int64_t context, int64_t queries, uint32_t seed)
       : pages_each((context + kPage - 1) / kPage) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
-    const int64_t pages = sequences * pages_each, elements = pages * kKvHeads * kPage * kHeadDim;
-    k = Tensor(DType::kF16, {elements});
-    v = Tensor(DType::kF16, {elements});
-    for (int64_t i = 0; i < elements; ++i) {
-      k.data<uint16_t>()[i] =
-          i < 65536 ? f32_to_f16(normal(random)) : k.data<uint16_t>()[i - 65536];
-      v.data<uint16_t>()[i] =
-          i < 65536 ? f32_to_f16(normal(random)) : v.data<uint16_t>()[i - 65536];
-    }
+    const int64_t pages = sequences * pages_each;
+    k = Buffer(pages * kPageBytes);
+    v = Buffer(pages * kPageBytes);
     const int64_t rows = sequences * queries;
     q.resize(rows * kHeads * kHeadDim);
     for (float& value : q) value = normal(random);
@@ -87,6 +84,28 @@ struct Problem {
     for (int64_t b = 0; b <= sequences; ++b)
       query_start.push_back(static_cast<int32_t>(b * queries));
     context_len.assign(sequences, static_cast<int32_t>(context));
+    // The first page from random numbers, all others like it.
+    std::vector<float> numbers(kPage * kKvHeads * kHeadDim);
+    for (float& value : numbers) value = normal(random);
+    const int32_t start[2] = {0, kPage}, length[1] = {kPage};
+    AttentionArgs all = args();
+    all.batch = {.t = kPage,
+                 .b = 1,
+                 .query_start = start,
+                 .context_len = length,
+                 .block_table = table.data(),
+                 .max_blocks = 1};
+    small_ops_table().back().kv_write({.k = numbers.data(),
+                                       .k_stride = kKvHeads * kHeadDim,
+                                       .v = numbers.data(),
+                                       .v_stride = kKvHeads * kHeadDim,
+                                       .batch = all.batch,
+                                       .cache = all.cache},
+                                      {.index = 0, .count = 1});
+    for (int64_t page = 1; page < pages; ++page) {
+      std::memcpy(k.as<std::byte>() + page * kPageBytes, k.as<void>(), kPageBytes);
+      std::memcpy(v.as<std::byte>() + page * kPageBytes, v.as<void>(), kPageBytes);
+    }
   }
 
   AttentionArgs args() {
@@ -100,10 +119,11 @@ struct Problem {
                       .context_len = context_len.data(),
                       .block_table = table.data(),
                       .max_blocks = pages_each},
-            .cache = {.k = k.data<void>(),
-                      .v = v.data<void>(),
-                      .k_page_bytes = kKvHeads * kPage * kHeadDim * 2,
-                      .v_page_bytes = kKvHeads * kPage * kHeadDim * 2,
+            .cache = {.type = kType,
+                      .k = k.as<void>(),
+                      .v = v.as<void>(),
+                      .k_page_bytes = kPageBytes,
+                      .v_page_bytes = kPageBytes,
                       .page_tokens = kPage,
                       .kv_heads = kKvHeads,
                       .head_dim = kHeadDim},
@@ -112,7 +132,7 @@ struct Problem {
   }
 
   int64_t pages_each;
-  Tensor k, v;
+  Buffer k, v;
   std::vector<float> q, out;
   std::vector<int32_t> table, query_start, context_len;
 };
@@ -146,8 +166,7 @@ void bench_attention(const SmallOps& ops, ThreadPool& pool, double peak) {
            ops.isa == Isa::kAvx2 ? peak * pool.size() : 0);
   }
   for (const int64_t context : {256, 2048}) {
-    const int64_t bytes = 2 * 2 * context * kKvHeads * kHeadDim,
-                  copies = (int64_t{96} << 20) / bytes;
+    const int64_t bytes = 2 * context / kPage * kPageBytes, copies = (int64_t{96} << 20) / bytes;
     Problem problem(copies, context, 1, 2);
     const AttentionArgs all = problem.args();
     Buffer scratch(ops.attention_scratch_bytes(all) * pool.size());

@@ -19,19 +19,19 @@ LayerShape shape_of(const Graph& graph, const Node& node, const KvFormat& format
 // Bytes of the keys, or values, of one page.
 int64_t part_bytes(const LayerShape& shape, KvType type, int64_t page_tokens, bool keys) {
   int64_t bytes;
-  if (is_integer(type)) {
+  if (has_codes(type)) {
     const int64_t block = keys ? key_block_bytes(kv_bits(type), shape.keys, shape.head_dim)
                                : value_block_bytes(kv_bits(type), shape.head_dim);
     bytes = page_tokens / kKvBlockTokens * block;
   } else {
-    bytes = page_tokens * shape.head_dim * (type == KvType::kF32 ? 4 : 2);
+    bytes = page_tokens * shape.head_dim * static_cast<int64_t>(sizeof(float));
   }
   return static_cast<int64_t>(checked_mul(bytes, shape.kv_heads, "KV cache"));
 }
 
 }  // namespace
 
-int64_t kv_page_multiple(KvType type) { return is_integer(type) ? kKvBlockTokens : 16; }
+int64_t kv_page_multiple(KvType type) { return has_codes(type) ? kKvBlockTokens : 16; }
 
 KvCache::KvCache(const Graph& graph, NodeRange range, const KvCacheOptions& options)
     : format_(options.format), page_tokens_(options.page_tokens) {

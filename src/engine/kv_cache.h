@@ -22,7 +22,7 @@ class DeviceKvCache {
 struct KvCacheOptions {
   KvFormat format;
   int64_t pages = 1;
-  int64_t page_tokens = 16;  // a multiple of kv_page_multiple(format.type)
+  int64_t page_tokens = 32;  // a multiple of kv_page_multiple(format.type)
   // Sequences that may be in use at once, each with an index of its own in BatchView::tails.
   int64_t tails = 1;
 };

@@ -38,7 +38,8 @@ class Stream {
     const Graph& graph = model_.graph();
     const NodeRange range = graph.layer(layer);
     Program program(graph, range, weights_, {.max_tokens = window_, .isa = isa_}, pool_);
-    KvCache cache(graph, range, model_.default_kv_dtype(), 1, round_up(window_, 16));
+    const KvFormat format = model_.default_kv_dtype();
+    KvCache cache(graph, range, format, 1, round_up(window_, kv_page_multiple(format.type)));
     const int64_t starts[] = {0}, counts[] = {window_};
     const ContiguousBatch batch(starts, counts, cache.page_tokens());
     for (int64_t first = 0; first < hidden_.dim(0); first += window_) {

@@ -1,8 +1,18 @@
-// What a KV cache holds, and where in a block of an integer cache a code lies.
+// What a KV cache in host memory holds, and where in a block a code lies.
 //
-// Floating-point caches (layouts: KvCacheView in ops/ops.h) hold f32 or f16. Integer caches hold
-// blocks of 32 tokens of one key/value head: unsigned codes c of 8 or 4 bits with x ≈ scale · c +
-// minimum, scale and minimum in f16, taken
+// f32 caches (layout: KvCacheView in ops/ops.h) hold numbers, all others blocks of 32 tokens of one
+// key/value head.
+//
+// f16: signed codes c of 16 bits with x ≈ scale · c, scale in f32, taken over the Dh numbers of a
+// token. So that sums of 32 bits hold products of such codes,
+//   keys    scale = max(max |x| / 32767, ‖x‖ / 65536): with queries of ‖u‖ ≤ 32500 that is enough
+//           for any Dh up to 1024 (Cauchy; rounding adds √Dh / 2 to a norm)
+//   values  scale = max |x| / 8191: with 64 weights that sum to 262100 or less
+// which loses no more than f16 numbers would: those lose up to 2⁻¹² of each number, these 2⁻¹⁷ of a
+// key's norm and 2⁻¹⁴ of a value's largest.
+//
+// Integer caches: unsigned codes c of 8 or 4 bits with x ≈ scale · c + minimum, scale and minimum
+// in f16, taken
 //   values         over the Dh numbers of a token
 //   keys, kToken   over the Dh numbers of a token
 //   keys, kChannel over the 32 tokens of a channel (KIVI: Liu et al., ICML 2024, §3.2: a few
@@ -15,13 +25,16 @@
 //
 // Codes lie in units of 32, as dot instructions on pairs of int16 want them: lane 2i and 2i + 1 are
 // the pair that int32 lane i of the sum adds up.
-//   keys    a unit is two channels × 16 tokens, lane = token · 2 + channel % 2; [2 tiles][Dh/2
-//   units] values  a unit is 16 channels × two tokens, lane = channel · 2 + token % 2; [2
-//   tiles][Dh/16][8 units] 8 bits  a unit is 32 bytes in order 4 bits  four units are 32
-//   little-endian words of 16 bits: unit i is bits 4i … 4i + 3 of each
+//   keys    a unit is two channels × 16 tokens, lane = token · 2 + channel % 2;
+//           [2 tiles][Dh/2 units]
+//   values  a unit is 16 channels × two tokens, lane = channel · 2 + token % 2;
+//           [2 tiles][Dh/16][8 units]
+//   16 and 8 bits  a unit is 32 numbers in order
+//   4 bits         four units are 32 little-endian words of 16 bits: unit i is bits 4i … 4i + 3 of
+//                  each
 // Dh is rounded up to a multiple of 16; codes of the channels beyond are never written nor used.
 // Behind the codes come the scales, then the minima: 32 of each, or Dh (zero beyond the real ones)
-// for kChannel.
+// for kChannel; of 16 bits 32 scales alone, in as many bytes.
 //
 // For ISA folders too: everything here has internal linkage.
 #pragma once
@@ -36,12 +49,18 @@ enum class KeyLayout : uint8_t { kToken, kChannel };
 namespace {
 
 constexpr int64_t kKvBlockTokens = 32;
+// Of codes of 16 bits, as above.
+constexpr float kLargestKeyCode = 32767.0f, kKeyCodeNorm = 65536.0f, kLargestValueCode = 8191.0f;
 // A tail keeps two blocks, so that a step whose last tokens turn out to be wrong guesses can be
 // taken back across a block's end.
 constexpr int64_t kKvTailTokens = 2 * kKvBlockTokens;
 
+inline bool has_codes(KvType type) { return type != KvType::kF32; }
+// Those whose keys have a choice of layouts.
 inline bool is_integer(KvType type) { return type == KvType::kInt8 || type == KvType::kInt4; }
-inline int64_t kv_bits(KvType type) { return type == KvType::kInt4 ? 4 : 8; }
+inline int64_t kv_bits(KvType type) {
+  return type == KvType::kF16 ? 16 : type == KvType::kInt4 ? 4 : 8;
+}
 inline bool kv_has_tails(KvType type, KeyLayout keys) {
   return type == KvType::kInt4 || (type == KvType::kInt8 && keys == KeyLayout::kChannel);
 }

@@ -87,13 +87,13 @@ struct RopeArgs {
   const float* sin;
 };
 
-// Keys and values of one layer in pages of P tokens (P a multiple of 16, of 32 for integers). A
-// contiguous cache is one page.
+// Keys and values of one layer in pages of P tokens (P a multiple of 16, of 32 where there are
+// codes). A contiguous cache is one page.
 // Within a page, where the pages of other layers may lie between:
-//   kF32, kF16   k  [Hkv, P/16, Dh, 16]   16 tokens side by side: a lane is a token, so that
-//                                                scores need no horizontal sums
+//   kF32         k  [Hkv, P/16, Dh, 16]   16 tokens side by side: a lane is a token, so that
+//                                         scores need no horizontal sums
 //                v  [Hkv, P, Dh]
-//   kInt8, kInt4 k, v  [Hkv, P/32] blocks (ops/kv_layout.h)
+//   the others   k, v  [Hkv, P/32] blocks of codes (ops/kv_layout.h)
 //   tails        [tails, Hkv, 64, Dh] f16, the token at position p in row p mod 64; where
 //                kv_has_tails
 struct KvCacheView {

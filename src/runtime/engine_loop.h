@@ -29,7 +29,7 @@ struct EngineLoopOptions {
   SchedulerOptions scheduler;
   int64_t max_queue = 256;  // sequences that wait while scheduler.max_sequences run
   int64_t cache_bytes = 0;  // for keys and values; 0: for a quarter of the longest contexts at once
-  int64_t page_tokens = 32;   // a multiple of 16
+  int64_t page_tokens = 32;   // a multiple of kv_page_multiple(kv_dtype.type)
   int64_t draft_tokens = 0;   // guessed by prompt lookup and checked together; 0: none
   Executor* draft = nullptr;  // of a smaller model, which guesses instead; must outlive the loop
   KvFormat draft_kv_dtype;

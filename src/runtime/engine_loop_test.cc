@@ -126,6 +126,7 @@ class EngineLoopTest : public ::testing::Test {
 TEST_F(EngineLoopTest, a_gpu_draws_what_the_host_draws) {
   EngineLoopOptions options = small();
   options.kv_dtype = DType::kF16;
+  options.page_tokens = 32;
   try {
     start(options, Backend::kCuda);
   } catch (const Error& error) {

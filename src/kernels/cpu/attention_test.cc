@@ -25,7 +25,7 @@ struct Sequence {
 };
 
 struct Shape {
-  int64_t heads = 9, kv_heads = 3, head_dim = 64, page_tokens = 16;
+  int64_t heads = 9, kv_heads = 3, head_dim = 64, page_tokens = 32;
   KvType type = KvType::kF16;
   int64_t sliding_window = 0;
   KeyLayout keys = KeyLayout::kToken;
@@ -43,17 +43,14 @@ class PagedCache {
     const int64_t numbers = pages * shape.kv_heads * shape.page_tokens * shape.head_dim;
     const int64_t blocks = pages * shape.kv_heads * shape.page_tokens / kKvBlockTokens;
     const int64_t bits = kv_bits(shape.type);
-    k_bytes_ = v_bytes_ = numbers * (shape.type == KvType::kF32 ? 4 : 2);
-    if (is_integer(shape.type)) {
+    k_bytes_ = v_bytes_ = numbers * 4;
+    if (has_codes(shape.type)) {
       k_bytes_ = blocks * key_block_bytes(bits, shape.keys, shape.head_dim);
       v_bytes_ = blocks * value_block_bytes(bits, shape.head_dim);
     }
     for (auto [buffer, bytes] : {std::pair{&k_, k_bytes_}, std::pair{&v_, v_bytes_}}) {
       *buffer = Buffer(bytes);
-      if (shape.type == KvType::kF32)
-        std::fill_n(buffer->as<float>(), bytes / 4, std::numeric_limits<float>::quiet_NaN());
-      else
-        std::fill_n(buffer->as<uint16_t>(), bytes / 2, uint16_t{0x7e00});
+      std::memset(buffer->as<void>(), 0xff, bytes);  // NaN in f32 as in f16
     }
     const int64_t tails = b * shape.kv_heads * kKvTailTokens * shape.head_dim;
     for (Buffer* buffer : {&k_tails_, &v_tails_}) {
@@ -236,9 +233,12 @@ void write_history(const Shape& shape, const std::vector<Text>& texts,
 // / Σ have relative error ≤ 2δ + a few roundings, and Σ p·v ≤ max|v|.
 //   δ: Dh products of |q·k| summed in f32, of sums ≤ ‖q‖‖k‖·scale (Cauchy), and 3 roundings of q
 //   and scale sums over the context: one rounding per token in l and in o, and one α per block
-//   Integer caches: queries are rounded to 2⁻¹⁶ of their largest, weights to 2⁻¹⁶ of the largest in
-//   a block; the dot of a query with |c · scale| ≤ 2 · max|k| < 16 is off by Dh · 2⁻¹⁶ · 9 · 16 ·
-//   1/√Dh at most, and by √Dh in place of Dh where signs are random, which they are
+//   Codes of 16 bits: queries of norm 32500 are rounded to integers, an error of deviation
+//   ‖q‖‖k‖ · scale · 0.29 / 32500 of a score, of which 5 are allowed; weights that sum to 262100,
+//   or of which the largest is 32767, too, √64 · 0.29 / 32767 of the largest value Integer caches:
+//   queries are rounded to 2⁻¹⁶ of their largest, weights to 2⁻¹⁶ of the largest in a block; the
+//   dot of a query with |c · scale| ≤ 2 · max|k| < 16 is off by Dh · 2⁻¹⁶ · 9 · 16 · 1/√Dh at most,
+//   and by √Dh in place of Dh where signs are random, which they are
 double tolerance(const Shape& shape, int64_t context) {
   constexpr double kEps = 0x1p-24;
   // Entries are normal with deviation 1.5: ‖q‖‖k‖ < 4 · 2.25 · Dh with room to spare.
@@ -246,6 +246,10 @@ double tolerance(const Shape& shape, int64_t context) {
   const double largest_score = 4 * 2.25 * std::sqrt(dh);
   double delta = (std::sqrt(dh) * 4 + 3) * kEps * largest_score;
   double weights = 0;
+  if (shape.type == KvType::kF16) {
+    delta += 5 * 0.29 / 32500 * largest_score;
+    weights = std::sqrt(64.0) * 0.29 / 32767;
+  }
   if (is_integer(shape.type)) {
     delta += 0x1p-16 * 9 * 16 * 2;
     weights = 0x1p-16 * std::sqrt(64.0);
@@ -400,7 +404,7 @@ TEST_P(AttentionTest, decode_matches_the_reference_over_ragged_contexts) {
   for (const auto& [heads, kv_heads] : {std::pair<int64_t, int64_t>{9, 3}, {4, 4}, {8, 1}})
     for (const int64_t head_dim : {8, 24, 64})
       for (const KvType dtype : {KvType::kF16, KvType::kF32})
-        expect_matches_reference({heads, kv_heads, head_dim, 16, dtype}, sequences, 2);
+        expect_matches_reference({heads, kv_heads, head_dim, 32, dtype}, sequences, 2);
   expect_matches_reference({.heads = 14, .kv_heads = 2, .head_dim = 128}, sequences, 3);
 }
 
@@ -410,6 +414,38 @@ TEST_P(AttentionTest, prefill_matches_the_reference_over_ragged_shapes) {
       expect_matches_reference({.heads = 6, .kv_heads = 2, .type = dtype},
                                {{tokens, tokens}, {tokens + 5, tokens}}, 3);
   expect_matches_reference({.heads = 3, .kv_heads = 1}, {{129, 129}}, 2);
+}
+
+// Against f32: what codes of 16 bits lose, and what numbers in f16 would.
+TEST_P(AttentionTest, codes_of_16_bits_lose_no_more_than_f16_would) {
+  const int64_t tokens = 300;
+  for (const int64_t head_dim : {16, 64, 128})
+    for (const float largest : {1.5f, 12.0f}) {  // of one channel of keys
+      const Shape words{.heads = 3, .kv_heads = 1, .head_dim = head_dim};
+      Shape exact = words;
+      exact.type = KvType::kF32;
+      std::vector<Text> texts = {Text(exact, tokens, 4)}, halves = texts;
+      for (int64_t t = 0; t < tokens; ++t) texts[0].k[t * head_dim + 3] *= largest / 1.5f;
+      for (auto [from, to] : {std::pair{&texts[0].k, &halves[0].k}, {&texts[0].v, &halves[0].v}})
+        std::transform(from->begin(), from->end(), to->begin(),
+                       [](float x) { return f16_to_f32(f32_to_f16(x)); });
+      const auto attend = [&](const Shape& shape, const std::vector<Text>& of) {
+        PagedCache cache(shape, {tokens}, 2);
+        Step step(shape, of, {{tokens, tokens}}, cache);
+        return step.run(ops(), 2);
+      };
+      const std::vector<float> want = attend(exact, texts);
+      const auto loss = [&](const std::vector<float>& got) {
+        double squares = 0, size = 0;
+        for (size_t i = 0; i < want.size(); ++i) {
+          squares += (got[i] - want[i]) * (got[i] - want[i]);
+          size += want[i] * want[i];
+        }
+        return std::sqrt(squares / size);
+      };
+      EXPECT_LT(loss(attend(words, texts)), loss(attend(exact, halves)))
+          << "Dh " << head_dim << ", largest " << largest;
+    }
 }
 
 TEST_P(AttentionTest, large_and_odd_head_sizes_match_the_reference) {

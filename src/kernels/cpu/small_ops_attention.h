@@ -16,10 +16,10 @@
 //   l   = l · α + Σ_j p_j              order fixed by the ISA
 //   o_d = o_d · α + Σ_j p_j · v_jd     ascending j, one accumulator; terms with p_j = 0 are no-ops
 // beginning anew with each chunk of 256 tokens (portable: once), whose m, l and o are added to the
-// context's in the same way, in ascending order; and o / l at the end. Integer caches:
+// context's in the same way, in ascending order; and o / l at the end. Caches of codes:
 // small_ops_codes.h. Tokens beyond a sequence's context are never read as numbers; later tokens of
-// the same block are only multiplied by zero, so their values must be finite (kv_write clamps f16
-// caches to ±65504).
+// the same block are only multiplied by zero, so their values must be finite (kv_write clamps what
+// becomes codes to ±65504).
 #pragma once
 
 #include <cstddef>
@@ -37,15 +37,13 @@ constexpr int64_t kChunkTokens = 256;
 // Units of so few rows (queries × heads) read the cache itself, and may have parts.
 constexpr int64_t kDirectRows = 8;
 
-// Where one kv head's numbers, or blocks of codes, of a page begin.
-template <typename T>
-inline T* keys_of(const KvCacheView& cache, int64_t page, int64_t head) {
-  return reinterpret_cast<T*>(static_cast<std::byte*>(cache.k) + page * cache.k_page_bytes) +
+// Where one kv head's f32 numbers, or blocks of codes, of a page begin.
+inline float* keys_of(const KvCacheView& cache, int64_t page, int64_t head) {
+  return reinterpret_cast<float*>(static_cast<std::byte*>(cache.k) + page * cache.k_page_bytes) +
          head * cache.page_tokens * cache.head_dim;
 }
-template <typename T>
-inline T* values_of(const KvCacheView& cache, int64_t page, int64_t head) {
-  return reinterpret_cast<T*>(static_cast<std::byte*>(cache.v) + page * cache.v_page_bytes) +
+inline float* values_of(const KvCacheView& cache, int64_t page, int64_t head) {
+  return reinterpret_cast<float*>(static_cast<std::byte*>(cache.v) + page * cache.v_page_bytes) +
          head * cache.page_tokens * cache.head_dim;
 }
 inline uint8_t* key_blocks_of(const KvCacheView& cache, int64_t page, int64_t head) {
@@ -70,8 +68,8 @@ struct AttentionUnit {
   int64_t slot = -1;
 };
 
-// Queries per unit: about 96 rows (queries × heads) share one conversion of a block of keys and
-// values to f32, which then costs 3 % of their arithmetic; many more rows would leave L2.
+// Queries per unit: about 96 rows (queries × heads) share one widening of a block of keys and
+// values, which then costs 3 % of their arithmetic; many more rows would leave L2.
 inline int64_t query_block(const AttentionArgs& args) {
   const int64_t group = args.heads / args.cache.kv_heads;
   return group >= 96 ? 1 : 96 / group;

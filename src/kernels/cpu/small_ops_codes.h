@@ -1,7 +1,14 @@
-// Attention over integer caches (ops/kv_layout.h) with dot products of pairs of int16, over an
+// Attention over caches of codes (ops/kv_layout.h) with dot products of pairs of int16, over an
 // ISA's vector type S.
 //
-// As small_ops_attention.h states, but for tokens read by their codes c, where per query and head
+// As small_ops_attention.h states, but for tokens read by their codes c, where per query and head,
+// with codes of 16 bits,
+//   s_j = a · scale_j · Σ_d u_d · c_jd
+//         u = q · scale, rounded to int16 with a = ‖q · scale‖ / 32500
+//   o_d = o_d · α + w · Σ_j t_j · c_jd
+//         t_j = p_j · scale_j rounded to int16 with w = max(max_j (p_j · scale_j) / 32767,
+//         Σ_j (p_j · scale_j) / 262100), for each block of 64
+// and of 8 and 4
 //   s_j = a · scale_j · Σ_d u_d · c_jd + a · minimum_j · Σ_d u_d           keys per token
 //         u = q · scale, rounded to int16 with a = max|u| / 32767
 //   s_j = a · Σ_d u_d · c_jd + Σ_d q_d · scale · minimum_d                 keys per channel
@@ -9,12 +16,13 @@
 //   o_d = o_d · α + w · Σ_j t_j · c_jd + Σ_j p_j · minimum_j               values
 //         t_j = p_j · scale_j rounded to int16 with w = max_j (p_j · scale_j) / 32767, for each
 //         block of 64
-// Sums of codes are exact in int32; l sums the unrounded p. Queries and weights lose 2⁻¹⁶ of a
-// row's largest: far less than the codes did. Tokens that are read exactly (the block of 32 that
-// the query is in, in a cache with tails) come last and are added in f32.
+// Sums of codes are exact in int32, so that tiles of any shape agree; l sums the unrounded p.
+// Queries and weights lose 2⁻¹⁶ of a row's norm, or largest, and no more than the codes did. Tokens
+// that are read exactly (the block of 32 that the query is in, in a cache with tails) come last and
+// are added in f32.
 //
 // Bound: the dot instructions do twice the multiply-adds of an f32 FMA; with more than kDirectRows
-// rows codes are widened to int16 once per block.
+// rows codes of 8 and 4 bits are widened to int16 once per block.
 #pragma once
 
 #include "kernels/cpu/small_ops_codes_write.h"
@@ -24,6 +32,16 @@ namespace whit::cpu {
 namespace {
 
 constexpr int64_t kTilesPerHalf = kKvBlockTokens / kTileTokens;
+
+// What a kernel reads: codes of kBits, kAffine with a scale and a minimum in f16, else with a scale
+// in f32.
+template <int bits, bool affine>
+struct CodeFormat {
+  static constexpr int kBits = bits;
+  static constexpr bool kAffine = affine;
+};
+using Words = CodeFormat<16, false>;
+using Widened = CodeFormat<16, true>;
 
 struct CodesScratch {
   std::byte* parts;
@@ -73,30 +91,70 @@ struct CodesBlock {
   int64_t tiles = 0;
   int64_t own = -1;
   const uint8_t *k[kTilesPerBlock], *v[kTilesPerBlock];
-  const uint16_t *k_scale[kTilesPerBlock], *k_minimum[kTilesPerBlock];  // [16] of tokens
-  const uint16_t *v_scale[kTilesPerBlock], *v_minimum[kTilesPerBlock];
+  // [16] of tokens: f16, or f32 and no minima where codes are not affine.
+  const void *k_scale[kTilesPerBlock], *v_scale[kTilesPerBlock];
+  const uint16_t *k_minimum[kTilesPerBlock], *v_minimum[kTilesPerBlock];
   const uint16_t* channels[kTilesPerBlock / kTilesPerHalf] = {};  // scales and minima, kChannel
   const CodesBlock* next = nullptr;                               // to prefetch
 };
 
 // Always inlined: g++ drops calls of a function that does nothing but prefetch.
 inline __attribute__((always_inline)) void prefetch_scales(const CodesBlock& block, int64_t dh) {
+  constexpr int64_t kTokenBytes = kKvBlockTokens * 4;  // scales and minima in f16, or scales in f32
   for (int64_t half = 0; half < kTilesPerBlock / kTilesPerHalf; ++half) {
-    const int64_t tile = half * kTilesPerHalf;
-    prefetch(block.v_scale[tile]);
-    prefetch(block.v_minimum[tile]);
-    const uint16_t* keys = block.channels[half];
-    const int64_t count = keys == nullptr ? 2 * kKvBlockTokens : 2 * dh;
-    if (keys == nullptr) keys = block.k_scale[tile];
-    for (int64_t i = 0; i < count; i += 32) prefetch(keys + i);
+    const auto at = [](const void* p, int64_t byte) { return static_cast<const char*>(p) + byte; };
+    for (int64_t i = 0; i < kTokenBytes; i += 64)
+      prefetch(at(block.v_scale[half * kTilesPerHalf], i));
+    const uint16_t* channels = block.channels[half];
+    const void* keys = channels;
+    if (channels == nullptr) keys = block.k_scale[half * kTilesPerHalf];
+    const int64_t bytes = channels == nullptr ? kTokenBytes : 4 * dh;
+    for (int64_t i = 0; i < bytes; i += 64) prefetch(at(keys, i));
   }
+}
+
+// Scales of a tile's tokens from `lane` on.
+template <typename S, typename C>
+inline typename S::V token_scales(const void* scales, int64_t lane) {
+  if constexpr (C::kAffine) return S::load_element(static_cast<const uint16_t*>(scales) + lane);
+  return S::load(static_cast<const float*>(scales) + lane);
 }
 
 alignas(64) constexpr uint16_t kHalfOnes[kTileTokens] = {
     0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00,
     0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x3c00};
 
-// u, a and the offset's factor of each row of q [rows, dh]; channels as in CodesBlock, or null.
+// x times multiplier, rounded, and the sum of that.
+template <typename S, typename Value>
+inline int32_t round_row(const Value& value, int64_t dh, float multiplier, int16_t* out) {
+  const typename S::V factor = S::set1(multiplier);
+  typename S::I sum = S::zero_int();
+  for (int64_t d = 0; d < dh; d += S::kWordVectors * S::kLanes) {
+    typename S::I vectors[S::kWordVectors];
+    for (int i = 0; i < S::kWordVectors; ++i) {
+      vectors[i] = S::to_int(S::mul(value(d + i * S::kLanes), factor));
+      sum = S::add_int(sum, vectors[i]);
+    }
+    S::store_words(out + d, vectors);
+  }
+  return S::reduce_add_int(sum);
+}
+
+// u and a of each row of q [rows, dh] for codes of 16 bits.
+template <typename S>
+void round_queries(const float* q, int64_t rows, int64_t dh, int16_t* u, float* factor) {
+  constexpr float kNorm = 32500.0f;
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* from = q + row * dh;
+    const float size = norm<S>(from, dh);
+    round_row<S>([&](int64_t d) { return S::load(from + d); }, dh,
+                 size > 1e-30f ? kNorm / size : 0.0f, u + row * dh);
+    factor[row] = size <= 1e-30f ? 1.0f : size / kNorm;  // not 0, which no maximum survives
+  }
+}
+
+// u, a and the offset's factor of each row of q [rows, dh] for other codes; channels as in
+// CodesBlock, or null.
 template <typename S>
 void round_queries(const float* q, int64_t rows, int64_t dh, const uint16_t* channels, int16_t* u,
                    float* factor, float* offset) {
@@ -117,20 +175,11 @@ void round_queries(const float* q, int64_t rows, int64_t dh, const uint16_t* cha
         constant = S::fma(S::load(from + d), S::load_element(channels + dh + d), constant);
     }
     const float magnitude = S::reduce_max_magnitude(largest);
-    const float inverse = magnitude > 1e-30f ? limit / magnitude : 0.0f;
-    const V multiplier = S::set1(inverse);
-    typename S::I sum = S::zero_int();
-    for (int64_t d = 0; d < dh; d += S::kWordVectors * S::kLanes) {
-      typename S::I vectors[S::kWordVectors];
-      for (int i = 0; i < S::kWordVectors; ++i) {
-        vectors[i] = S::to_int(S::mul(value(d + i * S::kLanes), multiplier));
-        sum = S::add_int(sum, vectors[i]);
-      }
-      S::store_words(u + row * dh + d, vectors);
-    }
+    const int32_t sum =
+        round_row<S>(value, dh, magnitude > 1e-30f ? limit / magnitude : 0.0f, u + row * dh);
     factor[row] = magnitude / limit;
-    offset[row] = channels == nullptr ? factor[row] * static_cast<float>(S::reduce_add_int(sum))
-                                      : S::reduce_add(constant);
+    offset[row] =
+        channels == nullptr ? factor[row] * static_cast<float>(sum) : S::reduce_add(constant);
   }
 }
 
@@ -140,12 +189,13 @@ constexpr bool registers_suffice(int n) {
   return R * n + (R < n ? R : n) + 2 <= S::kRegisters;
 }
 
-// Scores of R rows with N tiles of codes.
-template <typename S, int R, int N, int kBits>
+// Scores of R rows with N tiles of codes; of 16 bits without the rows' factor.
+template <typename S, int R, int N, typename C>
 inline void score_codes(const int16_t* u, int64_t dh, const uint8_t* const* k,
-                        const uint8_t* const* ahead, const uint16_t* const* scale,
+                        const uint8_t* const* ahead, const void* const* scale,
                         const uint16_t* const* minimum, const float* factor, const float* offset,
                         float* p) {
+  constexpr int kBits = C::kBits;
   constexpr int kVectors = N * S::kUnitVectors;
   typename S::I acc[R][kVectors];
 #pragma GCC unroll 6
@@ -156,7 +206,7 @@ inline void score_codes(const int16_t* u, int64_t dh, const uint8_t* const* k,
     if (ahead != nullptr)
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int line = 0; line < 16 * kBits; line += 64)
           prefetch(ahead[n] + group * 16 * kBits + line);
 #pragma GCC unroll 4
@@ -175,12 +225,48 @@ inline void score_codes(const int16_t* u, int64_t dh, const uint8_t* const* k,
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
       const int64_t lane = i % S::kUnitVectors * S::kLanes;
-      const typename S::V a =
-          S::mul(S::load_element(scale[i / S::kUnitVectors] + lane), S::broadcast(factor + r));
-      const typename S::V b =
-          S::mul(S::load_element(minimum[i / S::kUnitVectors] + lane), S::broadcast(offset + r));
-      S::store(p + r * kBlockTokens + i * S::kLanes, S::fma(S::to_float(acc[r][i]), a, b));
+      typename S::V score = S::to_float(acc[r][i]),
+                    a = token_scales<S, C>(scale[i / S::kUnitVectors], lane);
+      if constexpr (C::kAffine) {
+        a = S::mul(a, S::broadcast(factor + r));
+        const typename S::V b =
+            S::mul(S::load_element(minimum[i / S::kUnitVectors] + lane), S::broadcast(offset + r));
+        score = S::fma(score, a, b);
+      } else {
+        score = S::mul(score, a);
+      }
+      S::store(p + r * kBlockTokens + i * S::kLanes, score);
     }
+}
+
+// t and w of R rows of a block with codes of 16 bits; p becomes p · scale. Tokens not seen, and
+// those beyond the text, whose scales may be anything, weigh nothing.
+template <typename S, int R>
+inline void round_weights(float* p, const CodesBlock& block, const int64_t* begin,
+                          const int64_t* end, int16_t* words, float* w) {
+  using V = typename S::V;
+  constexpr int kVectors = kBlockTokens / S::kLanes, kTileVectors = kTileTokens / S::kLanes;
+  for (int r = 0; r < R; ++r) {
+    float* row = p + r * kBlockTokens;
+    const bool whole = begin[r] == 0 && end[r] == kBlockTokens;
+    V largest[2] = {S::zero(), S::zero()}, sum[2] = {S::zero(), S::zero()};
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
+      const V probability = S::load(row + i * S::kLanes);
+      V weight = S::mul(probability, token_scales<S, Words>(block.v_scale[i / kTileVectors],
+                                                            i % kTileVectors * S::kLanes));
+      if (!whole) weight = S::zero_where_zero(weight, probability);
+      S::store(row + i * S::kLanes, weight);
+      largest[i % 2] = S::max(largest[i % 2], weight);
+      sum[i % 2] = S::add(sum[i % 2], weight);
+    }
+    const float by_largest = S::reduce_max(S::max(largest[0], largest[1])) * (1.0f / 32767.0f);
+    const float by_sum = S::reduce_add(S::add(sum[0], sum[1])) * (1.0f / 262100.0f);
+    w[r] = by_largest > by_sum ? by_largest : by_sum;
+  }
+  for (int r = 0; r < R; ++r)
+    round_row<S>([&](int64_t j) { return S::load(p + r * kBlockTokens + j); }, kBlockTokens,
+                 w[r] > 1e-30f ? 1.0f / w[r] : 0.0f, words + r * kBlockTokens);
 }
 
 // t, w and Σ p·minimum of R rows over tiles [begin, end).
@@ -199,7 +285,7 @@ inline void round_weights(const float* p, const CodesBlock& block, int64_t begin
         const V weight = S::load(p + r * kBlockTokens + at);
         // Tokens not seen, and those beyond the text, whose scales may be anything, weigh nothing.
         const V x = S::zero_where_zero(
-            S::mul(weight, S::load_element(block.v_scale[tile] + i * S::kLanes)), weight);
+            S::mul(weight, token_scales<S, Widened>(block.v_scale[tile], i * S::kLanes)), weight);
         const V offset = S::zero_where_zero(
             S::mul(weight, S::load_element(block.v_minimum[tile] + i * S::kLanes)), weight);
         S::store(weights + at, x);
@@ -220,11 +306,13 @@ inline void round_weights(const float* p, const CodesBlock& block, int64_t begin
   }
 }
 
-// out = out · α + w · Σ t·c + constant over tiles [begin, end), for N chunks of 16 dimensions.
-template <typename S, int R, int N, int kBits>
+// out = out · α + w · Σ t·c + constant over tiles [begin, end), for N chunks of 16 dimensions; the
+// constant of affine codes alone.
+template <typename S, int R, int N, typename C>
 inline void add_codes(const int16_t* words, const float* w, const float* constant,
                       const float* alpha, const uint8_t* const* v, const uint8_t* const* ahead,
                       int64_t begin, int64_t end, int64_t dh, int64_t chunk, float* out) {
+  constexpr int kBits = C::kBits;
   constexpr int kVectors = N * S::kUnitVectors;
   typename S::I acc[R][kVectors];
 #pragma GCC unroll 6
@@ -237,7 +325,7 @@ inline void add_codes(const int16_t* words, const float* w, const float* constan
       if (ahead != nullptr)
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
           for (int line = 0; line < 16 * kBits; line += 64)
             prefetch(ahead[tile] + at + n * 32 * kBits + line);
 #pragma GCC unroll 4
@@ -259,21 +347,26 @@ inline void add_codes(const int16_t* words, const float* w, const float* constan
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
       float* to = out + r * dh + chunk * 16 + i * S::kLanes;
-      const typename S::V kept =
-          S::fma(S::load(to), S::broadcast(alpha + r), S::broadcast(constant + r));
+      typename S::V kept = S::mul(S::load(to), S::broadcast(alpha + r));
+      if constexpr (C::kAffine)
+        kept = S::fma(S::load(to), S::broadcast(alpha + r), S::broadcast(constant + r));
       S::store(to, S::fma(S::to_float(acc[r][i]), S::broadcast(w + r), kept));
     }
 }
 
-template <typename S, int R, int kBits>
+template <typename S, int R, typename C>
 void attend_code_rows(const CodesBlock& block, const AttentionUnit& unit, int64_t row,
                       int64_t all_rows, int64_t window, int64_t dh, const CodesScratch& scratch) {
   const int64_t heads = unit.head_end - unit.head_begin;
   int64_t row_begin[R], row_end[R];
+  int64_t seen = unit.position + row / heads + 1 - block.start, head = row % heads;
   for (int r = 0; r < R; ++r) {
-    const int64_t seen = unit.position + (row + r) / heads + 1 - block.start;
     row_begin[r] = seen > window ? seen - window : 0;
     row_end[r] = least(kBlockTokens, seen);
+    if (++head == heads) {
+      head = 0;
+      ++seen;
+    }
   }
   // Rows are in order of position: all tokens that any row of the tile sees.
   const int64_t begin = row_begin[0], end = row_end[R - 1];
@@ -285,11 +378,11 @@ void attend_code_rows(const CodesBlock& block, const AttentionUnit& unit, int64_
   constexpr int kTiles = registers_suffice<S, R>(2 * S::kUnitVectors) ? 2 : 1;
   for (int64_t tile = first_tile / kTiles * kTiles; tile < code_tiles; tile += kTiles) {
     const int64_t half = block.channels[0] == nullptr ? 0 : tile / kTilesPerHalf * all_rows;
-    score_codes<S, R, kTiles, kBits>(scratch.queries + (half + row) * dh, dh, block.k + tile,
-                                     block.next != nullptr ? block.v + tile : nullptr,
-                                     block.k_scale + tile, block.k_minimum + tile,
-                                     scratch.factor + half + row, scratch.offset + half + row,
-                                     scratch.p + tile * kTileTokens);
+    score_codes<S, R, kTiles, C>(scratch.queries + (half + row) * dh, dh, block.k + tile,
+                                 block.next != nullptr ? block.v + tile : nullptr,
+                                 block.k_scale + tile, block.k_minimum + tile,
+                                 scratch.factor + half + row, scratch.offset + half + row,
+                                 scratch.p + tile * kTileTokens);
   }
   const float* own_k[kTilesPerBlock];
   const float* own_v[kTilesPerBlock];
@@ -302,18 +395,21 @@ void attend_code_rows(const CodesBlock& block, const AttentionUnit& unit, int64_
     constexpr int kVectors = kTileTokens / S::kLanes;
     constexpr int kOwnTiles = R * 2 * kVectors <= S::kRegisters * 3 / 4 ? 2 : 1;
     for (int64_t tile = block.own; tile < block.own + kTilesPerHalf; tile += kOwnTiles)
-      score_tiles<S, R, kOwnTiles, float>(scratch.q + row * dh, dh, own_k + tile, nullptr,
-                                          scratch.p + tile * kTileTokens);
+      score_tiles<S, R, kOwnTiles>(scratch.q + row * dh, dh, own_k + tile, nullptr,
+                                   scratch.p + tile * kTileTokens);
   }
 
   alignas(64) float alpha[S::kLanes];
-  softmax_rows<S, R>(scratch.p, row_begin, row_end, scratch.chunk.maximum + row,
-                     scratch.chunk.sum + row * S::kLanes, alpha);
+  float w[R], constant[R] = {};
+  softmax_rows<S, R>(scratch.p, C::kAffine ? kOnes : scratch.factor + row, row_begin, row_end,
+                     scratch.chunk.maximum + row, scratch.chunk.sum + row * S::kLanes, alpha);
 
   float* out = scratch.chunk.out + row * dh;
   if (first_tile < code_tiles) {
-    float w[R], constant[R];
-    round_weights<S, R>(scratch.p, block, first_tile, code_tiles, scratch.words, w, constant);
+    if constexpr (C::kAffine)
+      round_weights<S, R>(scratch.p, block, first_tile, code_tiles, scratch.words, w, constant);
+    else
+      round_weights<S, R>(scratch.p, block, row_begin, row_end, scratch.words, w);
     const uint8_t* const* ahead = block.next != nullptr ? block.next->k : nullptr;
     constexpr int kWide = registers_suffice<S, R>(4 * S::kUnitVectors)   ? 4
                           : registers_suffice<S, R>(2 * S::kUnitVectors) ? 2
@@ -321,11 +417,11 @@ void attend_code_rows(const CodesBlock& block, const AttentionUnit& unit, int64_
     const int64_t chunks = dh / 16;
     int64_t chunk = 0;
     for (; chunk + kWide <= chunks; chunk += kWide)
-      add_codes<S, R, kWide, kBits>(scratch.words, w, constant, alpha, block.v, ahead, first_tile,
-                                    code_tiles, dh, chunk, out);
-    for (; chunk < chunks; ++chunk)
-      add_codes<S, R, 1, kBits>(scratch.words, w, constant, alpha, block.v, ahead, first_tile,
+      add_codes<S, R, kWide, C>(scratch.words, w, constant, alpha, block.v, ahead, first_tile,
                                 code_tiles, dh, chunk, out);
+    for (; chunk < chunks; ++chunk)
+      add_codes<S, R, 1, C>(scratch.words, w, constant, alpha, block.v, ahead, first_tile,
+                            code_tiles, dh, chunk, out);
     for (int r = 0; r < R; ++r) alpha[r] = 1.0f;
   }
   if (own) {
@@ -333,29 +429,29 @@ void attend_code_rows(const CodesBlock& block, const AttentionUnit& unit, int64_
     constexpr int kWide = S::kRegisters * 3 / 4 / R >= 4 ? 4 : 2;
     int64_t d = 0;
     for (; d + kWide * S::kLanes <= dh; d += kWide * S::kLanes)
-      add_values<S, R, kWide, float>(scratch.p, alpha, own_v, nullptr, from, end, dh, d, out);
+      add_values<S, R, kWide>(scratch.p, alpha, own_v, nullptr, from, end, dh, d, out);
     for (; d < dh; d += S::kLanes)
-      add_values<S, R, 1, float>(scratch.p, alpha, own_v, nullptr, from, end, dh, d, out);
+      add_values<S, R, 1>(scratch.p, alpha, own_v, nullptr, from, end, dh, d, out);
   }
 }
 
-template <typename S, int kBits>
+template <typename S, typename C>
 void attend_codes(const CodesBlock& block, const AttentionUnit& unit, int64_t rows, int64_t window,
                   int64_t dh, const CodesScratch& scratch) {
   int64_t row = 0;
   for (; row + 6 <= rows; row += 6)
-    attend_code_rows<S, 6, kBits>(block, unit, row, rows, window, dh, scratch);
+    attend_code_rows<S, 6, C>(block, unit, row, rows, window, dh, scratch);
   switch (rows - row) {
     case 1:
-      return attend_code_rows<S, 1, kBits>(block, unit, row, rows, window, dh, scratch);
+      return attend_code_rows<S, 1, C>(block, unit, row, rows, window, dh, scratch);
     case 2:
-      return attend_code_rows<S, 2, kBits>(block, unit, row, rows, window, dh, scratch);
+      return attend_code_rows<S, 2, C>(block, unit, row, rows, window, dh, scratch);
     case 3:
-      return attend_code_rows<S, 3, kBits>(block, unit, row, rows, window, dh, scratch);
+      return attend_code_rows<S, 3, C>(block, unit, row, rows, window, dh, scratch);
     case 4:
-      return attend_code_rows<S, 4, kBits>(block, unit, row, rows, window, dh, scratch);
+      return attend_code_rows<S, 4, C>(block, unit, row, rows, window, dh, scratch);
     case 5:
-      return attend_code_rows<S, 5, kBits>(block, unit, row, rows, window, dh, scratch);
+      return attend_code_rows<S, 5, C>(block, unit, row, rows, window, dh, scratch);
   }
 }
 
@@ -396,9 +492,10 @@ void widen(CodesBlock& block, int64_t dh, const CodesScratch& scratch) {
     }
 }
 
-template <typename S, int kBits>
+template <typename S, typename C>
 void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit, CodesScratch scratch) {
   using V = typename S::V;
+  constexpr int kBits = C::kBits;
   const KvCacheView& cache = args.cache;
   const int64_t head_dim = cache.head_dim, dh = padded_head_dim(head_dim);
   const int64_t heads = unit.head_end - unit.head_begin;
@@ -420,7 +517,9 @@ void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit, Cod
     });
   }
   clear_rows<S>(scratch.total, rows, dh);
-  if (!by_channel)
+  if constexpr (!C::kAffine)
+    round_queries<S>(scratch.q, rows, dh, scratch.queries, scratch.factor);
+  else if (!by_channel)
     round_queries<S>(scratch.q, rows, dh, nullptr, scratch.queries, scratch.factor, scratch.offset);
   if (own < last) load_own_block<S>(args, unit, own, last, dh, scratch);
 
@@ -432,8 +531,10 @@ void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit, Cod
     CodesBlock block;
     block.start = start;
     for (int64_t half = 0; half < kTilesPerBlock / kTilesPerHalf; ++half) {
-      const int64_t token = start + half * kKvBlockTokens;
-      if (token >= last) break;
+      // The half past the end is computed together with the other one and masked: any address will
+      // do.
+      const int64_t wanted = start + half * kKvBlockTokens;
+      const int64_t token = wanted < last ? wanted : start;
       if (token >= own) {
         block.own = half * kTilesPerHalf;
         break;
@@ -449,13 +550,18 @@ void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit, Cod
         const int64_t tile = half * kTilesPerHalf + i;
         block.k[tile] = k + i * tile_bytes;
         block.v[tile] = v + i * tile_bytes;
-        block.k_scale[tile] = by_channel ? kHalfOnes : k_scales + i * kTileTokens;
-        block.k_minimum[tile] =
-            by_channel ? kHalfOnes : k_scales + kKvBlockTokens + i * kTileTokens;
-        block.v_scale[tile] = v_scales + i * kTileTokens;
-        block.v_minimum[tile] = v_scales + kKvBlockTokens + i * kTileTokens;
+        if constexpr (C::kAffine) {
+          block.k_scale[tile] = by_channel ? kHalfOnes : k_scales + i * kTileTokens;
+          block.k_minimum[tile] =
+              by_channel ? kHalfOnes : k_scales + kKvBlockTokens + i * kTileTokens;
+          block.v_scale[tile] = v_scales + i * kTileTokens;
+          block.v_minimum[tile] = v_scales + kKvBlockTokens + i * kTileTokens;
+        } else {
+          block.k_scale[tile] = reinterpret_cast<const float*>(k_scales) + i * kTileTokens;
+          block.v_scale[tile] = reinterpret_cast<const float*>(v_scales) + i * kTileTokens;
+        }
       }
-      block.tiles = (half + 1) * kTilesPerHalf;
+      if (wanted < last) block.tiles = (half + 1) * kTilesPerHalf;
     }
     return block;
   };
@@ -478,10 +584,12 @@ void attend_unit_codes(const AttentionArgs& args, const AttentionUnit& unit, Cod
       // Only whole blocks are prefetched: of a last one there is little, and not all tiles are
       // known.
       block.next = next.tiles == kTilesPerBlock && block.tiles == kTilesPerBlock ? &next : nullptr;
-      attend_codes<S, kBits>(block, unit, rows, window, dh, scratch);
-    } else {
+      attend_codes<S, C>(block, unit, rows, window, dh, scratch);
+    } else if constexpr (C::kAffine) {
       widen<S, kBits>(block, dh, scratch);
-      attend_codes<S, 16>(block, unit, rows, window, dh, scratch);
+      attend_codes<S, Widened>(block, unit, rows, window, dh, scratch);
+    } else {
+      attend_codes<S, C>(block, unit, rows, window, dh, scratch);
     }
     block = next;
     const int64_t end = start + kBlockTokens;
@@ -499,13 +607,12 @@ int64_t codes_scratch_bytes(const AttentionArgs& args) {
 }
 
 // Head sizes up to kLargestCodedHead.
-template <typename S, int kBits>
+template <typename S, typename C>
 void codes_attention(const AttentionArgs& args, const Worker& worker) {
   int64_t bytes = codes_scratch_bytes<S>(args);
   const CodesScratch scratch = codes_scratch<S>(args, args.scratch + worker.index * bytes, &bytes);
-  for_each_unit(args, worker, [&](const AttentionUnit& unit) {
-    attend_unit_codes<S, kBits>(args, unit, scratch);
-  });
+  for_each_unit(args, worker,
+                [&](const AttentionUnit& unit) { attend_unit_codes<S, C>(args, unit, scratch); });
 }
 
 template <typename S>

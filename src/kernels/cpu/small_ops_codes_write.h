@@ -1,4 +1,4 @@
-// Writing integer caches over an ISA's vector type S (ops/kv_layout.h: the layout; codes, scales
+// Writing caches of codes over an ISA's vector type S (ops/kv_layout.h: the layout; codes, scales
 // and minima equal ops/reference/attention bit for bit, but for NaN).
 //
 // A worker takes whole blocks of 32 tokens of one key/value head: codes of 4 bits share bytes.
@@ -9,7 +9,7 @@
 namespace whit::cpu {
 namespace {
 
-constexpr int64_t kLargestCodedHead = 256;  // of the buffers below
+constexpr int64_t kLargestCodedHead = 512;  // of the buffers below
 
 // The numbers of one token as they are before its block is full.
 template <typename S>
@@ -70,6 +70,44 @@ inline void encode_token(float* x, int64_t dh, float levels, uint8_t* codes, uin
   }
 }
 
+// ‖x‖ of dh numbers with zeros up to a multiple of 16, summed in the reference's order.
+template <typename S>
+inline float norm(const float* x, int64_t dh) {
+  constexpr int kVectors = 16 / S::kLanes;
+  typename S::V sums[kVectors];
+  for (int i = 0; i < kVectors; ++i) sums[i] = S::zero();
+  for (int64_t d = 0; d < dh; d += 16)
+    for (int i = 0; i < kVectors; ++i) {
+      const typename S::V v = S::load(x + d + i * S::kLanes);
+      sums[i] = S::add(sums[i], S::mul(v, v));
+    }
+  for (int i = 1; i < kVectors; ++i) sums[0] = S::add(sums[0], sums[i]);
+  return __builtin_sqrtf(S::reduce_add(sums[0]));
+}
+
+// Codes of 16 bits of a token's dh numbers, and their scale; x has room up to a multiple of 16,
+// codes for whole store_words.
+template <typename S>
+inline float encode_words(float* x, int64_t dh, bool keys, int16_t* codes) {
+  for (int64_t d = dh; d % 16 != 0; ++d) x[d] = 0.0f;
+  typename S::I largest = S::zero_int();
+  for (int64_t d = 0; d < dh; d += S::kLanes) largest = S::max_magnitude(largest, S::load(x + d));
+  const float magnitude = S::reduce_max_magnitude(largest);
+  float scale = magnitude / (keys ? kLargestKeyCode : kLargestValueCode);
+  if (keys) {
+    const float by_norm = norm<S>(x, dh) / kKeyCodeNorm;
+    if (by_norm > scale) scale = by_norm;
+  }
+  const typename S::V inverse = S::set1(scale > 0 ? 1.0f / scale : 0.0f);
+  for (int64_t d = 0; d < dh; d += S::kWordVectors * S::kLanes) {
+    typename S::I vectors[S::kWordVectors];
+    for (int i = 0; i < S::kWordVectors; ++i)
+      vectors[i] = S::to_int(S::mul(S::load(x + d + i * S::kLanes), inverse));
+    S::store_words(codes + d, vectors);
+  }
+  return scale;
+}
+
 // Codes of 32 tokens [32][stride] of S::kLanes channels.
 template <typename S>
 inline void encode_channels(const float* x, int64_t stride, float levels, uint8_t* codes,
@@ -92,13 +130,15 @@ inline void encode_channels(const float* x, int64_t stride, float levels, uint8_
   }
 }
 
-// One token's bytes into a block.
-inline void scatter_key(const uint8_t* codes, int64_t dh, int64_t token, uint8_t* block) {
-  uint8_t* to = block + token / 16 * kv_tile_bytes(8, dh) + token % 16 * 2;
+// One token's codes of 8 or 16 bits into a block.
+template <typename T>
+inline void scatter_key(const T* codes, int64_t dh, int64_t token, T* block) {
+  T* to = block + token / 16 * 16 * padded_head_dim(dh) + token % 16 * 2;
   for (int64_t d = 0; d < dh; ++d) to[d / 2 * 32 + d % 2] = codes[d];
 }
-inline void scatter_value(const uint8_t* codes, int64_t dh, int64_t token, uint8_t* block) {
-  uint8_t* to = block + token / 16 * kv_tile_bytes(8, dh) + token % 16 / 2 * 32 + token % 2;
+template <typename T>
+inline void scatter_value(const T* codes, int64_t dh, int64_t token, T* block) {
+  T* to = block + token / 16 * 16 * padded_head_dim(dh) + token % 16 / 2 * 32 + token % 2;
   for (int64_t d = 0; d < dh; ++d) to[d / 16 * 256 + d % 16 * 2] = codes[d];
 }
 
@@ -141,6 +181,17 @@ void write_code_block(const KvWriteArgs& args, int64_t b, int64_t from, int64_t 
       load_exact<S>(cache, args.batch, keys ? args.k : args.v, keys ? args.k_stride : args.v_stride,
                     keys ? cache.k_tails : cache.v_tails, b, position, head, row);
     };
+    if (bits == 16) {
+      alignas(64) int16_t words[kLargestCodedHead];
+      auto* out = reinterpret_cast<int16_t*>(block);
+      for (int64_t t = from; t < to; ++t) {
+        const int64_t at = t % kKvBlockTokens;
+        load_row(t, x);
+        reinterpret_cast<float*>(scales)[at] = encode_words<S>(x, dh, keys, words);
+        keys ? scatter_key(words, dh, at, out) : scatter_value(words, dh, at, out);
+      }
+      continue;
+    }
     if (keys && cache.key_layout == KeyLayout::kChannel) {
       for (int64_t t = 0; t < kKvBlockTokens; ++t) {
         std::memset(x + t * padded + dh, 0, (padded - dh) * sizeof(float));

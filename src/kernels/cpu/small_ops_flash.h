@@ -1,11 +1,10 @@
-// Attention over an ISA's vector type S, flash-style: small_ops_attention.h states the arithmetic.
+// Attention over f32 caches with an ISA's vector type S, flash-style, and what attention over
+// caches of codes shares with it: small_ops_attention.h states the arithmetic.
 //
 // Per unit and block of 64 tokens, row tiles of up to 6 rows (query × head) do
 //   scores  [6, 64] = q [6, Dh] · k      16 tokens × 6 rows of accumulators (12 ymm, or 24 zmm for
 //   64) softmax           64 lanes a row out     [6, Dh] += p [6, 64] · v     6 rows × 16 (ymm) or
 //   64 (zmm) dimensions of accumulators
-// With more than kDirectRows rows an f16 block is converted to f32 once for all of them; with fewer
-// (decode) elements are converted as they are loaded. Both orders of work give the same bits.
 // Bound: per row and token 2·Dh multiply-adds and one exp (about 12 instructions a vector), so at
 // Dh = 64 the multiply-adds are 85–90 % of the instructions that use the arithmetic ports.
 #pragma once
@@ -75,7 +74,7 @@ inline void add_chunk(const RowState& chunk, int64_t rows, int64_t dh, const Row
   }
 }
 
-// Both kinds of caches' scratch begins with a worker's parts: [2 slots][chunks] RowStates.
+// Both kinds of scratch begin with a worker's parts: [2 slots][chunks] RowStates.
 template <typename S>
 inline int64_t part_floats(const AttentionArgs& args, int64_t dh) {
   return may_have_parts(args) ? 2 * chunks_of_longest(args) * row_state_floats<S>(kDirectRows, dh)
@@ -136,7 +135,6 @@ void for_each_unit(const AttentionArgs& args, const Worker& worker, const Body& 
 struct FlashScratch {
   std::byte* parts;
   float* q;               // [rows, Dh]
-  float *k, *v;           // one block as f32: [4, Dh, 16], [64, Dh]
   float* p;               // [6, 64] scores, then probabilities
   RowState chunk, total;  // of the chunk at hand, and of those before it
 };
@@ -158,8 +156,6 @@ inline FlashScratch flash_scratch(const AttentionArgs& args, std::byte* base, in
   FlashScratch scratch;
   scratch.parts = reinterpret_cast<std::byte*>(take(part_floats<S>(args, dh)));
   scratch.q = take(rows * dh);
-  scratch.k = take(kBlockTokens * dh);
-  scratch.v = take(kBlockTokens * dh);
   scratch.p = take(kRowTile * kBlockTokens);
   scratch.chunk = row_state<S>(take(row_state_floats<S>(rows, dh)), rows, dh);
   scratch.total = row_state<S>(take(row_state_floats<S>(rows, dh)), rows, dh);
@@ -212,9 +208,9 @@ inline __attribute__((always_inline)) void add_products(const Row& row, const Co
 
 // p[r][16·n + lane] = Σ_d q[r][d] · k[n][d][lane] for N tiles. Where `ahead` is given, as many
 // bytes of its N tiles are prefetched.
-template <typename S, int R, int N, typename T>
-inline void score_tiles(const float* q, int64_t dh, const T* const* k, const T* const* ahead,
-                        float* p) {
+template <typename S, int R, int N>
+inline void score_tiles(const float* q, int64_t dh, const float* const* k,
+                        const float* const* ahead, float* p) {
   constexpr int kVectors = kTileTokens / S::kLanes;
   typename S::V acc[R][N * kVectors];
 #pragma GCC unroll 6
@@ -228,7 +224,7 @@ inline void score_tiles(const float* q, int64_t dh, const T* const* k, const T* 
     add_products<S, R, N * kVectors>(
         [&](int r) { return S::broadcast(q + r * dh + d); },
         [&](int i) {
-          return S::load_element(k[i / kVectors] + d * kTileTokens + i % kVectors * S::kLanes);
+          return S::load(k[i / kVectors] + d * kTileTokens + i % kVectors * S::kLanes);
         },
         multiply_add<S>, acc);
   }
@@ -241,10 +237,11 @@ inline void score_tiles(const float* q, int64_t dh, const T* const* k, const T* 
 
 // out[r][d…] = out[r][d…] · alpha[r] + Σ_j p[r][j] · v[j][d…], j ascending in [begin, end), for N
 // vectors of dimensions. Where `ahead` is given, as many bytes of its tiles are prefetched.
-template <typename S, int R, int N, typename T>
-inline void add_values(const float* p, const float* alpha, const T* const* v, const T* const* ahead,
-                       int64_t begin, int64_t end, int64_t dh, int64_t d, float* out) {
-  constexpr int64_t kLineElements = 64 / sizeof(T);
+template <typename S, int R, int N>
+inline void add_values(const float* p, const float* alpha, const float* const* v,
+                       const float* const* ahead, int64_t begin, int64_t end, int64_t dh, int64_t d,
+                       float* out) {
+  constexpr int64_t kLineElements = 64 / sizeof(float);
   typename S::V acc[R][N];
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r)
@@ -254,15 +251,15 @@ inline void add_values(const float* p, const float* alpha, const T* const* v, co
   for (int64_t tile = begin / kTileTokens; tile * kTileTokens < end; ++tile) {
     const int64_t first = tile * kTileTokens;
     const int64_t from = begin > first ? begin : first, to = least(end, first + kTileTokens);
-    const T* row = v[tile] + (from - first) * dh + d;
+    const float* row = v[tile] + (from - first) * dh + d;
     for (int64_t j = from; j < to; ++j, row += dh) {
       if (ahead != nullptr)
 #pragma GCC unroll 8
         for (int64_t i = 0; i < N * S::kLanes; i += kLineElements)
           prefetch(ahead[tile] + (row - v[tile]) + i);
       add_products<S, R, N>([&](int r) { return S::broadcast(p + r * kBlockTokens + j); },
-                            [&](int i) { return S::load_element(row + i * S::kLanes); },
-                            multiply_add<S>, acc);
+                            [&](int i) { return S::load(row + i * S::kLanes); }, multiply_add<S>,
+                            acc);
     }
   }
 #pragma GCC unroll 6
@@ -271,12 +268,12 @@ inline void add_values(const float* p, const float* alpha, const T* const* v, co
     for (int i = 0; i < N; ++i) S::store(out + r * dh + d + i * S::kLanes, acc[r][i]);
 }
 
-// Turns R rows of scores into probabilities relative to their new maxima and writes each row's α.
-// Tokens outside [begin[r], end[r]) are masked. While a row has seen no token its maximum is −∞,
-// its sum and output are 0 and stay so.
+// Turns R rows of scores, given as multiples of the rows' positive factors, into probabilities
+// relative to their new maxima and writes each row's α. Tokens outside [begin[r], end[r]) are
+// masked. While a row has seen no token its maximum is −∞, its sum and output are 0 and stay so.
 template <typename S, int R>
-inline void softmax_rows(float* p, const int64_t* begin, const int64_t* end, float* maximum,
-                         float* sum, float* alpha) {
+inline void softmax_rows(float* p, const float* factor, const int64_t* begin, const int64_t* end,
+                         float* maximum, float* sum, float* alpha) {
   constexpr int kVectors = kBlockTokens / S::kLanes;
   using V = typename S::V;
   const V old_maximum = S::load(maximum);
@@ -296,22 +293,24 @@ inline void softmax_rows(float* p, const int64_t* begin, const int64_t* end, flo
     for (int step = kVectors / 2; step > 0; step /= 2)
 #pragma GCC unroll 4
       for (int i = 0; i < step; ++i) s[i] = S::max(s[i], s[i + step]);
-    const float largest = S::reduce_max(s[0]);
+    const float largest = S::reduce_max(s[0]) * factor[r];
     maximum[r] = largest > maximum[r] ? largest : maximum[r];
   }
   // Finite, so that masked scores are infinitely far below it also when nothing has been seen.
   const V shift = S::max(S::load(maximum), S::set1(-FLT_MAX));
   alignas(64) float shifts[S::kLanes];
-  S::store(shifts, shift);
+  S::store(shifts, S::sub(S::zero(), shift));
   S::store(alpha, exp2_of_nonpositive<S>(S::sub(old_maximum, shift)));
   for (int r = 0; r < R; ++r) {
     float* row = p + r * kBlockTokens;
-    const V row_shift = S::broadcast(shifts + r);
+    const V row_factor = S::broadcast(factor + r), row_shift = S::broadcast(shifts + r);
     V even = S::zero(), odd = S::zero();
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; i += 2) {
-      const V a = exp2_of_nonpositive<S>(S::sub(S::load(row + i * S::kLanes), row_shift));
-      const V b = exp2_of_nonpositive<S>(S::sub(S::load(row + (i + 1) * S::kLanes), row_shift));
+      const auto probability = [&](float* at) {
+        return exp2_of_nonpositive<S>(S::fma(S::load(at), row_factor, row_shift));
+      };
+      const V a = probability(row + i * S::kLanes), b = probability(row + (i + 1) * S::kLanes);
       S::store(row + i * S::kLanes, a);
       S::store(row + (i + 1) * S::kLanes, b);
       even = S::add(even, a);
@@ -322,21 +321,23 @@ inline void softmax_rows(float* p, const int64_t* begin, const int64_t* end, flo
   }
 }
 
+// Factors of rows whose scores are what they are.
+alignas(64) constexpr float kOnes[kRowTile] = {1, 1, 1, 1, 1, 1};
+
 // One unit's view of the current block.
-template <typename T>
 struct FlashBlock {
-  const T* k[kTilesPerBlock];  // tiles [Dh, 16]
-  const T* v[kTilesPerBlock];  // tiles [16, Dh]
+  const float* k[kTilesPerBlock];  // tiles [Dh, 16]
+  const float* v[kTilesPerBlock];  // tiles [16, Dh]
   // Read from the cache itself: values are prefetched while scores are computed, and the next
   // block's keys, if there is one, while values are added. Pages defeat the hardware's own
   // prefetching.
   bool prefetch_values = false;
-  const T* const* next_k = nullptr;
+  const float* const* next_k = nullptr;
   int64_t start;  // position of its first token
 };
 
-template <typename S, int R, typename T>
-void attend_rows(const FlashBlock<T>& block, const AttentionUnit& unit, int64_t row, int64_t window,
+template <typename S, int R>
+void attend_rows(const FlashBlock& block, const AttentionUnit& unit, int64_t row, int64_t window,
                  int64_t dh, const FlashScratch& scratch) {
   const int64_t heads = unit.head_end - unit.head_begin;
   const auto end_of = [&](int64_t r) {
@@ -367,7 +368,7 @@ void attend_rows(const FlashBlock<T>& block, const AttentionUnit& unit, int64_t 
     row_end[r] = end_of(row + r);
   }
   alignas(64) float alpha[S::kLanes];
-  softmax_rows<S, R>(scratch.p, row_begin, row_end, scratch.chunk.maximum + row,
+  softmax_rows<S, R>(scratch.p, kOnes, row_begin, row_end, scratch.chunk.maximum + row,
                      scratch.chunk.sum + row * S::kLanes, alpha);
 
   constexpr int kWide = kAccumulators / R >= 8 ? 8 : kAccumulators / R >= 4 ? 4 : 2;
@@ -379,9 +380,9 @@ void attend_rows(const FlashBlock<T>& block, const AttentionUnit& unit, int64_t 
     add_values<S, R, 1>(scratch.p, alpha, block.v, block.next_k, begin, end, dh, d, out);
 }
 
-template <typename S, typename T>
-void attend_block(const FlashBlock<T>& block, const AttentionUnit& unit, int64_t rows,
-                  int64_t window, int64_t dh, const FlashScratch& scratch) {
+template <typename S>
+void attend_block(const FlashBlock& block, const AttentionUnit& unit, int64_t rows, int64_t window,
+                  int64_t dh, const FlashScratch& scratch) {
   int64_t row = 0;
   for (; row + 6 <= rows; row += 6) attend_rows<S, 6>(block, unit, row, window, dh, scratch);
   switch (rows - row) {
@@ -398,7 +399,7 @@ void attend_block(const FlashBlock<T>& block, const AttentionUnit& unit, int64_t
   }
 }
 
-template <typename S, typename T>
+template <typename S>
 void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, FlashScratch scratch) {
   using V = typename S::V;
   const KvCacheView& cache = args.cache;
@@ -421,7 +422,7 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, FlashScra
   const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
   const int64_t first = begin_of_chunks(unit, window);
   const auto locate = [&](int64_t start) {
-    FlashBlock<T> block;
+    FlashBlock block;
     block.start = start;
     for (int64_t tile = 0; tile < kTilesPerBlock; ++tile) {
       // Tiles past the end are computed together with the last one and masked: any address will do.
@@ -429,14 +430,13 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, FlashScra
       const int64_t token = wanted < last ? wanted : (last - 1) / kTileTokens * kTileTokens;
       const int64_t page = pages[token / cache.page_tokens];
       const int64_t at = token % cache.page_tokens * dh;
-      block.k[tile] = keys_of<T>(cache, page, unit.kv_head) + at;
-      block.v[tile] = values_of<T>(cache, page, unit.kv_head) + at;
+      block.k[tile] = keys_of(cache, page, unit.kv_head) + at;
+      block.v[tile] = values_of(cache, page, unit.kv_head) + at;
     }
     return block;
   };
-  const bool direct = sizeof(T) == sizeof(float) || rows <= kDirectRows;
   const int64_t block_begin = first / kBlockTokens * kBlockTokens;
-  FlashBlock<T> block = locate(block_begin);
+  FlashBlock block = locate(block_begin);
   for (int64_t start = block_begin; start < last; start += kBlockTokens) {
     const bool more = start + kBlockTokens < last;
     if (start == block_begin || start % kChunkTokens == 0) {
@@ -444,27 +444,10 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, FlashScra
         scratch.chunk = part_of<S>(args, scratch.parts, unit, start / kChunkTokens, rows, dh);
       clear_rows<S>(scratch.chunk, rows, dh);
     }
-    const FlashBlock<T> next = more ? locate(start + kBlockTokens) : block;
-    if (direct) {
-      block.prefetch_values = rows <= kDirectRows;
-      block.next_k = rows <= kDirectRows && more ? next.k : nullptr;
-      attend_block<S>(block, unit, rows, window, dh, scratch);
-    } else {
-      FlashBlock<float> converted;
-      converted.start = start;
-      for (int64_t tile = 0; tile < kTilesPerBlock; ++tile) {
-        float* k = scratch.k + tile * kTileTokens * dh;
-        float* v = scratch.v + tile * kTileTokens * dh;
-        converted.k[tile] = k;
-        converted.v[tile] = v;
-        if (start + tile * kTileTokens >= last) continue;
-        for (int64_t i = 0; i < kTileTokens * dh; i += S::kLanes) {
-          S::store(k + i, S::load_element(block.k[tile] + i));
-          S::store(v + i, S::load_element(block.v[tile] + i));
-        }
-      }
-      attend_block<S>(converted, unit, rows, window, dh, scratch);
-    }
+    const FlashBlock next = more ? locate(start + kBlockTokens) : block;
+    block.prefetch_values = rows <= kDirectRows;
+    block.next_k = rows <= kDirectRows && more ? next.k : nullptr;
+    attend_block<S>(block, unit, rows, window, dh, scratch);
     block = next;
     if (unit.slot < 0 && (!more || (start + kBlockTokens) % kChunkTokens == 0))
       add_chunk<S>(scratch.chunk, rows, dh, scratch.total);
@@ -472,12 +455,12 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, FlashScra
   if (unit.slot < 0) write_rows<S>(args, unit, rows, dh, scratch.total);
 }
 
-template <typename S, typename T>
+template <typename S>
 void flash_attention(const AttentionArgs& args, const Worker& worker) {
   int64_t bytes = flash_scratch_bytes<S>(args);
   const FlashScratch scratch = flash_scratch<S>(args, args.scratch + worker.index * bytes, &bytes);
   for_each_unit(args, worker,
-                [&](const AttentionUnit& unit) { attend_unit<S, T>(args, unit, scratch); });
+                [&](const AttentionUnit& unit) { attend_unit<S>(args, unit, scratch); });
 }
 
 template <typename S>

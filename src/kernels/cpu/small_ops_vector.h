@@ -216,8 +216,8 @@ void rope(const RopeArgs& args, const Worker& worker) {
 
 // ---- cache and embedding ------------------------------------------------------------------------
 
-// head_dim must be a multiple of S::kLanes.
-template <typename S, typename T>
+// Of f32 caches; head_dim must be a multiple of S::kLanes.
+template <typename S>
 void kv_write_rows(const KvWriteArgs& args, const Worker& worker) {
   const KvCacheView& cache = args.cache;
   const int64_t dh = cache.head_dim, p = cache.page_tokens;
@@ -226,15 +226,15 @@ void kv_write_rows(const KvWriteArgs& args, const Worker& worker) {
     const int64_t t = unit / cache.kv_heads, head = unit % cache.kv_heads;
     const int64_t page = args.batch.slots[t] / p;
     const int64_t offset = args.batch.slots[t] % p, lane = offset % kTileTokens;
-    T* k = keys_of<T>(cache, page, head) + (offset - lane) * dh + lane;
-    T* v = values_of<T>(cache, page, head) + offset * dh;
+    float* k = keys_of(cache, page, head) + (offset - lane) * dh + lane;
+    float* v = values_of(cache, page, head) + offset * dh;
     const float* from_k = args.k + t * args.k_stride + head * dh;
     const float* from_v = args.v + t * args.v_stride + head * dh;
     for (int64_t d = 0; d < dh; d += S::kLanes) {
-      T lanes[S::kLanes];
-      S::store_element(lanes, S::load(from_k + d));
+      float lanes[S::kLanes];
+      S::store(lanes, S::load(from_k + d));
       for (int64_t i = 0; i < S::kLanes; ++i) k[(d + i) * kTileTokens] = lanes[i];
-      S::store_element(v + d, S::load(from_v + d));
+      S::store(v + d, S::load(from_v + d));
     }
   }
 }

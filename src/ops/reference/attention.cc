@@ -8,21 +8,9 @@
 namespace whit::reference {
 namespace {
 
-float load(const void* data, KvType type, int64_t i) {
-  return type == KvType::kF32 ? static_cast<const float*>(data)[i]
-                              : f16_to_f32(static_cast<const uint16_t*>(data)[i]);
-}
-
 uint16_t clamped_f16(float value) {
   constexpr float kLargest = 65504.0f;
   return f32_to_f16(value < -kLargest ? -kLargest : value > kLargest ? kLargest : value);
-}
-
-void store(void* data, KvType type, int64_t i, float value) {
-  if (type == KvType::kF32)
-    static_cast<float*>(data)[i] = value;
-  else
-    static_cast<uint16_t*>(data)[i] = clamped_f16(value);
 }
 
 float clamped(float x) { return x < -65504.0f ? -65504.0f : x > 65504.0f ? 65504.0f : x; }
@@ -35,10 +23,14 @@ float decoded(const KvCacheView& cache, Part part, int64_t page, int64_t head, i
   const int64_t token = offset % kKvBlockTokens;
   const uint8_t* block = kv_block(cache, part, page, head, offset);
   const bool by_channel = part == Part::kKeys && cache.key_layout == KeyLayout::kChannel;
+  const KvPlace place = part == Part::kKeys ? key_place(token, d, dh) : value_place(token, d, dh);
+  if (bits == 16)
+    return reinterpret_cast<const float*>(block + kv_code_bytes(bits, dh))[token] *
+           static_cast<float>(
+               reinterpret_cast<const int16_t*>(block)[place.unit * 32 + place.lane]);
   const int64_t pairs = by_channel ? padded_head_dim(dh) : kKvBlockTokens;
   const auto* scales = reinterpret_cast<const uint16_t*>(block + kv_code_bytes(bits, dh));
   const int64_t pair = by_channel ? d : token;
-  const KvPlace place = part == Part::kKeys ? key_place(token, d, dh) : value_place(token, d, dh);
   return f16_to_f32(scales[pair]) * static_cast<float>(kv_code(block, bits, place)) +
          f16_to_f32(scales[pairs + pair]);
 }
@@ -82,6 +74,31 @@ ScaleAndMinimum encode(int64_t count, int64_t bits, const X& x, const Put& put) 
   return result;
 }
 
+template <typename X>
+float norm(int64_t count, const X& x) {
+  float sums[16] = {};
+  for (int64_t i = 0; i < count; ++i) sums[i % 16] += x(i) * x(i);
+  for (int64_t half = 8; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return std::sqrt(sums[0]);
+}
+
+// Chooses the scale of `count` numbers x(i) in codes of 16 bits and calls put(i, code).
+template <typename X, typename Put>
+float encode_words(int64_t count, Part part, const X& x, const Put& put) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(x(i)));
+  const float scale = part == Part::kValues
+                          ? largest / kLargestValueCode
+                          : std::max(largest / kLargestKeyCode, norm(count, x) / kKeyCodeNorm);
+  const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    const float code = x(i) * inverse;
+    put(i, static_cast<int16_t>(std::isnan(code) ? 0.0f : std::nearbyint(code)));
+  }
+  return scale;
+}
+
 // Encodes tokens [from, to) of sequence b, all in one block.
 void write_block(const KvWriteArgs& args, int64_t b, int64_t from, int64_t to, int64_t head) {
   const KvCacheView& cache = args.cache;
@@ -113,6 +130,15 @@ void write_block(const KvWriteArgs& args, int64_t b, int64_t from, int64_t to, i
     }
     for (int64_t token = 0; token < to - from; ++token) {
       const int64_t at = from % kKvBlockTokens + token;
+      if (bits == 16) {
+        reinterpret_cast<float*>(scales)[at] = encode_words(
+            dh, part, [&](int64_t d) { return x(token, d); },
+            [&](int64_t d, int16_t code) {
+              const KvPlace place = keys ? key_place(at, d, dh) : value_place(at, d, dh);
+              reinterpret_cast<int16_t*>(block)[place.unit * 32 + place.lane] = code;
+            });
+        continue;
+      }
       const ScaleAndMinimum pair = encode(
           dh, bits, [&](int64_t d) { return x(token, d); },
           [&](int64_t d, uint32_t code) {
@@ -126,7 +152,7 @@ void write_block(const KvWriteArgs& args, int64_t b, int64_t from, int64_t to, i
 
 }  // namespace
 
-void kv_write_integers(const KvWriteArgs& args, int64_t head_begin, int64_t head_end) {
+void kv_write_codes(const KvWriteArgs& args, int64_t head_begin, int64_t head_end) {
   const bool tails = kv_has_tails(args.cache.type, args.cache.key_layout);
   for (int64_t b = 0; b < args.batch.b; ++b) {
     const int64_t last = args.batch.context_len[b];
@@ -151,20 +177,20 @@ void attend(const AttentionArgs& args, int64_t b, int64_t t, int64_t position, i
       args.sliding_window > 0 ? std::max<int64_t>(0, position - args.sliding_window + 1) : 0;
   const float* q = args.q + t * args.q_stride + head * dh;
   const int32_t* pages = args.batch.block_table + b * args.batch.max_blocks;
-  const int64_t own_block = is_integer(cache.type) && kv_has_tails(cache.type, cache.key_layout)
+  const int64_t own_block = kv_has_tails(cache.type, cache.key_layout)
                                 ? position / kKvBlockTokens * kKvBlockTokens
                                 : position + 1;
   const auto key = [&](int64_t s, int64_t d) {
     const int64_t page = pages[s / cache.page_tokens], offset = s % cache.page_tokens;
-    if (!is_integer(cache.type))
-      return load(cache.k, cache.type, key_offset(cache, page, kv_head, offset, d));
+    if (!has_codes(cache.type))
+      return static_cast<const float*>(cache.k)[key_offset(cache, page, kv_head, offset, d)];
     if (s < own_block) return decoded(cache, Part::kKeys, page, kv_head, offset, d);
     return exact(cache, args.batch, Part::kKeys, args.k, args.k_stride, b, s, kv_head, d);
   };
   const auto value = [&](int64_t s, int64_t d) {
     const int64_t page = pages[s / cache.page_tokens], offset = s % cache.page_tokens;
-    if (!is_integer(cache.type))
-      return load(cache.v, cache.type, value_offset(cache, page, kv_head, offset, d));
+    if (!has_codes(cache.type))
+      return static_cast<const float*>(cache.v)[value_offset(cache, page, kv_head, offset, d)];
     if (s < own_block) return decoded(cache, Part::kValues, page, kv_head, offset, d);
     return exact(cache, args.batch, Part::kValues, args.v, args.v_stride, b, s, kv_head, d);
   };
@@ -190,17 +216,17 @@ void attend(const AttentionArgs& args, int64_t b, int64_t t, int64_t position, i
 
 void kv_write(const KvWriteArgs& args) {
   const KvCacheView& cache = args.cache;
-  if (is_integer(cache.type)) return kv_write_integers(args, 0, cache.kv_heads);
+  if (has_codes(cache.type)) return kv_write_codes(args, 0, cache.kv_heads);
   for (int64_t t = 0; t < args.batch.t; ++t) {
     const int64_t page = args.batch.slots[t] / cache.page_tokens;
     const int64_t offset = args.batch.slots[t] % cache.page_tokens;
     for (int64_t head = 0; head < cache.kv_heads; ++head)
       for (int64_t d = 0; d < cache.head_dim; ++d) {
         const int64_t from = head * cache.head_dim + d;
-        store(cache.k, cache.type, key_offset(cache, page, head, offset, d),
-              args.k[t * args.k_stride + from]);
-        store(cache.v, cache.type, value_offset(cache, page, head, offset, d),
-              args.v[t * args.v_stride + from]);
+        static_cast<float*>(cache.k)[key_offset(cache, page, head, offset, d)] =
+            args.k[t * args.k_stride + from];
+        static_cast<float*>(cache.v)[value_offset(cache, page, head, offset, d)] =
+            args.v[t * args.v_stride + from];
       }
   }
 }

@@ -9,8 +9,8 @@ namespace whit::cpu::avx2 {
 namespace {
 
 bool runs_here(const KvCacheView& cache) {
-  return is_integer(cache.type) ? cache.head_dim <= kLargestCodedHead
-                                : cache.head_dim % Avx2::kLanes == 0;
+  return has_codes(cache.type) ? cache.head_dim <= kLargestCodedHead
+                               : cache.head_dim % Avx2::kLanes == 0;
 }
 
 }  // namespace
@@ -19,9 +19,8 @@ void kv_write(const KvWriteArgs& args, const Worker& worker) {
   if (!runs_here(args.cache)) return portable::kv_write(args, worker);
   switch (args.cache.type) {
     case KvType::kF32:
-      return kv_write_rows<Avx2, float>(args, worker);
+      return kv_write_rows<Avx2>(args, worker);
     case KvType::kF16:
-      return kv_write_rows<Avx2, uint16_t>(args, worker);
     case KvType::kInt8:
     case KvType::kInt4:
       return kv_write_codes<Avx2>(args, worker);
@@ -36,21 +35,21 @@ void kv_commit(const KvWriteArgs& args, const Worker& worker) {
 
 int64_t attention_scratch_bytes(const AttentionArgs& args) {
   if (!runs_here(args.cache)) return portable::attention_scratch_bytes(args);
-  return is_integer(args.cache.type) ? codes_scratch_bytes<Avx2>(args)
-                                     : flash_scratch_bytes<Avx2>(args);
+  return has_codes(args.cache.type) ? codes_scratch_bytes<Avx2>(args)
+                                    : flash_scratch_bytes<Avx2>(args);
 }
 
 void attention(const AttentionArgs& args, const Worker& worker) {
   if (!runs_here(args.cache)) return portable::attention(args, worker);
   switch (args.cache.type) {
     case KvType::kF32:
-      return flash_attention<Avx2, float>(args, worker);
+      return flash_attention<Avx2>(args, worker);
     case KvType::kF16:
-      return flash_attention<Avx2, uint16_t>(args, worker);
+      return codes_attention<Avx2, Words>(args, worker);
     case KvType::kInt8:
-      return codes_attention<Avx2, 8>(args, worker);
+      return codes_attention<Avx2, CodeFormat<8, true>>(args, worker);
     case KvType::kInt4:
-      return codes_attention<Avx2, 4>(args, worker);
+      return codes_attention<Avx2, CodeFormat<4, true>>(args, worker);
     case KvType::kFp8:  // no cache of it is made in host memory
       return;
   }
@@ -63,7 +62,7 @@ bool attention_in_parts(const AttentionArgs& args, int workers) {
 
 void attention_merge(const AttentionArgs& args, const Worker& worker) {
   if (!runs_here(args.cache)) return portable::attention_merge(args, worker);
-  is_integer(args.cache.type) ? codes_merge<Avx2>(args, worker) : flash_merge<Avx2>(args, worker);
+  has_codes(args.cache.type) ? codes_merge<Avx2>(args, worker) : flash_merge<Avx2>(args, worker);
 }
 
 }  // namespace whit::cpu::avx2

@@ -26,11 +26,9 @@ struct Avx2 {
     _mm256_maskstore_ps(p, partial_mask(n), v);
   }
   // Cache and table elements.
-  static V load_element(const float* p) { return load(p); }
   static V load_element(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  static void store_element(float* p, V v) { store(p, v); }
   static void store_element(uint16_t* p, V v) {
     // The bound comes first, so that NaN stays NaN.
     v = min(set1(65504.0f), max(set1(-65504.0f), v));

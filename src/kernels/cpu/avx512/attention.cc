@@ -10,8 +10,8 @@ namespace whit::cpu::avx512 {
 namespace {
 
 bool runs_here(const KvCacheView& cache) {
-  return is_integer(cache.type) ? cache.head_dim <= kLargestCodedHead
-                                : cache.head_dim % Avx512::kLanes == 0;
+  return has_codes(cache.type) ? cache.head_dim <= kLargestCodedHead
+                               : cache.head_dim % Avx512::kLanes == 0;
 }
 
 }  // namespace
@@ -20,9 +20,8 @@ void kv_write(const KvWriteArgs& args, const Worker& worker) {
   if (!runs_here(args.cache)) return avx2::kv_write(args, worker);
   switch (args.cache.type) {
     case KvType::kF32:
-      return kv_write_rows<Avx512, float>(args, worker);
+      return kv_write_rows<Avx512>(args, worker);
     case KvType::kF16:
-      return kv_write_rows<Avx512, uint16_t>(args, worker);
     case KvType::kInt8:
     case KvType::kInt4:
       return kv_write_codes<Avx512>(args, worker);
@@ -37,21 +36,21 @@ void kv_commit(const KvWriteArgs& args, const Worker& worker) {
 
 int64_t attention_scratch_bytes(const AttentionArgs& args) {
   if (!runs_here(args.cache)) return avx2::attention_scratch_bytes(args);
-  return is_integer(args.cache.type) ? codes_scratch_bytes<Avx512>(args)
-                                     : flash_scratch_bytes<Avx512>(args);
+  return has_codes(args.cache.type) ? codes_scratch_bytes<Avx512>(args)
+                                    : flash_scratch_bytes<Avx512>(args);
 }
 
 void attention(const AttentionArgs& args, const Worker& worker) {
   if (!runs_here(args.cache)) return avx2::attention(args, worker);
   switch (args.cache.type) {
     case KvType::kF32:
-      return flash_attention<Avx512, float>(args, worker);
+      return flash_attention<Avx512>(args, worker);
     case KvType::kF16:
-      return flash_attention<Avx512, uint16_t>(args, worker);
+      return codes_attention<Avx512, Words>(args, worker);
     case KvType::kInt8:
-      return codes_attention<Avx512, 8>(args, worker);
+      return codes_attention<Avx512, CodeFormat<8, true>>(args, worker);
     case KvType::kInt4:
-      return codes_attention<Avx512, 4>(args, worker);
+      return codes_attention<Avx512, CodeFormat<4, true>>(args, worker);
     case KvType::kFp8:  // no cache of it is made in host memory
       return;
   }
@@ -63,8 +62,8 @@ bool attention_in_parts(const AttentionArgs& args, int workers) {
 
 void attention_merge(const AttentionArgs& args, const Worker& worker) {
   if (!runs_here(args.cache)) return avx2::attention_merge(args, worker);
-  is_integer(args.cache.type) ? codes_merge<Avx512>(args, worker)
-                              : flash_merge<Avx512>(args, worker);
+  has_codes(args.cache.type) ? codes_merge<Avx512>(args, worker)
+                             : flash_merge<Avx512>(args, worker);
 }
 
 }  // namespace whit::cpu::avx512

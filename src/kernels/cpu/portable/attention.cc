@@ -15,15 +15,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-inline float load(const float* p) { return *p; }
-inline float load(const uint16_t* p) { return f16_to_f32(*p); }
-inline void store(float* p, float value) { *p = value; }
-inline void store(uint16_t* p, float value) {
-  constexpr float kLargest = 65504.0f;
-  *p = f32_to_f16(value < -kLargest ? -kLargest : value > kLargest ? kLargest : value);
-}
-
-template <typename T>
 void write_rows(const KvWriteArgs& args, const Worker& worker) {
   const KvCacheView& cache = args.cache;
   const int64_t dh = cache.head_dim, p = cache.page_tokens;
@@ -31,12 +22,12 @@ void write_rows(const KvWriteArgs& args, const Worker& worker) {
   for (int64_t i = part.begin; i < part.end; ++i) {
     const int64_t t = i / cache.kv_heads, head = i % cache.kv_heads;
     const int64_t page = args.batch.slots[t] / p, offset = args.batch.slots[t] % p;
-    T* k = keys_of<T>(cache, page, head) + offset / kTileTokens * kTileTokens * dh +
-           offset % kTileTokens;
-    T* v = values_of<T>(cache, page, head) + offset * dh;
+    float* k =
+        keys_of(cache, page, head) + offset / kTileTokens * kTileTokens * dh + offset % kTileTokens;
+    float* v = values_of(cache, page, head) + offset * dh;
     for (int64_t d = 0; d < dh; ++d) {
-      store(k + d * kTileTokens, args.k[t * args.k_stride + head * dh + d]);
-      store(v + d, args.v[t * args.v_stride + head * dh + d]);
+      k[d * kTileTokens] = args.k[t * args.k_stride + head * dh + d];
+      v[d] = args.v[t * args.v_stride + head * dh + d];
     }
   }
 }
@@ -46,7 +37,6 @@ struct Block {
   float *k, *v;
 };
 
-template <typename T>
 void load_block(const AttentionArgs& args, const AttentionUnit& unit, int64_t begin, int64_t end,
                 const Block& block) {
   const KvCacheView& cache = args.cache;
@@ -55,13 +45,35 @@ void load_block(const AttentionArgs& args, const AttentionUnit& unit, int64_t be
   for (int64_t token = begin; token < end; ++token) {
     const int64_t first = token % p / kTileTokens * kTileTokens * dh;
     const int64_t lane = token % kTileTokens, row = token - begin;
-    const T* k = keys_of<T>(cache, pages[token / p], unit.kv_head) + first + lane;
-    const T* v = values_of<T>(cache, pages[token / p], unit.kv_head) + first + lane * dh;
+    const float* k = keys_of(cache, pages[token / p], unit.kv_head) + first + lane;
+    const float* v = values_of(cache, pages[token / p], unit.kv_head) + first + lane * dh;
     for (int64_t d = 0; d < dh; ++d) {
-      block.k[row * dh + d] = load(k + d * kTileTokens);
-      block.v[row * dh + d] = load(v + d);
+      block.k[row * dh + d] = k[d * kTileTokens];
+      block.v[row * dh + d] = v[d];
     }
   }
+}
+
+// The same of codes of 16 bits, as reference::decoded reads them.
+void load_words(const AttentionArgs& args, const AttentionUnit& unit, int64_t begin, int64_t end,
+                const Block& block) {
+  using reference::Part;
+  const KvCacheView& cache = args.cache;
+  const int64_t dh = cache.head_dim, p = cache.page_tokens;
+  const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
+  for (int64_t token = begin; token < end; ++token)
+    for (const Part part : {Part::kKeys, Part::kValues}) {
+      const uint8_t* from =
+          reference::kv_block(cache, part, pages[token / p], unit.kv_head, token % p);
+      const int64_t at = token % kKvBlockTokens;
+      const float scale = reinterpret_cast<const float*>(from + kv_code_bytes(16, dh))[at];
+      const auto* codes = reinterpret_cast<const int16_t*>(from);
+      float* to = (part == Part::kKeys ? block.k : block.v) + (token - begin) * dh;
+      for (int64_t d = 0; d < dh; ++d) {
+        const KvPlace place = part == Part::kKeys ? key_place(at, d, dh) : value_place(at, d, dh);
+        to[d] = scale * static_cast<float>(codes[place.unit * 32 + place.lane]);
+      }
+    }
 }
 
 // The same of an integer cache. All queries of a unit are in one block of 32 tokens where there are
@@ -119,14 +131,9 @@ void attend_block(const Block& block, int64_t begin, int64_t end, const float* q
 }  // namespace
 
 void kv_write(const KvWriteArgs& args, const Worker& worker) {
-  if (is_integer(args.cache.type)) {
-    const Range heads = split(args.cache.kv_heads, 1, worker);
-    reference::kv_write_integers(args, heads.begin, heads.end);
-  } else if (args.cache.type == KvType::kF32) {
-    write_rows<float>(args, worker);
-  } else {
-    write_rows<uint16_t>(args, worker);
-  }
+  if (!has_codes(args.cache.type)) return write_rows(args, worker);
+  const Range heads = split(args.cache.kv_heads, 1, worker);
+  reference::kv_write_codes(args, heads.begin, heads.end);
 }
 
 void kv_commit(const KvWriteArgs& args, const Worker& worker) {
@@ -165,9 +172,9 @@ void attention(const AttentionArgs& args, const Worker& worker) {
       if (is_integer(args.cache.type))
         load_integer_block(args, unit, start, end, block);
       else if (args.cache.type == KvType::kF32)
-        load_block<float>(args, unit, start, end, block);
+        load_block(args, unit, start, end, block);
       else
-        load_block<uint16_t>(args, unit, start, end, block);
+        load_words(args, unit, start, end, block);
       for (int64_t row = 0; row < rows; ++row) {
         const int64_t position = unit.position + row;
         const int64_t begin_token = std::max<int64_t>(0, position - window + 1 - start);
