@@ -21,6 +21,10 @@ void run_narrow(const LinearArgs& args, const DeviceInfo& device, CUstream_st* s
   p.epilogue = epilogue_of(args);
   p.m = static_cast<int>(args.m);
   p.n = static_cast<int>(weight.n);
+  const int element = input_of(weight.format) == LinearInput::kBf16 ? 2 : 1;
+  p.x = static_cast<const uint8_t*>(args.x);
+  p.x_row_bytes = args.x_stride * element;
+  p.k_bytes = static_cast<int>(weight.k) * element;
   p.steps = p.layout.tiles;
   p.chunks_log = std::countr_zero(static_cast<unsigned>(chunks));
   p.blocks = std::min(device.sms, units);

@@ -18,9 +18,6 @@ constexpr int kNarrowThreads = (kNarrowWarps + 4) * 32;
 constexpr int kNarrowMostChunks = 4;
 constexpr int kNarrowBarrier = 15;  // of all that multiply
 constexpr int kNarrowRoom = 227 * 1024;
-// Stages of weights that are asked for before the kernel in front has ended: of 2, 4, 8 and all the
-// fastest.
-constexpr int kNarrowAhead = 4;
 
 struct NarrowParams {
   const uint8_t* weight;
@@ -33,6 +30,9 @@ struct NarrowParams {
   int slots;                       // units that a block works on at once
   int stages;                      // of the rings
   int partial_bytes;               // of chunks' sums; 0: they take the place of inputs
+  const uint8_t* x;
+  int64_t x_row_bytes;
+  int k_bytes;  // of x
   int blocks;
 };
 
@@ -50,6 +50,9 @@ struct NarrowShape : OperandTraits<format> {
   // where registers have no room for more.
   static constexpr int kSets = kTokens + 8 * T::kMmas <= 80 ? 2 : 1;
   static constexpr int kPartialBytes = kValues * 128;  // of a warp
+  // Stages whose first inputs do not come by tensor copies: those would wait behind the weights
+  // that were asked for before. 16 KB of a chunk, as threads copy more slowly.
+  static constexpr int kEager = std::max(16384 / kInputBytes, 2);
 };
 
 template <LinearFormat format, int kTokens, int kHalves, bool kZeroPoints>
@@ -81,6 +84,8 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
   uint8_t* const behind_weights = all_weights + (p.stages << p.chunks_log) * weights_stride;
   uint8_t* const partials = p.partial_bytes > 0 ? behind_weights : shared;
   const uint32_t barriers = shared_address(behind_weights) + p.partial_bytes;
+  // Behind them, of the copying warps alone: when a stage's first inputs have arrived.
+  const uint32_t arrived = barriers + 16 * (p.stages << p.chunks_log);
   const uint32_t first_full = barriers + 16 * chunk * p.stages,
                  first_inputs = shared_address(shared) + chunk * p.stages * S::kInputBytes;
   const uint32_t end_full = per_thread(first_full + 16 * p.stages);
@@ -94,6 +99,7 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
     for (int i = warp; i < chunks * p.stages; i += blockDim.x / 32) {
       barrier_init(barriers + 16 * i, sharers + 1);  // whoever copies
       barrier_init(barriers + 16 * i + 8, sharers);
+      barrier_init(arrived + 8 * i, 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::
                      : "memory");
@@ -103,72 +109,99 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
 
   if (warp >= 4 * groups) {
     give_registers<32>();
-    // One thread of each, by elect, or ptxas wraps every copy in a loop over the lanes that might
-    // differ.
-    if (!elected) return;
-    prefetch_map(&inputs);
+    if (elected) prefetch_map(&inputs);
     // Stages are taken in pairs: an odd last step's second one stays empty.
     const int stages_of_pass = (own_steps + 1) / 2 * 2;
     const int all = (end_unit - first_unit + p.slots - 1) / p.slots * stages_of_pass;
-    // Of the warpgroup's weights: the next pass's first unit; the bytes of a step, its codes and
-    // those of them in the first of up to two row blocks; where the next step's lie.
+    // Of the warpgroup's weights: the units of a pass over K, those of them in the first of up to
+    // two row blocks, and where the next step's lie.
     const bool has_weights = warp - 4 * groups < groups;
-    int copied_unit = first_unit + S::kGroupUnits * turn, weights_step = stages_of_pass;
-    uint32_t bytes = 0, codes_bytes = 0, here_codes = 0, here_scales = 0;
-    const uint8_t *codes = nullptr, *scales = nullptr, *more = nullptr;
+    int copied_unit = first_unit + S::kGroupUnits * turn, units = 0, here = 0;
+    int weights_step = stages_of_pass;
+    const uint8_t* from = nullptr;
     uint32_t weights_to = shared_address(first_weights), weights_full = first_full;
     auto copy_weights = [&] {
       if (weights_step == stages_of_pass) {
-        const int units = max(
+        units = max(
             min(min(S::kGroupUnits, p.slots - S::kGroupUnits * turn), end_unit - copied_unit), 0);
-        const int first = copied_unit % 4, here = min(units, 4 - first);
-        const uint8_t* tile = p.weight + (copied_unit / 4) * p.layout.block_bytes() +
-                              int64_t{begin} * p.layout.tile_bytes;
-        bytes = units * S::kWeightBytes, codes_bytes = units * kUnitBytes;
-        here_codes = here * kUnitBytes, here_scales = here * kUnitScaleBytes;
-        codes = tile + first * kUnitBytes;
-        scales = tile + 4 * kUnitBytes + first * kUnitScaleBytes;
-        more = tile + p.layout.block_bytes();
+        here = min(units, 4 - copied_unit % 4);
+        from = p.weight + (copied_unit / 4) * p.layout.block_bytes() +
+               int64_t{begin} * p.layout.tile_bytes;
         copied_unit += p.slots;
         weights_step = 0;
       }
       if (weights_step == own_steps) {
         barrier_arrive(weights_full);
       } else {
-        barrier_expect(weights_full, bytes);
-        const uint32_t scales_to = weights_to + codes_bytes;
-        if (here_codes > 0) {
-          bulk_copy(weights_to, codes, here_codes, weights_full);
-          bulk_copy(scales_to, scales, here_scales, weights_full);
+        const int first = (copied_unit - p.slots) % 4;
+        barrier_expect(weights_full, units * S::kWeightBytes);
+        const uint32_t scales_to = weights_to + units * kUnitBytes;
+        if (here > 0) {
+          bulk_copy(weights_to, from + first * kUnitBytes, here * kUnitBytes, weights_full);
+          bulk_copy(scales_to, from + 4 * kUnitBytes + first * kUnitScaleBytes,
+                    here * kUnitScaleBytes, weights_full);
         }
-        if (codes_bytes > here_codes) {
-          bulk_copy(weights_to + here_codes, more, codes_bytes - here_codes, weights_full);
-          bulk_copy(scales_to + here_scales, more + 4 * kUnitBytes,
-                    bytes - codes_bytes - here_scales, weights_full);
+        if (units > here) {
+          const uint8_t* next = from + p.layout.block_bytes();
+          bulk_copy(weights_to + here * kUnitBytes, next, (units - here) * kUnitBytes,
+                    weights_full);
+          bulk_copy(scales_to + here * kUnitScaleBytes, next + 4 * kUnitBytes,
+                    (units - here) * kUnitScaleBytes, weights_full);
         }
-        codes += p.layout.tile_bytes, scales += p.layout.tile_bytes, more += p.layout.tile_bytes;
+        from += p.layout.tile_bytes;
       }
       ++weights_step;
       weights_to += weights_stride, weights_full += 16;
       if (weights_full == end_full)
         weights_to = shared_address(first_weights), weights_full = first_full;
     };
-    // Weights do not depend on the kernel before: some are asked for at once. Not all that there is
-    // room for, as the first inputs would come late behind them.
-    const int ahead = min(min(p.stages, all), kNarrowAhead);
-    if (has_weights)
+    // Weights do not depend on the kernel before: the first stages' are asked for at once.
+    // By one thread, by elect, or ptxas wraps every copy in a loop over the lanes that might
+    // differ.
+    if (has_weights && elected)
 #pragma unroll 1
-      for (int i = 0; i < ahead; ++i) copy_weights();
+      for (int i = 0; i < min(p.stages, all); ++i) copy_weights();
     // The copying warps of a chunk take turns with its inputs.
-    const int turns = 4 >> p.chunks_log;
+    const int turns = 4 >> p.chunks_log, eager = min(min(p.stages, own_steps), S::kEager);
     wait_for_previous_kernel();
+    {
+      // This lane's 16 bytes of every fourth token; their place is swizzled by the token.
+      const uint8_t* const x = p.x + min(lane / 8, p.m - 1) * p.x_row_bytes + lane % 8 * 16;
+      const int rows = (p.m - lane / 8 + 3) / 4;
+      const uint32_t place = lane / 8 * 128 + (lane % 8 ^ lane / 8) * 16;
+#pragma unroll 1
+      for (int i = turn; i < eager; i += turns) {
+#pragma unroll
+        for (int run = 0; run < S::kRuns; ++run) {
+          const int column = ((begin + i) * S::kRuns + run) * 128;
+          const int bytes = min(max(p.k_bytes - column - lane % 8 * 16, 0), 16);
+          const uint8_t* row = bytes == 0 ? x : x + column;
+          uint32_t row_to = first_inputs + i * S::kInputBytes + run * S::kRunBytes;
+#pragma unroll 2
+          for (int j = 0; j < rows; ++j, row += 4 * p.x_row_bytes, row_to += 512)
+            copy_async_16(row_to + (place ^ j % 2 * 64), row, bytes);
+        }
+        copy_async_arrive(arrived + 8 * (chunk * p.stages + i));
+      }
+#pragma unroll 1
+      for (int i = turn; i < eager; i += turns) {
+        barrier_spin(arrived + 8 * (chunk * p.stages + i), 0);
+        // Each thread's own writes, for the tensor cores.
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        __syncwarp();
+        if (elected) barrier_arrive(first_full + 16 * i);
+      }
+    }
+    if (!elected) return;
     uint32_t full = first_full, to = first_inputs, phase = 1;
     int step = 0;  // in the chunk
 #pragma unroll 1
     for (int i = 0; i < all; ++i) {
-      if (i >= p.stages) barrier_wait(full + 8, phase);
-      if (has_weights && i >= ahead) copy_weights();
-      if ((i & (turns - 1)) == turn) {
+      if (i >= p.stages) {
+        barrier_wait(full + 8, phase);
+        if (has_weights) copy_weights();
+      }
+      if ((i & (turns - 1)) == turn && i >= eager) {
         if (step == own_steps) {
           barrier_arrive(full);
         } else {
@@ -397,7 +430,7 @@ void launch_narrow(const LinearArgs& args, NarrowParams p, cudaStream_t stream) 
   const bool once = (p.block_units + (p.larger_blocks > 0 ? 1 : 0)) <= p.slots;
   p.partial_bytes = chunks == 1 || once ? 0 : workers * (2 / kHalves) * S::kPartialBytes;
   const int fixed = 1024 + p.partial_bytes;
-  const int stage = chunks * (S::kInputBytes + 16) + workers * S::kWeightBytes;
+  const int stage = chunks * (S::kInputBytes + 24) + workers * S::kWeightBytes;
   p.stages = std::clamp((kNarrowRoom - fixed) / stage / 2 * 2, 2, 16);
   const int shared_bytes = fixed + p.stages * stage;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),

@@ -43,6 +43,12 @@ __device__ __forceinline__ uint32_t per_thread(uint32_t value) {
   return value;
 }
 
+// Of 16 bytes only the first `bytes` are read; zeros follow them.
+__device__ __forceinline__ void copy_async_16(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(bytes)
+               : "memory");
+}
 // Arrives once what this thread has asked for by copy_async has come.
 __device__ __forceinline__ void copy_async_arrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
