@@ -18,13 +18,15 @@
 namespace whit::cuda {
 namespace {
 
+__device__ uint32_t random_word(uint32_t index, uint32_t seed) {
+  uint32_t x = index * 2654435761u + seed;
+  for (int round = 0; round < 2; ++round) x ^= x << 13, x ^= x >> 17, x ^= x << 5;
+  return x;
+}
 __global__ void fill(uint32_t* p, size_t words, uint32_t seed, uint32_t keep, uint32_t set) {
   const size_t step = size_t{gridDim.x} * blockDim.x;
-  for (size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < words; i += step) {
-    uint32_t x = static_cast<uint32_t>(i) * 2654435761u + seed;
-    for (int round = 0; round < 2; ++round) x ^= x << 13, x ^= x >> 17, x ^= x << 5;
-    p[i] = (x & keep) | set;
-  }
+  for (size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < words; i += step)
+    p[i] = (random_word(static_cast<uint32_t>(i), seed) & keep) | set;
 }
 // Bytes of int8: of four random ones the mean, as bell-shaped as rows of codes are whose largest is
 // 127 (deviation 37). Uniform ones would cost the tensor cores more power, and so clock.
@@ -34,8 +36,7 @@ __global__ void fill_int8(uint32_t* p, size_t words, uint32_t seed) {
     uint32_t word = 0;
 #pragma unroll
     for (uint32_t b = 0; b < 4; ++b) {
-      uint32_t x = static_cast<uint32_t>(4 * i + b) * 2654435761u + seed;
-      for (int round = 0; round < 2; ++round) x ^= x << 13, x ^= x >> 17, x ^= x << 5;
+      const uint32_t x = random_word(static_cast<uint32_t>(4 * i + b), seed);
       const uint32_t sum = (x & 255) + (x >> 8 & 255) + (x >> 16 & 255) + (x >> 24);
       word |= (static_cast<uint32_t>(static_cast<int>(sum) / 4 - 127) & 255) << (8 * b);
     }

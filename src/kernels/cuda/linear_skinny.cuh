@@ -146,13 +146,8 @@ class SkinnyRing {
     const uint32_t from = shared_ + read_ * kStageBytes;
     if constexpr (kCoreMatrices) {
       __syncwarp();
-      const uint32_t own = from - lane_ * 16 + lane_ % 4 / 2 * 128 + lane_ / 4 * 16 + lane_ % 2 * 8;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint2 first = load_shared_8(own + h * 512);
-        const uint2 second = load_shared_8(own + h * 512 + 256);
-        tile.half[h] = make_uint4(first.x, first.y, second.x, second.y);
-      }
+      load_core_matrices(from - lane_ * 16 + lane_ % 4 / 2 * 128 + lane_ / 4 * 16 + lane_ % 2 * 8,
+                         tile.half);
     } else {
       tile.half[0] = load_shared_16(from);
       tile.half[1] = load_shared_16(from + 512);

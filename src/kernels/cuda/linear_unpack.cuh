@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ptx.cuh"
 #include "tensor/e4m3.h"
 
 namespace whit::cuda {
@@ -19,6 +20,17 @@ __device__ __forceinline__ uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) 
   uint32_t out;
   asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
   return out;
+}
+
+// A lane's codes of a unit of kW8A8, of rows r and r + 8, words [jj][upper]; own: the shared
+// address of its first eight bytes.
+__device__ __forceinline__ void load_core_matrices(uint32_t own, uint4 (&half)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const uint2 first = load_shared_8(own + h * 512);
+    const uint2 second = load_shared_8(own + h * 512 + 256);
+    half[h] = make_uint4(first.x, first.y, second.x, second.y);
+  }
 }
 
 // The low f16 of a scale word, and its zero point in all four bytes.

@@ -49,12 +49,7 @@ struct StreamStep {
         half[u][1] = load_shared_16(codes + u * kUnitBytes + 512);
         scales[u] = load_shared_8(scale_words + u * T::kScaleBytes);
       } else {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const uint2 first = load_shared_8(codes + u * kUnitBytes + h * 512);
-          const uint2 second = load_shared_8(codes + u * kUnitBytes + h * 512 + 256);
-          half[u][h] = make_uint4(first.x, first.y, second.x, second.y);
-        }
+        load_core_matrices(codes + u * kUnitBytes, half[u]);
         scales[u] = make_uint2(0, 0);
       }
     }
