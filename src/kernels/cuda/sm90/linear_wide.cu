@@ -2,6 +2,24 @@
 #include "kernels/cuda/sm90/linear_wide.h"
 
 namespace whit::cuda {
+namespace {
+
+// Microseconds as measured on an H100, by which the shape that ends first is chosen: of 128 of K,
+// and of the rest of a tile (filling the pipeline, storing).
+struct TileTimes {
+  double step, rest;
+};
+struct TileShape {
+  int tokens;
+  TileTimes exact, grouped;  // by how sums are kept
+};
+constexpr TileShape kTileShapes[] = {{32, {.23, 2.6}, {.40, 1.2}},
+                                     {64, {.27, 2.0}, {.46, 1.2}},
+                                     {128, {.34, 3.4}, {.56, 1.2}},
+                                     {256, {.57, 5.4}, {}}};
+constexpr double kExchangeTime = 3.6;  // of a cluster whose blocks share K: start and exchange
+
+}  // namespace
 
 bool wide_supports(const LinearWeight& weight, const DeviceInfo& device) {
   return device.capability == 90 && (is_8_bits(weight.format) || weight.group_size == 128);
@@ -23,26 +41,26 @@ void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* str
   p.vectors = p.epilogue.vectors_of_8();
   p.direct = p.vectors && !p.epilogue.y_f32 && p.epilogue.residual == nullptr;
   const int row_tiles = (p.layout.row_blocks + kWideConsumers - 1) / kWideConsumers;
-  // The shape that ends first, in clocks as measured: waves of blocks × (steps of K + filling the
-  // pipeline and storing), and a cluster's exchange.
   int tokens = 0;
   double best = 0;
-  for (const int candidate : {32, 64, 128, 256})
+  for (const TileShape& shape : kTileShapes)
     for (const int parts : {1, 2, 4}) {
       // 256 tokens: exact sums, of one block; two chunks a block: room for up to 64.
-      if (candidate == 256 && (!exact || parts > 1)) continue;
-      if (p.chunks % parts != 0 || (parts > 1 && parts < p.chunks && candidate > 64)) continue;
-      const int sharers = candidate > 64 && parts == 1 && row_tiles > 1 ? 2 : 1;
-      const int token_tiles = (p.m + candidate - 1) / candidate;
+      if (shape.tokens == 256 && (!exact || parts > 1)) continue;
+      if (p.chunks % parts != 0) continue;
+      if (!exact && parts > 1 && parts < p.chunks && shape.tokens > 64) continue;
+      const int sharers = shape.tokens > 64 && parts == 1 && row_tiles > 1 ? 2 : 1;
+      const int token_tiles = (p.m + shape.tokens - 1) / shape.tokens;
       const int row_groups = (row_tiles + sharers - 1) / sharers;
       const int blocks = row_groups * sharers * token_tiles * parts;
       const int room = blocks_in_clusters(parts * sharers, device.sms);
       const int waves = (blocks + room - 1) / room;
-      const double step = exact ? 200 + 6 * candidate : 300 + 8 * candidate;
-      const double cost = waves * (p.steps / parts * step + 3000) + (parts > 1 ? 3000 : 0);
+      const TileTimes& times = exact ? shape.exact : shape.grouped;
+      const double cost =
+          waves * (p.steps / parts * times.step + times.rest + (parts > 1 ? kExchangeTime : 0));
       if (tokens == 0 || cost < best) {
         best = cost;
-        tokens = candidate;
+        tokens = shape.tokens;
         p.parts = parts;
         p.sharers = sharers;
         p.token_tiles = token_tiles;

@@ -153,7 +153,9 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       wait_for_previous_kernel();
       int stage = 0, phase = 1;
       for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
-        const int token = tile % p.token_tiles * kTokens + sharer * (kTokens / 2);
+        // Behind the last row a box takes longer than within: the tile's first rows instead.
+        const int first = tile % p.token_tiles * kTokens, half = first + sharer * (kTokens / 2);
+        const int token = half < p.m ? half : first;
         for (int step = step_begin; step < step_end; ++step) {
           barrier_wait(empty(stage), phase);
           const uint32_t to =
@@ -196,6 +198,21 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     auto staged = [&](int value) -> float& {
       return own[(value / 4 * 8 + value % 2) * kWidePitch + value % 4 / 2 * 8];
     };
+    // By shuffle too: of addresses ptxas knows how to make them anew, and does so in every step,
+    // before its first product. (With bf16 the registers do not suffice to keep it.)
+    const uint32_t first_stage =
+        S::kCodes ? __shfl_sync(0xffffffff, shared_address(stages), 0) : shared_address(stages);
+    const uint64_t first_inputs = swizzled_operand(first_stage);
+    const uint64_t first_weights = core_matrix_operand(
+        first_stage + S::kInputBytes + group * S::kWeightBytes, 128, kUnitBytes / 2);
+    // Only the lower half of an operand's description changes from stage to stage.
+    auto in_stage = [](uint64_t first, int stage) {
+      return first >> 32 << 32 |
+             (static_cast<uint32_t>(first) + static_cast<uint32_t>(stage) * (S::kStageBytes / 16));
+    };
+    // Who says that a stage has been read: thread 0, and to the other sharer's block thread 64.
+    const bool releases = thread % 64 == 0 && thread < 64 * p.sharers;
+    const uint32_t released = cluster_address(empty(0), thread == 0 ? rank : rank ^ 1);
     wait_for_previous_kernel();
 
     typename S::Product products[kGrouped ? 2 : 1][S::kValues];
@@ -221,8 +238,13 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       return loaded;
     };
     auto release = [&](int stage) {
-      if (thread == 0) barrier_arrive(empty(stage));
-      if (thread == 64 && p.sharers > 1) barrier_arrive_remote(empty(stage), sharer ^ 1);
+      if constexpr (S::kCodes) {
+        if (releases) barrier_arrive_cluster(released + stage * 16);
+      } else {  // a register less
+        if (thread == 0) barrier_arrive(empty(stage));
+        if (thread == 64 && p.sharers > 1)
+          barrier_arrive_cluster(cluster_address(empty(stage), rank ^ 1));
+      }
     };
     auto scale_products = [&](auto& sums_of_half, const auto& products_of_half,
                               const float(&scale)[2]) {
@@ -247,10 +269,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         barrier_wait(full(next), phase);
         const int stage = next;
         if (++next == S::kStages) next = 0, phase ^= 1;
-        const uint32_t inputs_at = shared_address(stages) + stage * S::kStageBytes;
-        const uint64_t a = core_matrix_operand(inputs_at + S::kInputBytes + group * S::kWeightBytes,
-                                               128, kUnitBytes / 2);
-        const uint64_t b = swizzled_operand(inputs_at);
+        const uint64_t a = in_stage(first_weights, stage), b = in_stage(first_inputs, stage);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < S::kMmas; ++i)
@@ -287,8 +306,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         TileFragments<format>& following = fragments[S::kSets == 2 ? 1 - kParity : 0];
 #pragma unroll
         for (int half = 0; half < S::kHalves; ++half) {
-          const uint64_t b = swizzled_operand(shared_address(stages) + stage * S::kStageBytes) +
-                             half * (S::kUnitTokens * 128 / 16);
+          const uint64_t b = in_stage(first_inputs, stage) + half * (S::kUnitTokens * 128 / 16);
           auto& unit = products[!kGrouped ? 0 : S::kHalves == 2 ? half : kParity];
           wgmma_fence();
 #pragma unroll

@@ -129,13 +129,15 @@ __device__ __forceinline__ void tensor_copy_2d_to_all(uint32_t to, const CUtenso
       "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(mask)
       : "memory");
 }
-// At the barrier at this block's shared address, in the block of that rank of the cluster.
-__device__ __forceinline__ void barrier_arrive_remote(uint32_t barrier, int rank) {
-  asm volatile(
-      "{ .reg .u32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote]; }" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
+// What a shared address of this block is in the block of that rank of the cluster.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, int rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+// At a barrier by its cluster address.
+__device__ __forceinline__ void barrier_arrive_cluster(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // Operand B, rows of 128 bytes of K in shared memory swizzled by 128 bytes, 1024-byte aligned:
