@@ -63,28 +63,28 @@ __attribute__((target("avx512f,avx512vnni"))) void avx512_rounds() {
 }
 constexpr double kAvx512Operations = 12.0 * 128;
 
-// Four accumulators in turn. Operands are not zero: the unit's rate with zeros is half as much
-// again as what its power allows with data.
+// Four accumulators in turn, and no more tiles than two for operands: the two threads of a core
+// share the tile register file, and beside a sibling whose tiles hold anything eight tiles in use
+// leave two for results under way, half the rate (kernels/cpu/amx/tiles.h). Operands are not zero:
+// the unit's rate with zeros may be more than its power allows with data.
 __attribute__((target("amx-tile,amx-int8"))) void amx_rounds() {
   struct alignas(64) {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   } config;
-  alignas(64) uint8_t data[4 * 1024];
+  alignas(64) uint8_t data[2 * 1024];
   for (size_t i = 0; i < sizeof(data); ++i) data[i] = static_cast<uint8_t>(i * 2654435761u >> 13);
   // g++'s intrinsics do not say that they read all of this.
   __asm__ volatile("ldtilecfg %0" : : "m"(config));
   __asm__ volatile("" : : "m"(data) : "memory");
   _tile_loadd(4, data, 64);
   _tile_loadd(5, data + 1024, 64);
-  _tile_loadd(6, data + 2048, 64);
-  _tile_loadd(7, data + 3072, 64);
   for (int64_t i = 0; i < kRounds; ++i) {
-    _tile_dpbssd(0, 4, 6);
-    _tile_dpbssd(1, 4, 7);
-    _tile_dpbssd(2, 5, 6);
-    _tile_dpbssd(3, 5, 7);
+    _tile_dpbssd(0, 4, 5);
+    _tile_dpbssd(1, 4, 5);
+    _tile_dpbssd(2, 4, 5);
+    _tile_dpbssd(3, 4, 5);
   }
   _tile_release();
 }
