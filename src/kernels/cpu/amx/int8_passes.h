@@ -4,7 +4,7 @@
 //
 // Sums stay in their tiles along K, up to 4096 columns: a panel's block, 128 KB, and the
 // activations of a pass, 1 MB, stay in L2, from where both are prefetched to L1. The next block
-// is prefetched to L2 meanwhile, and y for writing. A block's sums become rows of y while the next
+// is prefetched to L2 meanwhile. A block's sums become rows of y while the next
 // is multiplied.
 #pragma once
 
@@ -49,8 +49,9 @@ inline void store_sums(const LinearArgs& args, int64_t index, const std::byte* p
                        int64_t row_begin, int64_t rows, const int32_t* sums) {
   const auto* scales = reinterpret_cast<const float*>(panel);
   const __m512 scale[2] = {_mm512_loadu_ps(scales), _mm512_loadu_ps(scales + 16)};
+  const RowScales x_scales(args.q, row_begin);
   store_rows(args, index, row_begin, rows, [&](int64_t i, int64_t v) {
-    const __m512 x_scale = _mm512_set1_ps(activation_scale(args.q, row_begin + i));
+    const __m512 x_scale = _mm512_set1_ps(x_scales.at[i * x_scales.step]);
     const __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + i * kPanelRows + v));
     return _mm512_mul_ps(sum, _mm512_mul_ps(scale[v / 16], x_scale));
   });
@@ -152,8 +153,8 @@ class Pass {
         prefetch.step();
         store_some(rows_a_step);
         if (last)
-          prefetch_rows(args_, index, row_begin_ + std::min(m + step * rows_a_step, m + some),
-                        row_begin_ + std::min(m + (step + 1) * rows_a_step, m + some));
+          prefetch_residual(args_, index, row_begin_ + std::min(m + step * rows_a_step, m + some),
+                            row_begin_ + std::min(m + (step + 1) * rows_a_step, m + some));
       };
       const Operands now = operands(a_, m, some, column, lines);
       const bool more = m + kBlockRows < rows_;

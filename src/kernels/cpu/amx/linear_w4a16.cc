@@ -60,7 +60,8 @@ void run(const LinearArgs& args, const Worker& worker) {
         weight, share, a, 2 * padded, scratch,
         [&](int64_t index, int64_t m, int64_t from, int64_t to) {
           const int64_t row = begin + m / 2, end = begin + rows;
-          prefetch_rows(args, index, std::min(row + from / 2, end), std::min(row + to / 2, end));
+          prefetch_residual(args, index, std::min(row + from / 2, end),
+                            std::min(row + to / 2, end));
         },
         [&](int64_t index, int64_t m, int64_t, const float* acc) {
           const int64_t row = m / 2, some = std::min(rows - row, kTileRows);

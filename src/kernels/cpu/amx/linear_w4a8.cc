@@ -37,12 +37,13 @@ void run(const LinearArgs& args, const Worker& worker) {
     multiply_int4_pass(
         weight, share, a, rows, codes,
         [&](int64_t index, int64_t m, int64_t from, int64_t to) {
-          prefetch_rows(args, index, begin + m + from, begin + m + to);
+          prefetch_residual(args, index, begin + m + from, begin + m + to);
         },
         [&](int64_t index, int64_t m, int64_t some, const float* acc) {
+          const RowScales x_scales(args.q, begin + m);
           store_rows(args, index, begin + m, some, [&](int64_t i, int64_t v) {
             return _mm512_mul_ps(_mm512_load_ps(acc + i * kPanelRows + v),
-                                 _mm512_set1_ps(activation_scale(args.q, begin + m + i)));
+                                 _mm512_set1_ps(x_scales.at[i * x_scales.step]));
           });
         });
   }

@@ -3,15 +3,18 @@
 //
 // A line of a panel is 4 consecutive K of 32 rows, so 16 lines are two B tiles as they lie in
 // memory. tdpbssd takes 16 × 16 outputs by 64 K in 16 clocks and 52 clocks later the result is
-// there: four accumulators in turn keep the unit busy, and each loaded tile serves two products.
+// there: four accumulators in turn keep the unit busy.
+//
+// **As few tiles as can be hold anything.** A tile that is written takes a new place in the tile
+// register file, which the two threads of a core share: with all eight in use and eight in the
+// sibling's, two are left, and loads and products wait for each other (docs/cpu.md). So the four
+// products of a step use two tiles for operands, and load a B tile twice: with four, the rate
+// beside a sibling whose tiles hold anything is 0.6 of that. Tiles are released as soon as they are
+// done with (~Tiles).
 //
 // Storing the four sums and loading them again costs as much as a dozen products or two, so they
-// stay in their tiles along K. A tile load that misses L1 waits for each of its 16 lines, and the
-// reorder buffer holds about two steps: both operands are prefetched from L2 to L1 two steps ahead.
-//
-// Measured on a Xeon (4th generation), share of tdpbssd's rate on the same data: A and B in L1 75
-// %, A in L2 and 16 KB of B in L1 93 %, both in L2 69 %, 61 % with prefetches, which cost load
-// slots. They stay: where another guest keeps the core busy the same two are 19 and 30 %.
+// stay in their tiles along K. A tile load that misses L1 waits for each of its 16 lines, and keeps
+// its place meanwhile: both operands are prefetched from L2 to L1 two steps ahead.
 #pragma once
 
 #include <immintrin.h>
@@ -32,7 +35,8 @@ constexpr int64_t kStepsAhead = 2;
 constexpr int64_t kLeastRows = 9;
 
 // The tile configuration of one thread, for products over `k_step` columns at a time (a multiple of
-// 4, at most 64); released with the object. C: 0–3, A: 4–5, B: 6–7.
+// 4, at most 64); released with the object. C: 0–3, A: 4, B: 6. Where k_step is kTileColumns all
+// are alike, and may be used as one likes.
 class Tiles {
  public:
   explicit Tiles(int64_t k_step) {
@@ -42,9 +46,8 @@ class Tiles {
       uint8_t rows[16] = {};
     } config;
     for (int tile = 0; tile < 8; ++tile) {
-      const bool a = tile == 4 || tile == 5, b = tile >= 6;
-      config.column_bytes[tile] = static_cast<uint16_t>(a ? k_step : 64);
-      config.rows[tile] = static_cast<uint8_t>(b ? k_step / 4 : kTileRows);
+      config.column_bytes[tile] = static_cast<uint16_t>(tile == 4 ? k_step : 64);
+      config.rows[tile] = static_cast<uint8_t>(tile == 6 ? k_step / 4 : kTileRows);
     }
     // g++'s intrinsic says that it reads the first 8 bytes alone, and the others are not written.
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
@@ -136,11 +139,6 @@ struct BlockPrefetch {
   }
 };
 
-// The line that is about to be written.
-inline void prefetch_for_writing(const void* line) {
-  __asm__ volatile("prefetchw %0" : : "m"(*static_cast<const char*>(line)));
-}
-
 // Whether operands are prefetched to L1.
 enum class Ahead { kNone, kL1 };
 
@@ -175,16 +173,17 @@ inline void multiply_tiles(Operands now, const Operands& next, int64_t steps, in
     if (kAhead == Ahead::kL1 && step == turn) ahead = next;
     _tile_loadd(6, now.lines, kLineBytes);
     _tile_loadd(4, now.a[0].at, now.a[0].stride);
-    _tile_loadd(7, now.lines + 64, kLineBytes);
     _tile_dpbssd(0, 4, 6);
     if constexpr (kAhead == Ahead::kL1) prefetch_tile(ahead.a[0]);
-    _tile_dpbssd(1, 4, 7);
+    _tile_loadd(6, now.lines + 64, kLineBytes);
+    _tile_dpbssd(1, 4, 6);
     if constexpr (kAhead == Ahead::kL1) prefetch_lines(ahead.lines, half);
     if constexpr (kRowTiles == 2) {
-      _tile_loadd(5, now.a[1].at, now.a[1].stride);
-      _tile_dpbssd(2, 5, 6);
+      _tile_loadd(4, now.a[1].at, now.a[1].stride);
+      _tile_dpbssd(3, 4, 6);
       if constexpr (kAhead == Ahead::kL1) prefetch_tile(ahead.a[1]);
-      _tile_dpbssd(3, 5, 7);
+      _tile_loadd(6, now.lines, kLineBytes);
+      _tile_dpbssd(2, 4, 6);
     }
     if constexpr (kAhead == Ahead::kL1) prefetch_lines(ahead.lines + 64 * half, half);
     between(step);
@@ -215,6 +214,23 @@ inline void multiply_tiles(const Operands& now, const Operands& next, int64_t st
 // y = value(i, v) (+ bias) (+ residual) for rows [row_begin, row_begin + rows) and the panel's 32
 // columns, v being the first of 16: straight from registers, while the next products run. A panel
 // that is not whole goes through store_tile.
+template <bool kBias, bool kResidual, typename Value>
+inline void store_whole_rows(const LinearArgs& args, int64_t column, int64_t row_begin,
+                             int64_t rows, Value&& value) {
+  float* y = args.y + row_begin * args.y_stride + column;
+  const float* residual =
+      kResidual ? args.residual + row_begin * args.residual_stride + column : nullptr;
+  for (int64_t i = 0; i < rows; ++i, y += args.y_stride) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kPanelRows; v += 16) {
+      __m512 sum = value(i, v);
+      if constexpr (kBias) sum = _mm512_add_ps(sum, _mm512_loadu_ps(args.bias + column + v));
+      if constexpr (kResidual) sum = _mm512_add_ps(sum, _mm512_loadu_ps(residual + v));
+      _mm512_storeu_ps(y + v, sum);
+    }
+    if constexpr (kResidual) residual += args.residual_stride;
+  }
+}
 template <typename Value>
 inline void store_rows(const LinearArgs& args, int64_t panel, int64_t row_begin, int64_t rows,
                        Value&& value) {
@@ -225,31 +241,36 @@ inline void store_rows(const LinearArgs& args, int64_t panel, int64_t row_begin,
       for (int64_t v = 0; v < kPanelRows; v += 16)
         _mm512_store_ps(tile + i * kPanelRows + v, value(i, v));
     store_tile(args, panel, row_begin, rows, tile);
-    return;
+  } else if (args.bias != nullptr) {
+    if (args.residual != nullptr)
+      store_whole_rows<true, true>(args, column, row_begin, rows, value);
+    else
+      store_whole_rows<true, false>(args, column, row_begin, rows, value);
+  } else if (args.residual != nullptr) {
+    store_whole_rows<false, true>(args, column, row_begin, rows, value);
+  } else {
+    store_whole_rows<false, false>(args, column, row_begin, rows, value);
   }
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t v = 0; v < kPanelRows; v += 16) {
-      __m512 y = value(i, v);
-      if (args.bias != nullptr) y = _mm512_add_ps(y, _mm512_loadu_ps(args.bias + column + v));
-      const int64_t row = row_begin + i;
-      if (args.residual != nullptr)
-        y = _mm512_add_ps(y,
-                          _mm512_loadu_ps(args.residual + row * args.residual_stride + column + v));
-      _mm512_storeu_ps(args.y + row * args.y_stride + column + v, y);
-    }
 }
 
-// Brings rows [row_begin, row_end) of the panel's part of y, and what is added to them, to L1. From
-// L3 they would take a good part of the time that their products take.
-inline void prefetch_rows(const LinearArgs& args, int64_t panel, int64_t row_begin,
-                          int64_t row_end) {
+// Scales of rows [row, …) of activations: at[i · step].
+struct RowScales {
+  RowScales(const Int8Rows& q, int64_t row)
+      : at(q.static_scale > 0 ? &q.static_scale : q.scale + row),
+        step(q.static_scale > 0 ? 0 : 1) {}
+  const float* at;
+  int64_t step;
+};
+
+// Brings what is added to rows [row_begin, row_end) of the panel's part of y to L1. The lines of y
+// itself are left to the stores: prefetched for writing they hold L1's few places for misses that
+// the tiles' loads need.
+inline void prefetch_residual(const LinearArgs& args, int64_t panel, int64_t row_begin,
+                              int64_t row_end) {
+  if (args.residual == nullptr) return;
   for (int64_t row = row_begin; row < row_end; ++row)
-    for (int64_t v = 0; v < kPanelRows; v += 16) {
-      const int64_t column = panel * kPanelRows + v;
-      prefetch_for_writing(args.y + row * args.y_stride + column);
-      if (args.residual != nullptr)
-        __builtin_prefetch(args.residual + row * args.residual_stride + column);
-    }
+    for (int64_t v = 0; v < kPanelRows; v += 16)
+      __builtin_prefetch(args.residual + row * args.residual_stride + panel * kPanelRows + v);
 }
 
 }  // namespace
