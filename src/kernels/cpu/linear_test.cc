@@ -18,7 +18,8 @@ namespace {
 
 constexpr float kSentinel = 12345.0f;
 constexpr int64_t kAllM[] = {1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 64, 127};
-constexpr int64_t kLargestM = 127;
+// Above the 128 rows for which AMX's kernels keep a group of codes in tiles.
+constexpr int64_t kLargestM = 145;
 
 using Random = std::mt19937;
 
