@@ -63,10 +63,9 @@ __attribute__((target("avx512f,avx512vnni"))) void avx512_rounds() {
 }
 constexpr double kAvx512Operations = 12.0 * 128;
 
-// Four accumulators in turn, and no more tiles than two for operands: the two threads of a core
-// share the tile register file, and beside a sibling whose tiles hold anything eight tiles in use
-// leave two for results under way, half the rate (kernels/cpu/amx/tiles.h). Operands are not zero:
-// the unit's rate with zeros may be more than its power allows with data.
+// Four accumulators in turn, and no more than two tiles of operands: on shared machines eight tiles
+// in use are often at half the rate of six (kernels/cpu/amx/tiles.h, docs/cpu.md). Operands are not
+// zero: the unit's rate with zeros may be more than its power allows with data.
 __attribute__((target("amx-tile,amx-int8"))) void amx_rounds() {
   struct alignas(64) {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};

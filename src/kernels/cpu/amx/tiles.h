@@ -5,12 +5,12 @@
 // memory. tdpbssd takes 16 × 16 outputs by 64 K in 16 clocks and 52 clocks later the result is
 // there: four accumulators in turn keep the unit busy.
 //
-// **As few tiles as can be hold anything.** A tile that is written takes a new place in the tile
-// register file, which the two threads of a core share: with all eight in use and eight in the
-// sibling's, two are left, and loads and products wait for each other (docs/cpu.md). So the four
-// products of a step use two tiles for operands, and load a B tile twice: with four, the rate
-// beside a sibling whose tiles hold anything is 0.6 of that. Tiles are released as soon as they are
-// done with (~Tiles).
+// **As few tiles as can be hold anything.** On shared machines a thread's tiles are often in a
+// state in which the more of them are in use, the slower all are, as if results under way had to
+// find places in a register file that somebody else has half of: with eight in use loads and
+// products wait for each other. So the four products of a step use two tiles for operands, and load
+// a B tile twice: in that state four would make them 1.6 times as long (docs/cpu.md). Tiles are
+// released as soon as they are done with (~Tiles).
 //
 // Storing the four sums and loading them again costs as much as a dozen products or two, so they
 // stay in their tiles along K. A tile load that misses L1 waits for each of its 16 lines, and keeps
