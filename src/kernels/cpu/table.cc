@@ -17,11 +17,13 @@ std::vector<LinearKernel> collect() {
     rows.insert(rows.end(), more.begin(), more.end());
   };
   add({&kAmxLinearW4A16, 1});
+  add({&kAmxLinearW8A16, 1});
   add({&kAmxLinearW4A8, 1});
   add({&kAmxLinearW8A8, 1});
   add({&kAmxLinearW4A8TwoLevel, 1});
   add(kAvx512LinearFloat);
   add({&kAvx512LinearW4A16, 1});
+  add({&kAvx512LinearW8A16, 1});
   add({&kAvx512LinearW4A8, 1});
   add({&kAvx512LinearW8A8, 1});
   add({&kAvx512LinearW4A8TwoLevel, 1});

@@ -83,5 +83,11 @@ inline __m512 pair_sum(__m512 high, __m512 low, float scale) {
   return _mm512_mul_ps(_mm512_fmadd_ps(high, _mm512_set1_ps(128), low), _mm512_set1_ps(scale));
 }
 
+// The same of weights with a scale a row.
+inline __m512 scaled_pair_sum(__m512 high, __m512 low, __m512 scale, float x_scale) {
+  return _mm512_mul_ps(_mm512_fmadd_ps(high, _mm512_set1_ps(128), low),
+                       _mm512_mul_ps(scale, _mm512_set1_ps(x_scale)));
+}
+
 }  // namespace
 }  // namespace whit::cpu

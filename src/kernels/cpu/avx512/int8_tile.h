@@ -74,6 +74,18 @@ inline void multiply_rows(const std::byte* lines, int64_t count, const uint8_t* 
   }
 }
 
+// sums [rows][32] = x · lines of a panel of int8_channel weights.
+inline void multiply_int8_panel(const std::byte* panel, int64_t count, const uint8_t* x,
+                                int64_t x_stride, int64_t rows, int32_t* sums) {
+  start_sums(reinterpret_cast<const int32_t*>(panel + 4 * kPanelRows), rows, sums);
+  // One tile takes all of K at once: there is no second one to keep a block in L1 for.
+  const int64_t block = rows <= kTileRows ? count : kBlockLines;
+  const std::byte* lines = panel + kChannelHeaderBytes;
+  for (int64_t line = 0; line < count; line += block)
+    multiply_rows(lines + line * kLineBytes, count - line < block ? count - line : block,
+                  x + 4 * line, x_stride, rows, sums);
+}
+
 // sums → f32 in place, times the scales.
 inline void scale_sums(const LinearArgs& args, const float* scales, int64_t row_begin, int64_t rows,
                        int32_t* sums) {

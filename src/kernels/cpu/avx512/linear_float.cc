@@ -62,10 +62,9 @@ struct Avx512 {
 
 }  // namespace
 
-constinit const LinearKernel kAvx512LinearFloat[4] = {
+constinit const LinearKernel kAvx512LinearFloat[3] = {
     FloatLinear<Avx512, WeightFormat::kF32>::row("avx512/linear_f32", Isa::kAvx512),
     FloatLinear<Avx512, WeightFormat::kBF16>::row("avx512/linear_bf16", Isa::kAvx512),
-    FloatLinear<Avx512, WeightFormat::kInt8Channel>::row("avx512/linear_w8a16", Isa::kAvx512),
     FloatLinear<Avx512, WeightFormat::kFp8Channel>::row("avx512/linear_fp8", Isa::kAvx512),
 };
 

@@ -11,17 +11,6 @@ namespace {
 
 constexpr WeightFormat kFormat = WeightFormat::kInt8Channel;
 
-void multiply_panel(const std::byte* panel, int64_t count, const uint8_t* x, int64_t x_stride,
-                    int64_t rows, int32_t* sums) {
-  start_sums(reinterpret_cast<const int32_t*>(panel + 4 * kPanelRows), rows, sums);
-  // One tile takes all of K at once: there is no second one to keep a block in L1 for.
-  const int64_t block = rows <= kTileRows ? count : kBlockLines;
-  const std::byte* lines = panel + kChannelHeaderBytes;
-  for (int64_t line = 0; line < count; line += block)
-    multiply_rows(lines + line * kLineBytes, count - line < block ? count - line : block,
-                  x + 4 * line, x_stride, rows, sums);
-}
-
 int64_t scratch_bytes(const PackedWeight& weight, int64_t m) {
   return block_rows(weight.k, m) * (4 * kPanelRows + offset_row_bytes(weight.k));
 }
@@ -41,7 +30,7 @@ void run(const LinearArgs& args, const Worker& worker) {
     for (int64_t index = share.panel_begin; index < share.panel_end; ++index) {
       const std::byte* panel = weight.data.as<std::byte>() + index * stride;
       prefetch_ahead(panel, kChannelHeaderBytes);
-      multiply_panel(panel, lines, x, x_stride, rows, sums);
+      multiply_int8_panel(panel, lines, x, x_stride, rows, sums);
       scale_sums(args, reinterpret_cast<const float*>(panel), begin, rows, sums);
       store_tile(args, index, begin, rows, reinterpret_cast<const float*>(sums));
     }
