@@ -1,10 +1,11 @@
 // AMX linears of int4_group weights and floating-point activations, as pairs of int8 rows
 // (avx512/activation_pairs.h), by int4_pass.h:
 //   y[m, n] = fma(128, high, low) · x_scale[m] (+ bias) (+ residual)
-// The same bits as avx512/linear_w4a16; few rows go there altogether. A block of tiles is the high
+// The same bits as avx512/linear_w4a16; the fewest rows go there altogether, up to 16 by
+// int4_few_rows.h. Of more, a block of tiles is the high
 // rows of 16 activations and their low rows. Bound: half the rate of int8 activations, which is
 // tdpbf16ps's.
-#include "kernels/cpu/amx/int4_pass.h"
+#include "kernels/cpu/amx/int4_few_rows.h"
 #include "kernels/cpu/avx512/activation_pairs.h"
 #include "kernels/cpu/linear_rows.h"
 
@@ -25,12 +26,41 @@ struct Sizes {
   int64_t codes_at, scales_at, bytes;
 };
 
+// Codes of a group in turn, then the rows of both kinds.
+int64_t few_rows_bytes(const PackedWeight& weight) {
+  return few_rows_scratch_bytes(weight) + kMostFewRows * pair_stride(weight.k);
+}
+
 int64_t scratch_bytes(const PackedWeight& weight, int64_t m) {
-  return std::max(Sizes(weight, m).bytes, kAvx512LinearW4A16.scratch_bytes(weight, m));
+  return std::max({Sizes(weight, m).bytes, few_rows_bytes(weight),
+                   kAvx512LinearW4A16.scratch_bytes(weight, m)});
+}
+
+// All high rows come first.
+void run_few_rows(const LinearArgs& args, const Worker& worker) {
+  const PackedWeight& weight = *args.weight;
+  const LinearShare share = linear_share(args, args.m, worker);
+  if (share.panel_begin == share.panel_end) return;
+  std::byte* scratch = worker_scratch(args, scratch_bytes(weight, args.m), worker);
+  auto* codes = reinterpret_cast<int8_t*>(scratch + few_rows_scratch_bytes(weight));
+  const int64_t stride = pair_stride(weight.k);
+  float scales[kMostFewRows / 2];
+  for (int64_t m = 0; m < args.m; ++m)
+    scales[m] =
+        quantize_pair(args.x + m * args.x_stride, weight.k, weight.group_size,
+                      {codes + m * stride, nullptr}, {codes + (args.m + m) * stride, nullptr});
+  const Tiles tiles(step_columns(weight), 2 * args.m);
+  multiply_int4_few_rows(weight, share, {codes, stride, 2 * args.m}, scratch,
+                         [&](int64_t index, const auto& sum) {
+                           store_rows(args, index, 0, args.m, [&](int64_t i, int64_t v) {
+                             return pair_sum(sum(i, v), sum(args.m + i, v), scales[i]);
+                           });
+                         });
 }
 
 void run(const LinearArgs& args, const Worker& worker) {
-  if (args.m < kLeastRows) return kAvx512LinearW4A16.run(args, worker);
+  if (2 * args.m < kLeastFewRows) return kAvx512LinearW4A16.run(args, worker);
+  if (2 * args.m <= kMostFewRows) return run_few_rows(args, worker);
   const PackedWeight& weight = *args.weight;
   const Sizes sizes(weight, args.m);
   const LinearShare share = linear_share(args, kTileRows, worker, sizes.rows);

@@ -1,7 +1,8 @@
 // AMX linears of int4_group weights and int8 activations, by int4_pass.h:
 //   y[m, n] = acc · x_scale[m] (+ bias) (+ residual)
-// The same bits as avx512/linear_w4a8; few rows go there altogether.
-#include "kernels/cpu/amx/int4_pass.h"
+// The same bits as avx512/linear_w4a8; the fewest rows go there altogether, up to 32 by
+// int4_few_rows.h.
+#include "kernels/cpu/amx/int4_few_rows.h"
 #include "kernels/cpu/linear_rows.h"
 
 namespace whit::cpu {
@@ -17,11 +18,27 @@ int64_t pass_rows(int64_t k, int64_t m) {
 int64_t scratch_bytes(const PackedWeight& weight, int64_t m) {
   const int64_t own =
       unpacked_bytes(weight) + ActivationTiles::scratch_bytes(pass_rows(weight.k, m), weight.k);
-  return std::max(own, kAvx512LinearW4A8.scratch_bytes(weight, m));
+  return std::max(
+      {own, few_rows_scratch_bytes(weight), kAvx512LinearW4A8.scratch_bytes(weight, m)});
+}
+
+void run_few_rows(const LinearArgs& args, const Worker& worker) {
+  const PackedWeight& weight = *args.weight;
+  const LinearShare share = linear_share(args, args.m, worker);
+  if (share.panel_begin == share.panel_end) return;
+  std::byte* codes = worker_scratch(args, scratch_bytes(weight, args.m), worker);
+  const Tiles tiles(step_columns(weight), args.m);
+  multiply_int4_few_rows(
+      weight, share, {args.q.q, args.q.stride, args.m}, codes, [&](int64_t index, const auto& sum) {
+        store_rows(args, index, 0, args.m, [&](int64_t i, int64_t v) {
+          return _mm512_mul_ps(sum(i, v), _mm512_set1_ps(activation_scale(args.q, i)));
+        });
+      });
 }
 
 void run(const LinearArgs& args, const Worker& worker) {
-  if (args.m < kLeastRows) return kAvx512LinearW4A8.run(args, worker);
+  if (args.m < kLeastFewRows) return kAvx512LinearW4A8.run(args, worker);
+  if (args.m <= kMostFewRows) return run_few_rows(args, worker);
   const PackedWeight& weight = *args.weight;
   const LinearShare share = linear_share(args, kBlockRows, worker, pass_rows(weight.k, args.m));
   if (share.panel_begin == share.panel_end) return;

@@ -34,20 +34,25 @@ constexpr int64_t kStepsAhead = 2;
 // Below, a tile is mostly padding and the VNNI kernels are faster.
 constexpr int64_t kLeastRows = 9;
 
-// The tile configuration of one thread, for products over `k_step` columns at a time (a multiple of
-// 4, at most 64); released with the object. C: 0–3, A: 4, B: 6. Where k_step is kTileColumns all
-// are alike, and may be used as one likes.
+// The tile configuration of one thread, for products of `rows` ≤ 32 rows over `k_step` columns at a
+// time (a multiple of 4, at most 64); released with the object. C: 0–3, A: 4–5, B: 6–7; the first
+// 16 rows are in A 4 and C 0 and 1, the others in A 5 and C 2 and 3, or all in both where they are
+// 16 or less. Of 32 rows and kTileColumns all are alike, and may be used as one likes.
 class Tiles {
  public:
-  explicit Tiles(int64_t k_step) {
+  explicit Tiles(int64_t k_step, int64_t rows = 2 * kTileRows) {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t column_bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
     for (int tile = 0; tile < 8; ++tile) {
-      config.column_bytes[tile] = static_cast<uint16_t>(tile == 4 ? k_step : 64);
-      config.rows[tile] = static_cast<uint8_t>(tile == 6 ? k_step / 4 : kTileRows);
+      const bool a = tile == 4 || tile == 5, b = tile >= 6;
+      config.column_bytes[tile] = static_cast<uint16_t>(a ? k_step : 64);
+      const bool second = rows > kTileRows && (tile == 2 || tile == 3 || tile == 5);
+      config.rows[tile] = static_cast<uint8_t>(b        ? k_step / 4
+                                               : second ? rows - kTileRows
+                                                        : std::min(rows, kTileRows));
     }
     // g++'s intrinsic says that it reads the first 8 bytes alone, and the others are not written.
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
