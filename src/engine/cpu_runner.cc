@@ -18,6 +18,7 @@ class CpuRunner : public ModelRunner {
         width_(config.hidden_size),
         vocab_(config.vocab_size),
         max_context_(options.max_context),
+        pool_(pool),
         ops_(cpu::small_ops(options.isa)),
         body_(graph, graph.body(), weights, {.max_tokens = options.max_tokens, .isa = options.isa},
               pool),
@@ -45,8 +46,13 @@ class CpuRunner : public ModelRunner {
 
   void argmax(std::span<const int32_t> rows, std::span<int32_t> ids) override {
     const float* values = logits(rows);
-    for (size_t i = 0; i < rows.size(); ++i)
-      ids[i] = static_cast<int32_t>(ops_.argmax(values + static_cast<int64_t>(i) * vocab_, vocab_));
+    // A worker wakes up for more than one row alone.
+    const auto find = [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        ids[i] = static_cast<int32_t>(ops_.argmax(values + i * vocab_, vocab_));
+    };
+    const auto count = static_cast<int64_t>(rows.size());
+    count > 1 ? pool_.parallel_for(count, find) : find(0, count);
   }
 
   KvCache make_cache(const KvCacheOptions& options) const override {
@@ -80,6 +86,7 @@ class CpuRunner : public ModelRunner {
   const Graph& graph_;
   const int64_t width_, vocab_, max_context_;
   int64_t positions_ = 0;  // that rope_ covers
+  ThreadPool& pool_;
   const cpu::SmallOps& ops_;
   RopeTables rope_;
   Program body_, head_;
