@@ -13,6 +13,8 @@ meets all alike. A ratio is Whit's tokens per second over the peer's within a ro
 rounds and the extremes. Prefill is 512 tokens from an empty context, decode 128 tokens from an empty context, batches
 decode 128 tokens of N sequences with prompts of 4 tokens. The peers read one GGUF file of each format; OpenVINO keeps
 keys and values in 8 bits by default, the others in 16. All lives under ${XDG_CACHE_HOME:-~/.cache}/whit/peers.
+`--under "chrt -f 1"` starts every benchmark program so; `--kv int8` gives Whit's keys and values 8 bits too; `--isa avx2`
+has Whit use no more than that.
 """
 import argparse
 import json
@@ -34,7 +36,6 @@ OPENVINO = "2026.4.1.0"  # openvino-genai on PyPI, which brings the openvino tha
 TOOLS = ("llama-bench", "llama-quantize", "llama-batched-bench", "llama-server")
 # Whit's scheme and the peer's format of the same weight bytes.
 PAIRS = (("w4a8", "Q4_0"), ("w4a16", "Q4_0"), ("w8a8", "Q8_0"), ("w8a16", "Q8_0"))
-FORMATS = tuple(dict.fromkeys(peer for _, peer in PAIRS))
 
 
 def run(*command, **options):
@@ -76,14 +77,15 @@ def setup():
             run(WHIT, "quantize", model, "--mode", "rtn", "--scheme", scheme, "-o", engine)
 
 
-def llama(peer, threads, batches):
+def llama(peer, user):
     rows = {}
-    for row in json.loads(output(tool("llama-bench"), "-m", HOME / f"{peer}.gguf", "-p", 512, "-n", 128, "-r", 1,
-                                 "-t", threads, "-o", "json")):
+    for row in json.loads(output(*user.under, tool("llama-bench"), "-m", HOME / f"{peer}.gguf", "-p", 512, "-n", 128,
+                                 "-r", 1, "-t", user.threads, "-o", "json")):
         rows["pp512" if row["n_prompt"] else "tg128"] = row["avg_ts"]
-    if batches:
-        lines = output(tool("llama-batched-bench"), "-m", HOME / f"{peer}.gguf", "-npp", 4, "-ntg", 128, "-t", threads,
-                       "-c", 8192, "-npl", ",".join(map(str, batches)), "--output-format", "jsonl").splitlines()
+    if user.batches:
+        lines = output(*user.under, tool("llama-batched-bench"), "-m", HOME / f"{peer}.gguf", "-npp", 4, "-ntg", 128,
+                       "-t", user.threads, "-c", 8192, "-npl", ",".join(map(str, user.batches)),
+                       "--output-format", "jsonl").splitlines()
         for line in lines:
             if line.startswith("{"):
                 row = json.loads(line)
@@ -91,36 +93,39 @@ def llama(peer, threads, batches):
     return rows
 
 
-def whit(scheme, threads, batches):
-    text = output(WHIT, "bench", HOME / scheme, "-p", 512, "-n", 128, "-b", ",".join(map(str, [1, *batches])),
-                  "-t", threads, "-r", 1, "--json")
+def whit(scheme, user):
+    text = output(*user.under, WHIT, "bench", HOME / scheme, "-p", 512, "-n", 128,
+                  "-b", ",".join(map(str, [1, *user.batches])), "-t", user.threads, "-r", 1, "--json",
+                  "--kv-cache-dtype", user.kv, *(["--isa", user.isa] if user.isa else []))
     return {row["test"] + (f" b{row['batch']}" if row["batch"] > 1 else ""): row["tokens_per_s"]
             for row in json.loads(text)["rows"]}
 
 
-def openvino(peer, threads, batches):
+def openvino(peer, user):
     python = HOME / f"openvino-{OPENVINO}" / "bin" / "python"
-    return json.loads(output(python, ROOT / "bench/openvino_peer.py", HOME / f"{peer}.gguf", "--threads", threads,
-                             "--batches", ",".join(map(str, [1, *batches]))).splitlines()[-1])
+    return json.loads(output(*user.under, python, ROOT / "bench/openvino_peer.py", HOME / f"{peer}.gguf",
+                             "--threads", user.threads,
+                             "--batches", ",".join(map(str, [1, *user.batches]))).splitlines()[-1])
 
 
 PEERS = {"llama.cpp": llama, "OpenVINO": openvino}
 
 
-def measure(rounds, threads, batches, peers):
-    engines = [(scheme, whit, scheme) for scheme, _ in PAIRS]
-    engines += [(f"{name} {peer}", PEERS[name], peer) for name in peers for peer in FORMATS]
+def measure(user):
+    engines = [(scheme, whit, scheme) for scheme in user.schemes]
+    formats = dict.fromkeys(peer for scheme, peer in PAIRS if scheme in user.schemes)
+    engines += [(f"{name} {peer}", PEERS[name], peer) for name in user.peers for peer in formats]
     samples = []
-    for index in range(rounds):
+    for index in range(user.rounds):
         order = engines[index % len(engines):] + engines[:index % len(engines)]
-        samples.append({name: program(model, threads, batches) for name, program, model in order})
-        print(f"round {index + 1} of {rounds}", file=sys.stderr)
+        samples.append({name: program(model, user) for name, program, model in order})
+        print(f"round {index + 1} of {user.rounds}", file=sys.stderr)
     return samples
 
 
 def table(samples):
     lines = ["| pair | test | Whit t/s | peer t/s | ratio | least … most |", "|---|---|---:|---:|---:|---:|"]
-    for scheme, model in PAIRS:
+    for scheme, model in (pair for pair in PAIRS if pair[0] in samples[0]):
         for name in (name for name in (f"{peer} {model}" for peer in PEERS) if name in samples[0]):
             for test in (test for test in samples[0][scheme] if test in samples[0][name]):
                 ours, theirs = ([each[key][test] for each in samples] for key in (scheme, name))
@@ -132,7 +137,7 @@ def table(samples):
 
 def chart(samples):
     groups = {}
-    for test in samples[0][PAIRS[0][0]]:
+    for test in next(iter(samples[0].values())):
         group = groups.setdefault(f"{test}, tokens/s", {})
         for engine in sorted(samples[0], key=lambda name: (" " in name, name)):  # Whit's schemes first
             if test in samples[0][engine]:
@@ -150,6 +155,10 @@ def main():
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--batches", type=lambda text: [int(each) for each in text.split(",") if each], default=[4, 16])
+    options.add_argument("--schemes", type=lambda text: text.split(","), default=[scheme for scheme, _ in PAIRS])
+    options.add_argument("--under", type=str.split, default=[], metavar="COMMAND")
+    options.add_argument("--kv", default="auto")
+    options.add_argument("--isa")
     options.add_argument("--peers", type=lambda text: text.split(","), default=list(PEERS), help=", ".join(PEERS))
     arguments = parser.parse_args()
     if arguments.command == "setup":
@@ -160,7 +169,7 @@ def main():
         unknown = set(arguments.peers) - set(PEERS)
         if unknown:
             parser.error(f"unknown peers: {', '.join(sorted(unknown))}")
-        record.write_text(json.dumps(measure(arguments.rounds, arguments.threads, arguments.batches, arguments.peers), indent=1))
+        record.write_text(json.dumps(measure(arguments), indent=1))
     samples = json.loads(record.read_text())
     print(table(samples))
     record.with_suffix(".svg").write_text(chart(samples))
