@@ -363,7 +363,11 @@ void store_tile(const LinearArgs& args, int64_t panel, int64_t row_begin, int64_
       const float* residual = args.residual + (row_begin + i) * args.residual_stride + column;
       for (int64_t r = 0; r < columns; ++r) values[r] += residual[r];
     }
-    std::memcpy(args.y + (row_begin + i) * args.y_stride + column, values, 4 * columns);
+    float* y = args.y + (row_begin + i) * args.y_stride + column;
+    if (columns == kPanelRows)  // of a size known here it is no call
+      std::memcpy(y, values, sizeof(values));
+    else
+      std::memcpy(y, values, 4 * columns);
   }
 }
 
