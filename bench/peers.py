@@ -58,6 +58,10 @@ def setup():
             "-d", HOME, f"llama-cpp-python=={LLAMA}")
         with tarfile.open(HOME / f"{source.name}.tar.gz") as archive:
             archive.extractall(HOME, filter="data")
+        # g++ 12 takes this intrinsic to read 8 of its 64 bytes and drops what fills the others: an illegal instruction.
+        tiles = source / "vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp"
+        load = "_tile_loadconfig(&tc);"
+        tiles.write_text(tiles.read_text().replace(load, '__asm__ volatile("" : : "r"(&tc) : "memory"); ' + load))
     if not all(tool(each).exists() for each in TOOLS):
         off = [f"-D{each}=OFF" for each in ("BUILD_SHARED_LIBS", "LLAMA_BUILD_TESTS", "LLAMA_CURL", "LLAMA_OPENSSL",
                                             "LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_BUILD_APP")]
