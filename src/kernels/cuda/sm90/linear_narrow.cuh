@@ -34,6 +34,7 @@ struct NarrowParams {
   int64_t x_row_bytes;
   int k_bytes;  // of x
   int blocks;
+  int early;  // stages whose weights are asked for before inputs
 };
 
 // kHalves: row halves of a unit, 8 rows each, that a warp has.
@@ -160,9 +161,33 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
     // differ.
     if (has_weights && elected)
 #pragma unroll 1
-      for (int i = 0; i < min(p.stages, all); ++i) copy_weights();
+      for (int i = 0; i < min(p.early, all); ++i) copy_weights();
     // The copying warps of a chunk take turns with its inputs.
     const int turns = 4 >> p.chunks_log, eager = min(min(p.stages, own_steps), S::kEager);
+    uint32_t full = first_full, to = first_inputs, phase = 1;
+    int step = 0, stage = 0;  // step: in the chunk
+    auto copy_stage = [&] {
+      if (stage >= p.early) {
+        if (stage >= p.stages) barrier_wait(full + 8, phase);
+        if (has_weights) copy_weights();
+      }
+      if ((stage & (turns - 1)) == turn && stage >= eager) {
+        if (step == own_steps) {
+          barrier_arrive(full);
+        } else {
+          barrier_expect(full, S::kInputBytes);
+#pragma unroll
+          for (int run = 0; run < S::kRuns; ++run)
+            tensor_copy_2d(to + run * S::kRunBytes, &inputs,
+                           ((begin + step) * S::kRuns + run) * (128 / (S::kCodes ? 1 : 2)), 0,
+                           full);
+        }
+      }
+      if (++step == stages_of_pass) step = 0;
+      full += 16, to += S::kInputBytes;
+      if (full == end_full) full = first_full, to = first_inputs, phase ^= 1;
+      ++stage;
+    };
     wait_for_previous_kernel();
     {
       // This lane's 16 bytes of every fourth token; their place is swizzled by the token.
@@ -183,6 +208,9 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
         }
         copy_async_arrive(arrived + 8 * (chunk * p.stages + i));
       }
+      if (elected)
+#pragma unroll 1
+        while (stage < min(p.stages, all)) copy_stage();
 #pragma unroll 1
       for (int i = turn; i < eager; i += turns) {
         barrier_spin(arrived + 8 * (chunk * p.stages + i), 0);
@@ -193,30 +221,8 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
       }
     }
     if (!elected) return;
-    uint32_t full = first_full, to = first_inputs, phase = 1;
-    int step = 0;  // in the chunk
 #pragma unroll 1
-    for (int i = 0; i < all; ++i) {
-      if (i >= p.stages) {
-        barrier_wait(full + 8, phase);
-        if (has_weights) copy_weights();
-      }
-      if ((i & (turns - 1)) == turn && i >= eager) {
-        if (step == own_steps) {
-          barrier_arrive(full);
-        } else {
-          barrier_expect(full, S::kInputBytes);
-#pragma unroll
-          for (int run = 0; run < S::kRuns; ++run)
-            tensor_copy_2d(to + run * S::kRunBytes, &inputs,
-                           ((begin + step) * S::kRuns + run) * (128 / (S::kCodes ? 1 : 2)), 0,
-                           full);
-        }
-      }
-      if (++step == stages_of_pass) step = 0;
-      full += 16, to += S::kInputBytes;
-      if (full == end_full) full = first_full, to = first_inputs, phase ^= 1;
-    }
+    while (stage < all) copy_stage();
     return;
   }
   take_registers<112>();
@@ -433,6 +439,7 @@ void launch_narrow(const LinearArgs& args, NarrowParams p, cudaStream_t stream) 
   const int stage = chunks * (S::kInputBytes + 24) + workers * S::kWeightBytes;
   p.stages = std::clamp((kNarrowRoom - fixed) / stage / 2 * 2, 2, 16);
   const int shared_bytes = fixed + p.stages * stage;
+  p.early = std::min(p.early, p.stages);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
         "shared memory of a linear");
   const int groups = (p.slots + S::kGroupUnits - 1) / S::kGroupUnits * chunks;
