@@ -1,12 +1,15 @@
 // Attention of many rows of a sequence, on Hopper: tiles of 128 rows (token-major, the query heads
 // that share a key/value head side by side), two warpgroups of 64 rows each. Blocks are persistent,
-// one an SM: chunks of keys and values stream through shared memory by tensor maps, those of the
-// next tile while the last ones of this are computed.
+// one an SM: chunks of keys and values stream through shared memory by tensor maps, and tile
+// follows tile as chunk follows chunk: the first scores of the next one are made with the last
+// products of this.
 //
-// With the sums of attention.cuh: while a warpgroup's p·v of one chunk is multiplied, it makes the
-// next chunk's scores into probabilities; and the two take turns at the tensor cores, so that they
-// work while either does. A third one's registers are theirs (sums of the chunks before 64, of the
-// chunk 64, scores 64, probabilities 32), and two of its warps copy keys and values.
+// With the sums of attention.cuh: a warpgroup asks for p·v of one chunk, then for q·k of the next,
+// in this order: a warp waits at products whose operand its registers are, not at those from shared
+// memory, beside which it merges what p·v has made. While it makes scores into probabilities it is
+// the other's turn at the tensor cores. A third one's registers are theirs (sums of the chunks
+// before 64, of the chunk 64, scores 64, probabilities 32). Its warps copy: keys, values, and each
+// warpgroup's queries.
 //
 // Bound: tensor cores (wgmma, bf16).
 #include <cuda_bf16.h>
@@ -52,6 +55,7 @@ struct Item {
   int context, first_position;
   int first_chunk, chunks;
 
+  Item() = default;
   __device__ __forceinline__ Item(const AttentionArgs& args, int index) {
     // Tiles with the longest contexts begin first: the last ones to end are short.
     const int kv_heads = static_cast<int>(args.cache.kv_heads);
@@ -104,16 +108,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   const uint32_t rings = queries + kGroups * S::kQueryBytes;
   const uint32_t scale_ring = rings + (kStages + S::kValueStages) * S::kStageBytes;
   const uint32_t barriers = scale_ring + S::kScaleBytes;
+  __shared__ Item item_slots[kGroups][2];
   // Of keys (which = 0) and values.
   const auto full = [&](int which, int stage) { return barriers + (which * kStages + stage) * 16; };
   const auto empty = [&](int which, int stage) { return full(which, stage) + 8; };
   const auto stage_of = [&](int which, int stage) {
     return rings + (which * kStages + stage) * S::kStageBytes;
   };
+  // Of a warpgroup's queries.
+  const auto queries_full = [&](int of) { return barriers + (2 * kStages + of) * 16; };
+  const auto queries_empty = [&](int of) { return queries_full(of) + 8; };
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 2 * kStages; ++i) {
+    for (int i = 0; i < 2 * kStages + kGroups; ++i) {
       barrier_init(barriers + 16 * i, 1);
-      barrier_init(barriers + 16 * i + 8, 4 * kGroups);
+      barrier_init(barriers + 16 * i + 8, i < 2 * kStages ? 4 * kGroups : 4);
     }
     asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::
                      : "memory");
@@ -132,7 +140,46 @@ __global__ void __launch_bounds__(kThreads, 1)
     give_registers<24>();
     // The first warp copies keys, the second values; a lane finds the row in the cache of a box.
     const int which = warp % 4;
-    if (which >= 2) return;
+    if (which >= 2) {
+      // A lane finds two of the 64 rows, and copies a column of all.
+      const int of = which - 2;
+      constexpr int kUnits = D / 8, kStep = 32 / kUnits;  // of 16 bytes; rows at a time
+      const int unit = lane % kUnits;
+      const auto* from = static_cast<const uint4*>(args.q) + unit;
+      unsigned char* const to =
+          memory + of * S::kQueryBytes + unit / 8 * (kGroupRows * 128) + lane / kUnits * 128;
+#pragma unroll 1
+      for (int n = 0; item_of(n) < items; ++n) {
+        const Item item(args, item_of(n));
+        int places[2];  // in units; negative: zeros
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int row = item.row + kGroupRows * of + 32 * half + lane;
+          places[half] = row < item.rows
+                             ? static_cast<int>(((item.start + row / group) * args.q_stride +
+                                                 (item.kv_head * group + row % group) * dim) /
+                                                8)
+                             : -1;
+        }
+        barrier_spin(queries_empty(of), n % 2 ^ 1);
+        if (lane == 0) item_slots[of][n % 2] = item;
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll 4
+          for (int r = 0; r < 32; r += kStep) {
+            const int place = __shfl_sync(0xffffffffu, places[half], r + lane / kUnits);
+            const bool valid = place >= 0 && unit * 8 < dim;
+            copy_async(to + (32 * half + r) * 128 + ((unit % 8) ^ ((r + lane / kUnits) % 8)) * 16,
+                       from + (valid ? place : 0), valid);
+          }
+        commit_copies();
+        wait_for_copies<0>();
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        __syncwarp();
+        if (lane == 0) barrier_arrive(queries_full(of));
+      }
+      return;
+    }
     const CUtensorMap* map = which == 0 ? &key_map : &value_map;
     const int stages = which == 0 ? kStages : S::kValueStages;
     const auto page_tokens = static_cast<uint32_t>(args.cache.page_tokens);
@@ -188,30 +235,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   take_registers<240>();
 
-  // This warpgroup's queries of an item, zeros past the last: begun.
   const uint32_t own_queries = queries + warpgroup * S::kQueryBytes;
-  const auto copy_queries = [&](const Item& item) {
-    constexpr int kUnits = D / 8;
-#pragma unroll 1
-    for (int i = threadIdx.x % 128; i < kGroupRows * kUnits; i += 128) {
-      const int r = i / kUnits, unit = i % kUnits, row = item.row + kGroupRows * warpgroup + r;
-      const bool valid = row < item.rows && unit * 8 < dim;
-      const auto* from = static_cast<const __nv_bfloat16*>(args.q) +
-                         (valid ? (item.start + row / group) * args.q_stride +
-                                      (item.kv_head * group + row % group) * dim + unit * 8
-                                : 0);
-      copy_async(memory + warpgroup * S::kQueryBytes + unit / 8 * (kGroupRows * 128) + r * 128 +
-                     ((unit % 8) ^ (r % 8)) * 16,
-                 from, valid);
-    }
-    commit_copies();
-  };
-  const auto await_queries = [&] {
-    wait_for_copies<0>();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    named_barrier(1 + warpgroup, 128);
-  };
-
   const int thread_row = kGroupRows * warpgroup + warp % 4 * 16 + lane / 4, column = lane % 4;
   int first_chunk = 0, low = 0, high = 0, position[2];
   const float factor = args.scale * kLog2E;
@@ -309,13 +333,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   const auto await_turn = [&] { named_barrier(3 + warpgroup, kTurnThreads); };
   const auto end_turn = [&] { named_barrier_arrive(3 + (warpgroup ^ 1), kTurnThreads); };
-  const auto add_to_total = [&](const float(&chunk_m)[2], const float(&chunk_length)[2]) {
+  const auto add_to_total = [&] {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float both = fmaxf(total_m[half], chunk_m[half]);
-      const Merge by = merge_factors(total_m[half], chunk_m[half], both);
+      const float both = fmaxf(total_m[half], m[half]);
+      const Merge by = merge_factors(total_m[half], m[half], both);
       total_m[half] = both;
-      total_length[half] = merge(total_length[half], quad_sum(chunk_length[half]), by);
+      total_length[half] = merge(total_length[half], quad_sum(length[half]), by);
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
@@ -329,18 +353,31 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warpgroup == 1) end_turn();  // the first turn is warpgroup 0's
   // The stages that are read next, and their barriers' phases.
   int stage = 0, phase = 0, value_stage = 0, value_phase = 0;
-  const auto begin_item = [&] {
-    await_queries();
-    barrier_spin(full(0, stage), phase);
-    await_turn();
-    score(stage);
-    end_turn();
+  int chunks = 0;  // of the item whose scores are made
+  const auto slot = [&](int n) -> const Item& { return item_slots[warpgroup][n % 2]; };
+  const auto begin_item = [&](int n) {
+    barrier_spin(queries_full(warpgroup), n % 2);
+    const Item& item = slot(n);
+    const int group_row = item.row + kGroupRows * warpgroup;
+    first_chunk = item.first_chunk;
+    chunks = item.chunks;
+    // Positions of the warpgroup's first and last row.
+    low = item.first_position + group_row / group;
+    high = item.first_position + min(group_row + kGroupRows - 1, item.rows - 1) / group;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = item.row + thread_row + 8 * half;
+      position[half] = row < item.rows ? item.first_position + row / group : -1;
+    }
   };
-  // Keys' stages are released when their scores are there, with scales when those were applied.
-  const auto await_scores = [&] {
-    wgmma_wait<0>();
+  // Keys' stages are released when their scores are there, with scales when those were applied;
+  // queries when the scores of the item's last chunk are.
+  const auto scored = [&](int chunk) {
     settle(s);
-    if (!kWidened && lane == 0) barrier_arrive(empty(0, stage));
+    if (lane == 0) {
+      if (!kWidened) barrier_arrive(empty(0, stage));
+      if (chunk + 1 == chunks) barrier_arrive(queries_empty(warpgroup));
+    }
   };
   const auto softened = [&] {
     if (kWidened && lane == 0) barrier_arrive(empty(0, stage));
@@ -351,8 +388,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (lane == 0) barrier_arrive(empty(1, value_stage));
     if (++value_stage == S::kValueStages) value_stage = 0, value_phase ^= 1;
   };
-  Item item(args, item_of(0));
-  const auto store = [&] {
+  const auto start_totals = [&] {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) total_m[half] = kLowest, total_length[half] = 0;
+#pragma unroll
+    for (int i = 0; i < D / 2; ++i) total[i] = 0;
+  };
+  const auto store = [&](int n) {
+    const Item& item = slot(n);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = item.row + thread_row + 8 * half;
@@ -370,70 +413,62 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   };
-  copy_queries(item);
-  begin_item();
-  await_scores();
-#pragma unroll 1
-  for (int n = 0;; ++n) {
-    const int group_row = item.row + kGroupRows * warpgroup;
-    first_chunk = item.first_chunk;
-    // Positions of the warpgroup's first and last row.
-    low = item.first_position + group_row / group;
-    high = item.first_position + min(group_row + kGroupRows - 1, item.rows - 1) / group;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = item.row + thread_row + 8 * half;
-      position[half] = row < item.rows ? item.first_position + row / group : -1;
-      total_m[half] = kLowest;
-      total_length[half] = 0;
-    }
-#pragma unroll
-    for (int i = 0; i < D / 2; ++i) total[i] = 0;
-    soften(0, stage);
-    softened();
-    pack();
+  // Of the scores that are begun: waits for their values, and for the next keys.
+  const auto await_copies = [&](bool more) {
+    const int next = stage + 1 == kStages ? 0 : stage + 1;
     barrier_spin(full(1, value_stage), value_phase);
+    if (more) barrier_spin(full(0, next), next == 0 ? phase ^ 1 : phase);
+  };
+  begin_item(0);
+  barrier_spin(full(0, stage), phase);
+  await_turn();
+  score(stage);
+  end_turn();
+  start_totals();
+  int n = 0, chunk = 0;  // whose probabilities are made
+  await_copies(chunks > 1 || item_of(1) < items);
+  wgmma_wait<0>();
+  scored(0);
+  soften(0, stage);
+  softened();
+  pack();
 #pragma unroll 1
-    for (int chunk = 0; chunk + 1 < item.chunks; ++chunk) {
-      barrier_spin(full(0, stage), phase);
-      await_turn();
-      score(stage);
-      weigh(value_stage);
-      end_turn();
-      const float chunk_m[2] = {m[0], m[1]}, chunk_length[2] = {length[0], length[1]};
-      wgmma_wait<1>();
-      settle(s);
-      if (!kWidened && lane == 0) barrier_arrive(empty(0, stage));
-      soften(chunk + 1, stage);
-      softened();
-      // Without a branch here (a turn's values are there long since but for the next ones) ptxas
-      // moves the wait for the products ahead of the softmax.
-      barrier_spin(full(1, value_stage), value_phase);
-      wgmma_wait<0>();
-      weighed();
-      add_to_total(chunk_m, chunk_length);
-      pack();
-      barrier_spin(full(1, value_stage), value_phase);
+  for (;;) {
+    const bool ends = chunk + 1 == chunks;
+    if (ends) {
+      if constexpr (!kWidened)  // which has zeros there
+        clear_values(slot(n).context - (first_chunk + chunk) * kKeys, value_stage);
+      if (item_of(n + 1) >= items) break;
+      begin_item(n + 1);
+      chunk = -1;
     }
-    if constexpr (!kWidened)  // which has zeros there
-      clear_values(item.context - (first_chunk + item.chunks - 1) * kKeys, value_stage);
     await_turn();
     weigh(value_stage);
+    score(stage);
     end_turn();
-    const bool last = item_of(n + 1) >= items;
-    const Item following(args, item_of(last ? 0 : n + 1));
-    if (!last) copy_queries(following);
-    wgmma_wait<0>();
+    wgmma_wait<1>();
     weighed();
-    add_to_total(m, length);
-    if (last) break;
-    // The first scores of the next item while the output of this one is stored.
-    begin_item();
-    store();
-    await_scores();
-    item = following;
+    add_to_total();
+    if (ends) {
+      store(n);
+      start_totals();
+      ++n;
+    }
+    ++chunk;
+    await_copies(chunk + 1 < chunks || item_of(n + 1) < items);
+    wgmma_wait<0>();
+    scored(chunk);
+    soften(chunk, stage);
+    softened();
+    pack();
   }
-  store();
+  await_turn();
+  weigh(value_stage);
+  end_turn();
+  wgmma_wait<0>();
+  weighed();
+  add_to_total();
+  store(n);
   if (warpgroup == 0) await_turn();  // what warpgroup 1 ended last
 }
 
