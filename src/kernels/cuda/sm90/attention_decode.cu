@@ -511,8 +511,9 @@ __global__ void __launch_bounds__(kThreads + 32, 2)
                      });
 }
 
-// As many blocks as run at once, or a divisor of the sequences' and heads' number that leaves few
-// SMs, or few places on them, idle and divides no sequence: memory is the bound.
+// As many blocks as run at once, or a number that leaves few SMs, or few places on them, idle and
+// divides no sequence, or each into as many parts: memory is the bound, and a block that has parts
+// of two sequences waits for, and merges, both.
 int grid_of(const AttentionArgs& args, int sms, int blocks_of_sm) {
   const auto pairs = static_cast<int>(args.batch.b * args.cache.kv_heads);
   const int places = sms * blocks_of_sm;
@@ -523,6 +524,8 @@ int grid_of(const AttentionArgs& args, int sms, int blocks_of_sm) {
     const int even = (pairs + each - 1) / each;
     if (even * 16 >= most * 15) return even;
   }
+  const auto parts = static_cast<int>(std::min<int64_t>(places / pairs, args.max_chunks));
+  if (parts * pairs * 16 >= places * 15) return parts * pairs;
   return static_cast<int>(std::min<int64_t>(places, pairs * args.max_chunks));
 }
 
