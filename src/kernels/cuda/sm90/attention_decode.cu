@@ -60,7 +60,6 @@ struct Shape {
   static constexpr int kOwnDims = std::max(16, D / kWarps);
   static constexpr int kPvWarps = D / kOwnDims;
   static_assert(kStages >= 3);
-  static_assert(kStages * (kDataBytes + kScaleBytes) >= kMergeBytes);
 
   // Where a 16-byte unit of a key lies in a stage.
   static __device__ __forceinline__ uint32_t unit_at(int key, int unit) {
@@ -506,8 +505,7 @@ __global__ void __launch_bounds__(kThreads + 32, 2)
   run.for_each_piece(args,
                      [&](const Sequence& of, int index, int head, int from, int to, int place) {
                        if (from == 0 && to == of.chunks) return;
-                       merge_part<D>(args, of, index, head, place, run, ring);
-                       consumers_sync();
+                       merge_part<D>(args, of, index, head, place, run);
                      });
 }
 

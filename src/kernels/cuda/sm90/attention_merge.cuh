@@ -11,10 +11,6 @@ namespace whit::cuda {
 
 constexpr int kWarps = 4;  // that compute
 constexpr int kThreads = 32 * kWarps;
-// Of a merge: slots, vectors of four sums and rows' factors at a time; vectors of a pass.
-constexpr int kMergeSlots = 256, kMergeVectors = 1024, kMergeFactors = 2048;
-constexpr int kPassVectors = kThreads / 4;
-constexpr int kMergeBytes = kMergeVectors * 16 + kMergeFactors * 12 + kRows * 4;
 
 __device__ __forceinline__ void consumers_sync() { named_barrier(1, kThreads); }
 
@@ -25,6 +21,13 @@ __device__ __forceinline__ int load_acquire(const int32_t* p) {
 }
 __device__ __forceinline__ void add_release(int32_t* p) {
   asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(p) : "memory");
+}
+
+// Past L1, and where it is written: the compiler moves no load to its use.
+__device__ __forceinline__ float load_at_once(const float* p) {
+  float value;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(p) : "memory");
+  return value;
 }
 
 // Partial sums: [slot][row][D], then [slot][row] maximum and length; a slot for each chunk.
@@ -42,98 +45,68 @@ struct Partials {
 };
 
 // This block's part of the output of a sequence and head that several have computed; the first
-// one's chunks are merged already, in slot 0.
+// one's chunks are merged already, in slot 0. A warp takes 32 sums of a row, a lane each, and 32
+// slots at a time: what a lane then waits for, values and states, is asked for at once.
 template <int D>
 __device__ __forceinline__ void merge_part(const AttentionArgs& args, const Sequence& of,
-                                           int sequence, int kv_head, int place, const Run& run,
-                                           unsigned char* memory) {
-  constexpr int kRowVectors = D / 4;
-  auto* values = reinterpret_cast<float4*>(memory);
-  auto* factors = reinterpret_cast<Merge*>(values + kMergeVectors);
-  auto* lengths = reinterpret_cast<float*>(factors + kMergeFactors);
-  auto* carries = lengths + kMergeFactors;  // maxima of the slots before, by row
-  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+                                           int sequence, int kv_head, int place, const Run& run) {
+  constexpr int kSlots = 32, kRowTasks = D / 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int first_block = run.block_of(place), last_block = run.block_of(place + of.chunks - 1);
   const int count = last_block - first_block + 1, part = blockIdx.x - first_block;
   const int merged = run.first_of(first_block + 1) - place;  // chunks in slot 0
   const int slots = of.chunks - merged + 1;
   const int group = static_cast<int>(args.heads / args.cache.kv_heads);
   const int dim = static_cast<int>(args.cache.head_dim);
-  const int vectors = of.tokens * group * kRowVectors;
-  const int end = (part + 1) * vectors / count;
+  const int tasks = of.tokens * group * kRowTasks;
+  if (part >= tasks) return;
   const Partials<D> partials(args, sequence, kv_head);
   int32_t* counter = args.counters + sequence * args.cache.kv_heads + kv_head;
-  if (thread == 0)
+  if (threadIdx.x == 0) {
     while (load_acquire(counter) < count) {
     }
+    // Who waits has arrived once more when nobody needs the counter.
+    if (atomicAdd(counter, 1) == count + min(count, tasks) - 1) *counter = 0;
+  }
   consumers_sync();
 
 #pragma unroll 1
-  for (int begin = part * vectors / count; begin < end; begin += kPassVectors) {
-    const int own = min(kPassVectors, end - begin);
-    const int first_row = begin / kRowVectors;
-    const int own_rows = (begin + own - 1) / kRowVectors - first_row + 1;
-    const int most = min(kMergeSlots, min(kMergeVectors / own, kMergeFactors / own_rows));
-    // Threads load `step` slots at a time, and merge a value each.
-    const int step = kThreads / own, own_slot = thread / own, own_vector = thread - own_slot * own;
-    const int row = (begin + thread / 4) / kRowVectors;
-    const int d = (begin + thread / 4) % kRowVectors * 4 + thread % 4;
-    float total = 0, length = 0;
-    if (thread < own_rows) carries[thread] = kLowest;
-    consumers_sync();
+  for (int task = part + warp * count; task < tasks; task += kWarps * count) {
+    const int row = task / kRowTasks, d = task % kRowTasks * 32 + lane;
+    float total = 0, length = 0, carry = kLowest;
 #pragma unroll 1
-    for (int base = 0; base < slots; base += most) {
-      const int here = min(most, slots - base);
-      const auto slot = [&](int i) { return base + i == 0 ? 0 : merged + base + i - 1; };
-      if (own_slot < step) {
-#pragma unroll 8
-        for (int i = own_slot; i < here; i += step)
-          values[i * own + own_vector] =
-              __ldcg(reinterpret_cast<const float4*>(partials.sums) +
-                     int64_t{slot(i)} * kRows * kRowVectors + begin + own_vector);
+    for (int base = 0; base < slots; base += kSlots) {
+      const auto slot = [&](int i) {
+        const int at = min(base + i, slots - 1);
+        return at == 0 ? 0 : merged + at - 1;
+      };
+      float values[kSlots];
+#pragma unroll
+      for (int i = 0; i < kSlots; ++i)
+        values[i] = load_at_once(partials.sums + (int64_t{slot(i)} * kRows + row) * D + d);
+      float2 state = __ldcg(partials.states + int64_t{slot(lane)} * kRows + row);
+      // Slots past the last change nothing.
+      if (base + lane >= slots) state = {kLowest, 0};
+      const auto [before, running] = running_maximum(state.x, carry);
+      const Merge by = merge_factors(before, state.x, running);
+#pragma unroll
+      for (int i = 0; i < kSlots; ++i) {
+        const Merge of_slot = {__shfl_sync(0xffffffffu, by.before, i),
+                               __shfl_sync(0xffffffffu, by.chunk, i)};
+        const float longer = merge(length, __shfl_sync(0xffffffffu, state.y, i), of_slot);
+        const float more = merge(total, values[i], of_slot);
+        // No branch: 32 slots at once.
+        length = base + i < slots ? longer : length;
+        total = base + i < slots ? more : total;
       }
-#pragma unroll 1
-      for (int i = thread; i < here * own_rows; i += kThreads) {
-        const int r = i / here, at = i - r * here;
-        const float2 state = __ldcg(partials.states + int64_t{slot(at)} * kRows + first_row + r);
-        factors[i] = {state.x, 0};
-        lengths[i] = state.y;
-      }
-      consumers_sync();
-#pragma unroll 1
-      for (int r = warp; r < own_rows; r += kWarps) {
-        float carry = carries[r];
-#pragma unroll 1
-        for (int i = lane; i < here + lane; i += 32) {
-          const float m = i < here ? factors[r * here + i].before : kLowest;
-          const auto [before, running] = running_maximum(m, carry);
-          if (i < here) factors[r * here + i] = merge_factors(before, m, running);
-        }
-        __syncwarp();
-        if (lane == 0) carries[r] = carry;
-      }
-      consumers_sync();
-      if (thread < 4 * own) {
-        const int first = (row - first_row) * here;
-        const float* value = reinterpret_cast<const float*>(values) + thread;
-#pragma unroll 4
-        for (int i = 0; i < here; ++i) {
-          const Merge by = factors[first + i];
-          length = merge(length, lengths[first + i], by);
-          total = merge(total, value[i * own * 4], by);
-        }
-      }
-      consumers_sync();
     }
-    if (thread < 4 * own && d < dim) {
+    if (d < dim) {
       const float inverse = length > 0 ? 1.0f / length : 0.0f;
       static_cast<__nv_bfloat16*>(args.out)[(of.start + row / group) * args.out_stride +
                                             (kv_head * group + row % group) * dim + d] =
           __float2bfloat16_rn(total * inverse);
     }
   }
-  // All have arrived once more when nobody needs the counter.
-  if (thread == 0 && atomicAdd(counter, 1) == 2 * count - 1) *counter = 0;
 }
 
 }  // namespace whit::cuda

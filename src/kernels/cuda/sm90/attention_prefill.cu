@@ -380,7 +380,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   };
   const auto softened = [&] {
-    if (kWidened && lane == 0) barrier_arrive(empty(0, stage));
+    if constexpr (kWidened) {
+      __syncwarp();  // all lanes have read them
+      if (lane == 0) barrier_arrive(empty(0, stage));
+    }
     if (++stage == kStages) stage = 0, phase ^= 1;
   };
   const auto weighed = [&] {
