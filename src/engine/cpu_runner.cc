@@ -46,13 +46,16 @@ class CpuRunner : public ModelRunner {
 
   void argmax(std::span<const int32_t> rows, std::span<int32_t> ids) override {
     const float* values = logits(rows);
-    // A worker wakes up for more than one row alone.
+    // For one row no worker is woken.
     const auto find = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
         ids[i] = static_cast<int32_t>(ops_.argmax(values + i * vocab_, vocab_));
     };
     const auto count = static_cast<int64_t>(rows.size());
-    count > 1 ? pool_.parallel_for(count, find) : find(0, count);
+    if (count > 1)
+      pool_.parallel_for(count, find);
+    else
+      find(0, count);
   }
 
   KvCache make_cache(const KvCacheOptions& options) const override {
