@@ -6,18 +6,14 @@
 // rows of 16 activations and their low rows. Bound: half the rate of int8 activations, which is
 // tdpbf16ps's.
 #include "kernels/cpu/amx/int4_few_rows.h"
-#include "kernels/cpu/avx512/activation_pairs.h"
-#include "kernels/cpu/linear_rows.h"
+#include "kernels/cpu/amx/pair_tiles.h"
 
 namespace whit::cpu {
 namespace {
 
 struct Sizes {
-  Sizes(const PackedWeight& weight, int64_t m) : stride(pair_stride(weight.k)) {
-    // Both rows of each should stay in L2.
-    constexpr int64_t kPassBytes = 768 << 10, kMostRows = 512;
-    rows = std::clamp(kPassBytes / (2 * weight.k) / kTileRows * kTileRows, kTileRows, kMostRows);
-    rows = std::min(rows, round_up(m, kTileRows));
+  Sizes(const PackedWeight& weight, int64_t m)
+      : rows(pair_pass_rows(weight.k, m)), stride(pair_stride(weight.k)) {
     codes_at = round_up(unpacked_bytes(weight), 64);
     scales_at = codes_at + 2 * rows * stride;
     bytes = scales_at + round_up(4 * rows, 64);
@@ -72,18 +68,8 @@ void run(const LinearArgs& args, const Worker& worker) {
   const Tiles tiles(k_step);
   for (int64_t begin = share.row_begin; begin < share.row_end; begin += sizes.rows) {
     const int64_t rows = std::min(share.row_end - begin, sizes.rows);
-    const int64_t padded = round_up(rows, kTileRows);
-    for (int64_t m = 0; m < padded; ++m) {
-      int8_t* high = codes + (m / kTileRows * kBlockRows + m % kTileRows) * sizes.stride;
-      int8_t* low = high + kTileRows * sizes.stride;
-      if (m < rows) {
-        scales[m] = quantize_pair(args.x + (begin + m) * args.x_stride, weight.k, weight.group_size,
-                                  {high, nullptr}, {low, nullptr});
-      } else {
-        std::memset(high, 0, sizes.stride);
-        std::memset(low, 0, sizes.stride);
-      }
-    }
+    const int64_t padded =
+        quantize_pair_tiles(args, begin, rows, weight.group_size, sizes.stride, codes, scales);
     // All rows are where tiles can read them.
     const ActivationTiles a(codes, sizes.stride, 2 * padded, weight.k, k_step, nullptr);
     multiply_int4_pass(

@@ -3,9 +3,7 @@
 // are exact. The fewest rows go there altogether. A block of tiles is the high rows of 16
 // activations and their low rows; it meets a whole panel, whose sums stay in their tiles along K.
 // Bound: half the rate of int8 activations.
-#include "kernels/cpu/amx/tiles.h"
-#include "kernels/cpu/avx512/activation_pairs.h"
-#include "kernels/cpu/linear_rows.h"
+#include "kernels/cpu/amx/pair_tiles.h"
 
 namespace whit::cpu {
 namespace {
@@ -14,11 +12,8 @@ constexpr WeightFormat kFormat = WeightFormat::kInt8Channel;
 constexpr int64_t kStepBytes = kTileColumns / 4 * kLineBytes;
 
 struct Sizes {
-  Sizes(const PackedWeight& weight, int64_t m) : stride(pair_stride(weight.k)) {
-    // Both rows of each should stay in L2.
-    constexpr int64_t kPassBytes = 768 << 10, kMostRows = 512;
-    rows = std::clamp(kPassBytes / (2 * weight.k) / kTileRows * kTileRows, kTileRows, kMostRows);
-    rows = std::min(rows, round_up(m, kTileRows));
+  Sizes(const PackedWeight& weight, int64_t m)
+      : rows(pair_pass_rows(weight.k, m)), stride(pair_stride(weight.k)) {
     scales_at = 2 * rows * stride;
     bytes = scales_at + round_up(4 * rows, 64);
   }
@@ -47,18 +42,8 @@ void run(const LinearArgs& args, const Worker& worker) {
   const Tiles tiles(kTileColumns);
   for (int64_t begin = share.row_begin; begin < share.row_end; begin += sizes.rows) {
     const int64_t rows = std::min(share.row_end - begin, sizes.rows);
-    const int64_t padded = round_up(rows, kTileRows);
-    for (int64_t m = 0; m < padded; ++m) {
-      int8_t* high = codes + (m / kTileRows * kBlockRows + m % kTileRows) * sizes.stride;
-      int8_t* low = high + kTileRows * sizes.stride;
-      if (m < rows) {
-        x_scales[m] = quantize_pair(args.x + (begin + m) * args.x_stride, weight.k, weight.k,
-                                    {high, nullptr}, {low, nullptr});
-      } else {
-        std::memset(high, 0, sizes.stride);
-        std::memset(low, 0, sizes.stride);
-      }
-    }
+    const int64_t padded =
+        quantize_pair_tiles(args, begin, rows, weight.k, sizes.stride, codes, x_scales);
     // All rows are where tiles can read them.
     const ActivationTiles a(codes, sizes.stride, 2 * padded, weight.k, kTileColumns, nullptr);
     for (int64_t index = share.panel_begin; index < share.panel_end; ++index) {
