@@ -105,14 +105,10 @@ inline void multiply_int4_few_rows(const PackedWeight& weight, const LinearShare
   alignas(64) int32_t c[kTurns][kBlockRows * kPanelRows];
   alignas(64) float acc[kBlockRows * kPanelRows];
   const auto scale = [&](const Item& item, const int32_t* sums) {
-    const std::byte* scales = lines_of_item(item) + lines_in(item.group) * kLineBytes;
-    const auto f16 = [&](int64_t v) {
-      return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + 2 * v)));
-    };
-    const __m512 factor[2] = {f16(0), f16(16)};
+    const GroupScales group(lines_of_item(item) + lines_in(item.group) * kLineBytes);
     const auto value = [&](int64_t i, int64_t v, __m512 before) {
       const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + i * kPanelRows + v));
-      return _mm512_fmadd_ps(factor[v / 16], sum, before);
+      return _mm512_fmadd_ps(group.scale[v / 16], sum, before);
     };
     const auto before = [&](int64_t i, int64_t v) {
       return item.group == 0 ? _mm512_setzero_ps() : _mm512_load_ps(acc + i * kPanelRows + v);
