@@ -7,6 +7,8 @@
                                          the models
     bench/peers.py chart                 both of them again, from peers.json
 
+With `--model 1.1b` each is of a Llama of 1.1B random weights (bench/random_gguf.py), beside llama.cpp alone.
+
 A round times one engine after the other, each with its own benchmark program (`llama-bench`, `llama-batched-bench`,
 `whit bench`, bench/openvino_peer.py); the next round starts with another one, so that a drift of the machine's speed
 meets all alike. A ratio is Whit's tokens per second over the peer's within a round; the table gives the median over
@@ -27,6 +29,7 @@ import venv
 from pathlib import Path
 
 import plot
+import random_gguf
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whit" / "peers"
@@ -50,8 +53,13 @@ def tool(name):
     return HOME / "build" / "bin" / name
 
 
-def setup():
-    HOME.mkdir(parents=True, exist_ok=True)
+def models(user):
+    """Where the model's files and engines are."""
+    return HOME / user.model if user.model else HOME
+
+
+def setup(user):
+    models(user).mkdir(parents=True, exist_ok=True)
     source = HOME / f"llama_cpp_python-{LLAMA}"
     if not source.exists():
         run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python",
@@ -72,9 +80,15 @@ def setup():
     if not python.exists():
         venv.create(python.parent.parent, with_pip=True)
         run(python, "-m", "pip", "install", "--quiet", f"openvino-genai=={OPENVINO}")
-    model = output(ROOT / "scripts/fetch_model.sh").strip()
+    model = Path(output(ROOT / "scripts/fetch_model.sh").strip())
+    if user.model:
+        source, model = model, models(user) / "f16.gguf"
+        if not model.exists():
+            random_gguf.write(model, source)
     for scheme, peer in PAIRS:
-        gguf, engine = HOME / f"{peer}.gguf", HOME / scheme
+        if scheme not in user.schemes:
+            continue
+        gguf, engine = models(user) / f"{peer}.gguf", models(user) / scheme
         if not gguf.exists():
             run(tool("llama-quantize"), "--allow-requantize", model, gguf, peer)
         if not engine.exists():  # round-to-nearest: the mode changes no speed
@@ -83,11 +97,11 @@ def setup():
 
 def llama(peer, user):
     rows = {}
-    for row in json.loads(output(*user.under, tool("llama-bench"), "-m", HOME / f"{peer}.gguf", "-p", 512, "-n", 128,
+    for row in json.loads(output(*user.under, tool("llama-bench"), "-m", models(user) / f"{peer}.gguf", "-p", 512, "-n", 128,
                                  "-r", 1, "-t", user.threads, "-o", "json")):
         rows["pp512" if row["n_prompt"] else "tg128"] = row["avg_ts"]
     if user.batches:
-        lines = output(*user.under, tool("llama-batched-bench"), "-m", HOME / f"{peer}.gguf", "-npp", 4, "-ntg", 128,
+        lines = output(*user.under, tool("llama-batched-bench"), "-m", models(user) / f"{peer}.gguf", "-npp", 4, "-ntg", 128,
                        "-t", user.threads, "-c", 8192, "-npl", ",".join(map(str, user.batches)),
                        "--output-format", "jsonl").splitlines()
         for line in lines:
@@ -98,7 +112,7 @@ def llama(peer, user):
 
 
 def whit(scheme, user):
-    text = output(*user.under, WHIT, "bench", HOME / scheme, "-p", 512, "-n", 128,
+    text = output(*user.under, WHIT, "bench", models(user) / scheme, "-p", 512, "-n", 128,
                   "-b", ",".join(map(str, [1, *user.batches])), "-t", user.threads, "-r", 1, "--json",
                   "--kv-cache-dtype", user.kv, *(["--isa", user.isa] if user.isa else []))
     return {row["test"] + (f" b{row['batch']}" if row["batch"] > 1 else ""): row["tokens_per_s"]
@@ -107,7 +121,7 @@ def whit(scheme, user):
 
 def openvino(peer, user):
     python = HOME / f"openvino-{OPENVINO}" / "bin" / "python"
-    return json.loads(output(*user.under, python, ROOT / "bench/openvino_peer.py", HOME / f"{peer}.gguf",
+    return json.loads(output(*user.under, python, ROOT / "bench/openvino_peer.py", models(user) / f"{peer}.gguf",
                              "--threads", user.threads,
                              "--batches", ",".join(map(str, [1, *user.batches]))).splitlines()[-1])
 
@@ -152,27 +166,31 @@ def chart(samples):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--model", choices=["1.1b"])
+    common.add_argument("--schemes", type=lambda text: text.split(","), default=[scheme for scheme, _ in PAIRS])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("setup")
-    commands.add_parser("chart")
-    options = commands.add_parser("run")
+    commands.add_parser("setup", parents=[common])
+    commands.add_parser("chart", parents=[common])
+    options = commands.add_parser("run", parents=[common])
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--batches", type=lambda text: [int(each) for each in text.split(",") if each], default=[4, 16])
-    options.add_argument("--schemes", type=lambda text: text.split(","), default=[scheme for scheme, _ in PAIRS])
     options.add_argument("--under", type=str.split, default=[], metavar="COMMAND")
     options.add_argument("--kv", default="auto")
     options.add_argument("--isa")
     options.add_argument("--peers", type=lambda text: text.split(","), default=list(PEERS), help=", ".join(PEERS))
     arguments = parser.parse_args()
     if arguments.command == "setup":
-        setup()
+        setup(arguments)
         return
-    record = HOME / "peers.json"
+    record = models(arguments) / "peers.json"
     if arguments.command == "run":
         unknown = set(arguments.peers) - set(PEERS)
         if unknown:
             parser.error(f"unknown peers: {', '.join(sorted(unknown))}")
+        if arguments.model:
+            arguments.peers = [peer for peer in arguments.peers if peer != "OpenVINO"]
         record.write_text(json.dumps(measure(arguments), indent=1))
     samples = json.loads(record.read_text())
     print(table(samples))
