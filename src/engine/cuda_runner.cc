@@ -12,6 +12,7 @@
 
 #include "engine/cuda_program.h"
 #include "engine/runner.h"
+#include "kernels/cuda/turn.h"
 
 namespace whit {
 namespace {
@@ -174,6 +175,7 @@ class CudaRunner : public ModelRunner {
   }
 
   void step(std::span<const int32_t> ids, const BatchView& batch, KvCache& cache) override {
+    const auto turn = cuda::take_turn(device_->stream());
     flush();
     // The metadata of the step before may still be on its way.
     settle();
@@ -186,6 +188,7 @@ class CudaRunner : public ModelRunner {
   }
 
   const float* hidden() override {
+    const auto turn = cuda::take_turn(device_->stream());
     flush();
     reserve_host(host_hidden_, t_ * width_ * 4);
     device_->download(host_hidden_.as<void>(), rows_.hidden.as<void>(), t_ * width_ * 4);
@@ -194,6 +197,7 @@ class CudaRunner : public ModelRunner {
   }
 
   const float* logits(std::span<const int32_t> rows) override {
+    const auto turn = cuda::take_turn(device_->stream());
     flush();
     head(rows);
     const auto bytes = static_cast<int64_t>(rows.size()) * vocab_ * 4;
@@ -264,6 +268,7 @@ class CudaRunner : public ModelRunner {
   // Head and ending for `rows` of the step, with the step itself where it is still to be run and
   // these are all of its rows.
   void finish_step(std::span<const int32_t> rows, Ending ending) {
+    auto turn = cuda::take_turn(device_->stream());
     bool identity = static_cast<int64_t>(rows.size()) == t_;
     for (size_t i = 0; i < rows.size() && identity; ++i)
       identity = rows[i] == static_cast<int32_t>(i);
@@ -277,6 +282,7 @@ class CudaRunner : public ModelRunner {
       head(rows);
       enqueue_ending(static_cast<int64_t>(rows.size()), ending);
     }
+    turn.unlock();
     settle(true);
   }
 

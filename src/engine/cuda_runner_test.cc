@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <random>
+#include <thread>
 
 #include "engine/executor.h"
 #include "engine/model.h"
@@ -323,6 +324,41 @@ TEST_P(CudaModels, caches_of_8_bits_change_little) {
     EXPECT_LE(norm_of_difference(int8.feed({feed}), expected), coarse * 0.09 * norm) << feed.size();
     EXPECT_LE(norm_of_difference(fp8.feed({feed}), expected), coarse * 0.27 * norm) << feed.size();
   }
+}
+
+// Forty sequences of three chunks make attention divide them among nearly all places for blocks
+// that a GPU has, and its blocks wait for each other: two engines' would do so for ever if they ran
+// side by side.
+TEST(CudaRunner, two_engines_in_one_process_do_not_stop_each_other) {
+  if (!no_gpu().empty()) GTEST_SKIP() << no_gpu();
+  constexpr int64_t kSequences = 40, kPrompt = 270, kSteps = 40;
+  const Model model = Model::open(testing::golden_model("qwen2"));
+  const auto tokens_of = [&](std::vector<int32_t>& tokens) {
+    ThreadPool pool(1);
+    Runner gpu(model, "w4a8", Backend::kCuda, pool, kSequences);
+    std::vector<int32_t> rows(kSequences), ids(kSequences);
+    for (int32_t b = 0; b < kSequences; ++b) {
+      rows[b] = b;
+      std::vector<std::vector<int32_t>> prompt(kSequences);
+      prompt[b] = random_ids(model, kPrompt, static_cast<uint32_t>(b));
+      ids[b] = prompt[b].back();
+      gpu.step(prompt);
+    }
+    for (int64_t step = 0; step < kSteps; ++step) {
+      std::vector<std::vector<int32_t>> feed;
+      for (const int32_t id : ids) feed.push_back({id});
+      gpu.step(feed);
+      gpu.executor().argmax(rows, ids);
+      tokens.insert(tokens.end(), ids.begin(), ids.end());
+    }
+  };
+  std::vector<int32_t> alone, first, second;
+  tokens_of(alone);
+  std::thread other([&] { tokens_of(second); });
+  tokens_of(first);
+  other.join();
+  EXPECT_EQ(first, alone);
+  EXPECT_EQ(second, alone);
 }
 
 INSTANTIATE_TEST_SUITE_P(

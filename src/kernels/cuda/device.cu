@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/device_report.h"
+#include "kernels/cuda/turn.h"
 
 namespace whit::cuda {
 namespace {
@@ -12,6 +13,16 @@ void check(cudaError_t status, const char* doing) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // it would come out of a later launch's check otherwise
   throw_failure(doing, cudaGetErrorString(status));
+}
+
+struct Turns {
+  std::mutex mutex;
+  CUstream_st* last = nullptr;  // the stream whose turn was the last one
+  cudaEvent_t end = nullptr;    // of a turn, once there are two streams
+};
+Turns& turns() {
+  static Turns* all = new Turns;  // devices may be closed while the process ends
+  return *all;
 }
 
 class RecordedGraph : public Graph {
@@ -29,7 +40,10 @@ class CudaDevice : public Device {
   explicit CudaDevice(const cudaDeviceProp& properties) : properties_(properties) {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
   }
-  ~CudaDevice() override { cudaStreamDestroy(stream_); }
+  ~CudaDevice() override {
+    leave_turns(stream_);
+    cudaStreamDestroy(stream_);
+  }
 
   std::string name() const override { return properties_.name; }
   int multiprocessors() const override { return properties_.multiProcessorCount; }
@@ -105,6 +119,27 @@ class CudaDevice : public Device {
 };
 
 }  // namespace
+
+std::unique_lock<std::mutex> take_turn(CUstream_st* stream) {
+  Turns& all = turns();
+  std::unique_lock lock(all.mutex);
+  if (all.last != nullptr && all.last != stream) {
+    if (all.end == nullptr)
+      check(cudaEventCreateWithFlags(&all.end, cudaEventDisableTiming), "making an event");
+    check(cudaEventRecord(all.end, all.last), "marking the end of a turn");
+    check(cudaStreamWaitEvent(stream, all.end, 0), "waiting for another stream");
+  }
+  all.last = stream;
+  return lock;
+}
+
+void leave_turns(CUstream_st* stream) noexcept {
+  Turns& all = turns();
+  const std::lock_guard lock(all.mutex);
+  if (all.last != stream) return;
+  cudaStreamSynchronize(stream);
+  all.last = nullptr;
+}
 
 std::unique_ptr<Device> open_device() {
   int count = 0, driver = 0, runtime = 0;

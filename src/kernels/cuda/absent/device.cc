@@ -7,6 +7,7 @@
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/product_f32.h"
 #include "kernels/cuda/small_ops.h"
+#include "kernels/cuda/turn.h"
 
 namespace whit::cuda {
 namespace {
@@ -20,6 +21,7 @@ namespace {
 }  // namespace
 
 std::unique_ptr<Device> open_device() { built_without_cuda(); }
+std::unique_lock<std::mutex> take_turn(CUstream_st*) { built_without_cuda(); }
 const SmallOps& small_ops() { built_without_cuda(); }
 const CalibrationOps& calibration_ops() { built_without_cuda(); }
 
