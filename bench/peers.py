@@ -53,6 +53,20 @@ def tool(name):
     return HOME / "build" / "bin" / name
 
 
+def mend_tiles(kernels):
+    """Changes this file of llama.cpp's AMX kernels, once, into what g++ 12 builds as it is meant.
+
+    g++ 12 takes the intrinsic to read 8 of its 64 bytes and drops what fills the others: an illegal instruction.
+    """
+    load, fill = "_tile_loadconfig(&tc);", '__asm__ volatile("" : : "r"(&tc) : "memory"); '
+    text = kernels.read_text()
+    mended = text.replace(fill + load, load).replace(load, fill + load)
+    if mended != text:
+        for each in TOOLS:  # built from the text before
+            tool(each).unlink(missing_ok=True)
+        kernels.write_text(mended)
+
+
 def models(user):
     """Where the model's files and engines are."""
     return HOME / user.model if user.model else HOME
@@ -66,10 +80,7 @@ def setup(user):
             "-d", HOME, f"llama-cpp-python=={LLAMA}")
         with tarfile.open(HOME / f"{source.name}.tar.gz") as archive:
             archive.extractall(HOME, filter="data")
-        # g++ 12 takes this intrinsic to read 8 of its 64 bytes and drops what fills the others: an illegal instruction.
-        tiles = source / "vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp"
-        load = "_tile_loadconfig(&tc);"
-        tiles.write_text(tiles.read_text().replace(load, '__asm__ volatile("" : : "r"(&tc) : "memory"); ' + load))
+    mend_tiles(source / "vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp")
     if not all(tool(each).exists() for each in TOOLS):
         off = [f"-D{each}=OFF" for each in ("BUILD_SHARED_LIBS", "LLAMA_BUILD_TESTS", "LLAMA_CURL", "LLAMA_OPENSSL",
                                             "LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_BUILD_APP")]
