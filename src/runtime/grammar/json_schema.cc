@@ -17,6 +17,7 @@
 
 #include "base/error.h"
 #include "runtime/grammar/compile.h"
+#include "runtime/grammar/json_grammar.h"
 #include "runtime/grammar/regex.h"
 
 namespace whit {
@@ -24,7 +25,6 @@ namespace {
 
 constexpr int kMaxDepth = 64;
 constexpr int64_t kMaxCount = 10'000;  // of items and characters
-constexpr int kMaxDigits = 15;
 
 const std::set<std::string> kNotes = {
     "title",      "description", "default",   "examples", "$schema",     "$id",          "$comment",
@@ -45,32 +45,14 @@ const std::map<std::string, std::string> kFormats = {
      "[1-9]?[0-9])"},
 };
 
-class SchemaCompiler {
+class SchemaCompiler : public JsonGrammar {
  public:
-  using Expr = GrammarBuilder::Expr;
-  using Rule = GrammarBuilder::Rule;
-
-  explicit SchemaCompiler(const Json& root) : root_(root) {
-    space_ = rule("space", [&] {
-      const std::bitset<256> blanks = set_of(" \t");
-      return b.choice({b.empty(), b.literal(" "),
-                       b.sequence({b.literal("\n"), b.repeat(b.byte_set(blanks), 0, 20)})});
-    });
-    character_ = rule("character", [&] { return write_escaped({{0, 0x10ffff}}); });
-  }
-
-  Expr any_object() {
-    if (any_object_ < 0) {
-      any_object_ = b.add_rule("object");
-      b.define(any_object_, object_of(any_string(), any_value()));
-    }
-    return b.call(any_object_);
-  }
+  explicit SchemaCompiler(const Json& root) : root_(root) {}
 
   Expr schema(const Json& value, const std::string& where, int depth) {
     if (depth > kMaxDepth)
       throw Error(ErrorKind::kResource, "{}: nested deeper than {} levels", where, kMaxDepth);
-    if (value.is_boolean()) return value.get<bool>() ? any_value() : b.never();
+    if (value.is_boolean()) return value.get<bool>() ? any_value() : builder.never();
     if (!value.is_object()) refuse(where, "a schema must be an object, true or false");
     if (const auto ref = value.find("$ref"); ref != value.end()) {
       only(value, where, {"$ref"});
@@ -90,15 +72,6 @@ class SchemaCompiler {
     return typed(value, where, depth);
   }
 
-  // A rule of its own keeps automata small where schemas repeat.
-  Expr as_rule(const std::string& name, Expr expr) {
-    const Rule id = b.add_rule(name);
-    b.define(id, expr);
-    return b.call(id);
-  }
-
-  GrammarBuilder b;
-
  private:
   [[noreturn]] static void refuse(const std::string& where, const std::string& what) {
     throw Error(ErrorKind::kInvalidArgument, "{}: {}", where, what);
@@ -109,123 +82,6 @@ class SchemaCompiler {
     for (const auto& [key, unused] : value.items())
       if (!keys.contains(key) && !kNotes.contains(key))
         refuse(where, fmt::format("\"{}\" is not supported here", key.substr(0, 60)));
-  }
-
-  static std::bitset<256> set_of(std::string_view bytes) {
-    std::bitset<256> set;
-    for (const char c : bytes) set.set(static_cast<uint8_t>(c));
-    return set;
-  }
-
-  template <typename Make>
-  Rule rule(const std::string& name, const Make& make) {
-    const Rule id = b.add_rule(name);
-    b.define(id, make());
-    return id;
-  }
-  Expr space() { return b.call(space_); }
-  Expr token(std::string_view text) { return b.literal(text); }
-
-  // One of the characters within a JSON string: as it is, or as its escape.
-  Expr write_escaped(const std::vector<CodePointRange>& ranges) {
-    std::vector<CodePointRange> plain;
-    std::vector<Expr> options;
-    const auto contains = [&](uint32_t c) {
-      return std::any_of(ranges.begin(), ranges.end(),
-                         [&](const CodePointRange& r) { return r.first <= c && c <= r.last; });
-    };
-    uint32_t next = 0x20;
-    for (const uint32_t special : {uint32_t{'"'}, uint32_t{'\\'}, uint32_t{0x7f}, 0x10ffffu}) {
-      for (const CodePointRange& range : ranges) {
-        const uint32_t first = std::max(range.first, next),
-                       last = std::min(range.last, special == 0x10ffff ? special : special - 1);
-        if (first <= last) plain.push_back({first, last});
-      }
-      next = special + 1;
-    }
-    if (!plain.empty()) options.push_back(b.code_points(plain));
-    static constexpr std::pair<char, const char*> kShort[] = {
-        {'"', "\\\""}, {'\\', "\\\\"}, {'\n', "\\n"}, {'\t', "\\t"},
-        {'\r', "\\r"}, {'\b', "\\b"},  {'\f', "\\f"}};
-    for (const auto& [c, escape] : kShort)
-      if (contains(static_cast<uint8_t>(c))) options.push_back(b.literal(escape));
-    for (uint32_t c = 0; c < 0x20; ++c)
-      if (contains(c) &&
-          std::string_view("\b\t\n\f\r").find(static_cast<char>(c)) == std::string_view::npos)
-        options.push_back(b.literal(fmt::format("\\u{:04x}", c)));
-    if (contains(0x7f)) options.push_back(b.literal("\\u007f"));
-    return b.choice(std::move(options));
-  }
-
-  Expr quoted(Expr inside) { return b.sequence({token("\""), inside, token("\"")}); }
-
-  Expr any_string() {
-    if (any_string_ < 0)
-      any_string_ = rule("string", [&] { return quoted(b.repeat(b.call(character_), 0, -1)); });
-    return b.call(any_string_);
-  }
-
-  Expr digits(int least, int most) {
-    return b.repeat(b.byte_set(set_of("0123456789")), least, most);
-  }
-
-  Expr natural() {
-    return b.choice(
-        {token("0"), b.sequence({b.byte_set(set_of("123456789")), digits(0, kMaxDigits - 1)})});
-  }
-  // ".…" that is not zero.
-  Expr fraction() {
-    return b.sequence({token("."), digits(0, kMaxDigits - 1), b.byte_set(set_of("123456789"))});
-  }
-  Expr any_integer() { return b.sequence({b.optional(token("-")), natural()}); }
-  Expr any_number() {
-    return b.sequence(
-        {b.optional(token("-")), natural(),
-         b.optional(b.sequence({token("."), digits(1, kMaxDigits)})),
-         b.optional(b.sequence(
-             {b.byte_set(set_of("eE")), b.optional(b.byte_set(set_of("+-"))), digits(1, 2)}))});
-  }
-
-  Expr any_value() {
-    if (any_value_ < 0) {
-      any_value_ = b.add_rule("value");
-      const Expr self = b.call(any_value_);
-      b.define(any_value_, b.choice({any_object(), list_of(self, {}, 0, -1), any_string(),
-                                     any_number(), token("true"), token("false"), token("null")}));
-    }
-    return b.call(any_value_);
-  }
-
-  Expr object_of(Expr key, Expr value) {
-    const Expr member = as_rule("member", b.sequence({key, token(":"), space(), value}));
-    const Expr more = b.repeat(b.sequence({token(","), space(), member}), 0, -1);
-    return b.sequence(
-        {token("{"), space(), b.optional(b.sequence({member, more, space()})), token("}")});
-  }
-
-  // `first` items, then from min to max in all, of the same kind; max < 0: no bound.
-  Expr list_of(Expr item, const std::vector<Expr>& first, int64_t min, int64_t max) {
-    const Expr comma = b.sequence({token(","), space()});
-    std::vector<Expr> parts = {token("["), space()};
-    const auto given = static_cast<int64_t>(first.size());
-    for (int64_t i = 0; i < given; ++i) {
-      if (i > 0) parts.push_back(comma);
-      parts.push_back(first[i]);
-    }
-    const Expr next = as_rule("item", b.sequence({comma, item}));
-    const int64_t least = std::max<int64_t>(0, min - given);
-    const int64_t most = max < 0 ? -1 : max - given;
-    if (most < -1 || (most >= 0 && most < least)) return b.never();
-    if (given > 0) {
-      parts.push_back(b.repeat(next, least, most));
-    } else if (most != 0) {
-      const Expr list = b.sequence(
-          {item, b.repeat(next, std::max<int64_t>(0, least - 1), most < 0 ? -1 : most - 1)});
-      parts.push_back(least == 0 ? b.optional(list) : list);
-    }
-    parts.push_back(space());
-    parts.push_back(token("]"));
-    return b.sequence(std::move(parts));
   }
 
   static bool has_type(const Json& value, const std::string& type) {
@@ -265,7 +121,7 @@ class SchemaCompiler {
                                     [&](const std::string& type) { return has_type(each, type); });
       if (fits) options.push_back(token(each.dump()));
     }
-    return b.choice(std::move(options));
+    return builder.choice(std::move(options));
   }
 
   Expr reference(const Json& ref, const std::string& where) {
@@ -273,21 +129,21 @@ class SchemaCompiler {
       refuse(where, "\"$ref\" must point into the schema itself: \"#/$defs/…\"");
     const auto pointer = ref.get<std::string>().substr(1);
     const auto [found, is_new] = references_.try_emplace(pointer, 0);
-    if (!is_new) return b.call(found->second);
+    if (!is_new) return builder.call(found->second);
     const Json* target = nullptr;
     try {
       target = &root_.at(Json::json_pointer(pointer));
     } catch (const Json::exception&) {
       refuse(where, fmt::format("\"$ref\" {} points to nothing", ref.dump()));
     }
-    const Rule id = b.add_rule("#" + pointer);
+    const Rule id = builder.add_rule("#" + pointer);
     found->second = id;
     // Depth begins anew: a chain of references is as long as the document at most.
     if (++reference_depth_ > kMaxDepth)
       throw Error(ErrorKind::kResource, "{}: references nested deeper than {}", where, kMaxDepth);
-    b.define(id, schema(*target, "#" + pointer, 0));
+    builder.define(id, schema(*target, "#" + pointer, 0));
     --reference_depth_;
-    return b.call(id);
+    return builder.call(id);
   }
 
   // Follows references; null where the schema is not an object.
@@ -369,7 +225,7 @@ class SchemaCompiler {
     std::vector<Expr> options;
     for (size_t i = 0; i < list.size(); ++i)
       options.push_back(schema(list[i], fmt::format("{}[{}]", inner, i), depth + 1));
-    return b.choice(std::move(options));
+    return builder.choice(std::move(options));
   }
 
   Expr typed(const Json& value, const std::string& where, int depth) {
@@ -405,10 +261,10 @@ class SchemaCompiler {
       if (type == "string") options.push_back(string(value, where));
       if (type == "integer") options.push_back(number(value, where, true));
       if (type == "number") options.push_back(number(value, where, false));
-      if (type == "boolean") options.push_back(b.choice({token("true"), token("false")}));
+      if (type == "boolean") options.push_back(builder.choice({token("true"), token("false")}));
       if (type == "null") options.push_back(token("null"));
     }
-    return b.choice(std::move(options));
+    return builder.choice(std::move(options));
   }
 
   static int64_t count(const Json& value, const char* key, int64_t fallback,
@@ -430,8 +286,7 @@ class SchemaCompiler {
     const bool has_pattern = value.contains("pattern"), has_format = value.contains("format");
     if (sized + has_pattern + has_format > 1)
       refuse(where, "only one of lengths, \"pattern\" and \"format\" is supported at a time");
-    if (!has_pattern && !has_format)
-      return sized ? quoted(b.repeat(b.call(character_), least, most)) : any_string();
+    if (!has_pattern && !has_format) return sized ? quoted(characters(least, most)) : any_string();
     const Json& text = value[has_pattern ? "pattern" : "format"];
     if (!text.is_string()) refuse(where, "\"pattern\" and \"format\" must be texts");
     std::string pattern = text.get<std::string>();
@@ -444,50 +299,11 @@ class SchemaCompiler {
     const CharacterWriter write = [&](const std::vector<CodePointRange>& ranges) {
       return write_escaped(ranges);
     };
-    const RegexText parsed = parse_regex(b, pattern, write);
+    const RegexText parsed = parse_regex(builder, pattern, write);
     // A pattern may be found anywhere.
-    const auto rest = [&](bool anchored) {
-      return anchored ? b.empty() : b.repeat(b.call(character_), 0, -1);
-    };
+    const auto rest = [&](bool anchored) { return anchored ? builder.empty() : characters(0, -1); };
     return quoted(
-        b.sequence({rest(parsed.anchored_begin), parsed.body, rest(parsed.anchored_end)}));
-  }
-
-  // Decimal numbers from `least` to `most`, of the same number of digits.
-  Expr digits_between(const std::string& least, const std::string& most) {
-    if (least.empty()) return b.empty();
-    const auto digit_set = [&](char from, char to) {
-      std::bitset<256> set;
-      for (char c = from; c <= to; ++c) set.set(static_cast<uint8_t>(c));
-      return b.byte_set(set);
-    };
-    const int rest = static_cast<int>(least.size()) - 1;
-    const std::string low = least.substr(1), high = most.substr(1);
-    if (least[0] == most[0])
-      return b.sequence({digit_set(least[0], least[0]), digits_between(low, high)});
-    std::vector<Expr> options = {
-        b.sequence({digit_set(least[0], least[0]), digits_between(low, std::string(rest, '9'))}),
-        b.sequence({digit_set(most[0], most[0]), digits_between(std::string(rest, '0'), high)})};
-    if (least[0] + 1 < most[0])
-      options.push_back(
-          b.sequence({digit_set(static_cast<char>(least[0] + 1), static_cast<char>(most[0] - 1)),
-                      digits(rest, rest)}));
-    return b.choice(std::move(options));
-  }
-
-  // Whole numbers from least to most, both ≥ 0.
-  Expr naturals(int64_t least, int64_t most) {
-    std::vector<Expr> options;
-    while (least <= most) {
-      const std::string low = std::to_string(least);
-      std::string high = std::string(low.size(), '9');
-      const bool last = std::to_string(most).size() == low.size();
-      if (last) high = std::to_string(most);
-      options.push_back(digits_between(low, high));
-      if (last) break;
-      least = std::stoll(high) + 1;
-    }
-    return b.choice(std::move(options));
+        builder.sequence({rest(parsed.anchored_begin), parsed.body, rest(parsed.anchored_end)}));
   }
 
   Expr number(const Json& value, const std::string& where, bool whole) {
@@ -522,19 +338,21 @@ class SchemaCompiler {
     std::vector<Expr> options;
     if (first <= last && last >= 0) options.push_back(naturals(std::max<int64_t>(0, first), last));
     if (first <= last && first < 0)
-      options.push_back(b.sequence({token("-"), naturals(std::max<int64_t>(1, -last), -first)}));
+      options.push_back(
+          builder.sequence({token("-"), naturals(std::max<int64_t>(1, -last), -first)}));
     if (!whole) {
       // a.f with 0 < f < 1 lies strictly between a and a + 1.
       const auto low = static_cast<int64_t>(std::ceil(least)),
                  high = static_cast<int64_t>(std::floor(most)) - 1;
       if (high >= 0 && low <= high)
-        options.push_back(b.sequence({naturals(std::max<int64_t>(0, low), high), fraction()}));
+        options.push_back(
+            builder.sequence({naturals(std::max<int64_t>(0, low), high), fraction()}));
       // −a.f lies between −a − 1 and −a.
       if (low < 0 && low <= high)
-        options.push_back(b.sequence(
+        options.push_back(builder.sequence(
             {token("-"), naturals(std::max<int64_t>(0, -high - 1), -low - 1), fraction()}));
     }
-    return b.choice(std::move(options));
+    return builder.choice(std::move(options));
   }
 
   Expr array(const Json& value, const std::string& where, int depth) {
@@ -584,30 +402,30 @@ class SchemaCompiler {
         members.emplace_back(name, schema(additional, where + ".additionalProperties", depth + 1));
     if (members.empty()) {
       if (additional == true) return any_object();
-      if (additional == false) return b.sequence({token("{"), space(), token("}")});
+      if (additional == false) return builder.sequence({token("{"), space(), token("}")});
       return as_rule(
           where,
           object_of(any_string(), schema(additional, where + ".additionalProperties", depth + 1)));
     }
     // From the last member to the first: what follows where a member was written before, and where
     // none was.
-    Expr after = b.empty(), begin = b.empty();
+    Expr after = builder.empty(), begin = builder.empty();
     for (auto member = members.rbegin(); member != members.rend(); ++member) {
-      const Expr pair = as_rule(
-          where + "." + member->first,
-          b.sequence({token(Json(member->first).dump()), token(":"), space(), member->second}));
-      const Expr next = b.sequence({token(","), space(), pair});
+      const Expr pair = as_rule(where + "." + member->first,
+                                builder.sequence({token(Json(member->first).dump()), token(":"),
+                                                  space(), member->second}));
+      const Expr next = builder.sequence({token(","), space(), pair});
       const bool must = required.contains(member->first);
       const Expr then = after;
-      begin = must ? b.sequence({pair, then}) : b.choice({b.sequence({pair, then}), begin});
+      begin = must ? builder.sequence({pair, then})
+                   : builder.choice({builder.sequence({pair, then}), begin});
       after = as_rule(where + " after " + member->first,
-                      b.sequence({must ? next : b.optional(next), then}));
+                      builder.sequence({must ? next : builder.optional(next), then}));
     }
-    return as_rule(where, b.sequence({token("{"), space(), begin, space(), token("}")}));
+    return as_rule(where, builder.sequence({token("{"), space(), begin, space(), token("}")}));
   }
 
   const Json& root_;
-  Rule space_ = -1, character_ = -1, any_string_ = -1, any_value_ = -1, any_object_ = -1;
   std::map<std::string, Rule> references_;
   int reference_depth_ = 0;
 };
@@ -617,10 +435,10 @@ class SchemaCompiler {
 std::shared_ptr<const Grammar> compile_json_schema(const Json& schema,
                                                    std::shared_ptr<const TokenTrie> tokens) {
   SchemaCompiler compiler(schema);
-  const GrammarBuilder::Rule root = compiler.b.add_rule("root");
-  compiler.b.define(
+  const GrammarBuilder::Rule root = compiler.builder.add_rule("root");
+  compiler.builder.define(
       root, schema.is_null() ? compiler.any_object() : compiler.schema(schema, "the schema", 0));
-  return compiler.b.build(root, std::move(tokens));
+  return compiler.builder.build(root, std::move(tokens));
 }
 
 std::shared_ptr<const Grammar> compile_tool_call(
@@ -633,27 +451,29 @@ std::shared_ptr<const Grammar> compile_tool_call(
   GrammarBuilder::Rule root;
   if (tools.size() == 1) {
     SchemaCompiler compiler(document[tools[0].first]);
-    root = compiler.b.add_rule("root");
+    root = compiler.builder.add_rule("root");
     const auto arguments = compiler.schema(document[tools[0].first], "parameters", 0);
-    compiler.b.define(
-        root,
-        compiler.b.sequence({compiler.b.literal("<tool_call>\n{\"name\": " +
-                                                Json(tools[0].first).dump() + ", \"arguments\": "),
-                             arguments, compiler.b.literal("}\n</tool_call>")}));
-    return compiler.b.build(root, std::move(tokens));
+    compiler.builder.define(
+        root, compiler.builder.sequence(
+                  {compiler.builder.literal("<tool_call>\n{\"name\": " +
+                                            Json(tools[0].first).dump() + ", \"arguments\": "),
+                   arguments, compiler.builder.literal("}\n</tool_call>")}));
+    return compiler.builder.build(root, std::move(tokens));
   }
   SchemaCompiler compiler(document);
-  root = compiler.b.add_rule("root");
+  root = compiler.builder.add_rule("root");
   std::vector<GrammarBuilder::Expr> options;
   for (const auto& [name, parameters] : tools) {
     const auto arguments = compiler.schema(document[name], "parameters of " + name, 0);
-    options.push_back(compiler.b.sequence(
-        {compiler.b.literal("{\"name\": " + Json(name).dump() + ", \"arguments\": "), arguments}));
+    options.push_back(compiler.builder.sequence(
+        {compiler.builder.literal("{\"name\": " + Json(name).dump() + ", \"arguments\": "),
+         arguments}));
   }
-  compiler.b.define(root, compiler.b.sequence({compiler.b.literal("<tool_call>\n"),
-                                               compiler.b.choice(std::move(options)),
-                                               compiler.b.literal("}\n</tool_call>")}));
-  return compiler.b.build(root, std::move(tokens));
+  compiler.builder.define(root,
+                          compiler.builder.sequence({compiler.builder.literal("<tool_call>\n"),
+                                                     compiler.builder.choice(std::move(options)),
+                                                     compiler.builder.literal("}\n</tool_call>")}));
+  return compiler.builder.build(root, std::move(tokens));
 }
 
 }  // namespace whit
