@@ -108,7 +108,6 @@ class EngineLoop {
   template <typename Take>
   void take_tokens(Answer& answer, Take take);
   void embed_step(const StepPlan& plan);
-  void fail_step(const StepPlan& plan, const std::string& why);
   RequestEvent& event_of(Answer& answer);
   void end_answer(Answer& answer);
   void want_drafts();
