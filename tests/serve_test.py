@@ -169,6 +169,16 @@ class Api(ServeTest):
                 answer = raw_socket.recv(4096)
                 self.assertTrue(answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer)
 
+    def test_json_within_texts_is_no_deeper_than_a_body_may_be(self):
+        deep = '{"x": ' + "[" * 1_000_000 + "]" * 1_000_000 + "}"
+        status, answer = self.server.post("/v1/completions", {"prompt": "x", "max_tokens": 1, "guided_json": deep})
+        self.assertEqual((status, answer["error"]["param"]), (400, "guided_json"))
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": deep}}
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        # Arguments that cannot be read stay text, which this template does not show.
+        self.assertEqual(self.server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 1})[0], 200)
+        self.assertEqual(self.server.request("GET", "/health")[0], 200)
+
     def test_the_load_generator_reports_what_it_got(self):
         for arguments in (["--concurrency", "4"], ["--concurrency", "0", "--request-rate", "100"]):
             result = subprocess.run([str(WHIT), "bench", "serve", "--port", str(self.server.port), "--num-prompts", "8", "--input-len", "5",

@@ -2,31 +2,12 @@
 
 #include <cmath>
 
+#include "base/json_depth.h"
+
 namespace whit {
 namespace {
 
 constexpr int kMaxDepth = 128;
-
-// Ahead of parsing: the parser's own callback, which could tell the depth too, makes it look at all
-// members of an object again whenever a value inside of it ends.
-void check_depth(std::string_view text, std::string_view where) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (c == '"') {
-      in_string = !in_string;
-    } else if (in_string) {
-      if (c == '\\') ++i;
-    } else if (c == '{' || c == '[') {
-      if (++depth > kMaxDepth)
-        throw Error(ErrorKind::kInvalidData, "{}: JSON nested deeper than {} levels", where,
-                    kMaxDepth);
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-}
 
 template <typename T>
 T convert(const Json& value, std::string_view key, std::string_view where);
@@ -72,7 +53,10 @@ std::string convert<std::string>(const Json& value, std::string_view key, std::s
 }  // namespace
 
 Json parse_json(std::string_view text, std::string_view where) {
-  check_depth(text, where);
+  // Ahead of parsing: the parser's own callback, which could tell the depth too, makes it look at
+  // all members of an object again whenever a value inside of it ends.
+  if (json_deeper_than(text, kMaxDepth))
+    throw Error(ErrorKind::kInvalidData, "{}: JSON nested deeper than {} levels", where, kMaxDepth);
   try {
     return Json::parse(text);
   } catch (const Json::exception& error) {

@@ -190,9 +190,9 @@ std::shared_ptr<const Grammar> parse_structure(const Fields& fields, const ApiCo
     const auto named = [&](const char* name) { return part.path(prefix + name); };
     if (const Json* schema = part.find(prefix + "json")) {
       Json value = *schema;
-      if (value.is_string())
-        value = Json::parse(value.get<std::string>(), nullptr, /*allow_exceptions=*/false);
-      if (value.is_discarded()) throw invalid_field(named("json"), "the schema is not valid JSON");
+      if (value.is_string()) value = parse_inner(value.get<std::string>());
+      if (value.is_discarded())
+        throw invalid_field(named("json"), "the schema is not valid JSON, or nested too deeply");
       add_schema(named("json"), value);
     }
     if (const auto pattern = part.string(prefix + "regex", kMaxGrammarBytes))
@@ -315,7 +315,7 @@ Json parse_messages(const Fields& fields, const ApiContext& context) {
         // Templates write the arguments as JSON: they want the value, not its text.
         Json& function = one["function"];
         if (function.contains("arguments") && function["arguments"].is_string()) {
-          Json value = Json::parse(function["arguments"].get<std::string>(), nullptr, false);
+          Json value = parse_inner(function["arguments"].get<std::string>());
           if (!value.is_discarded()) function["arguments"] = std::move(value);
         }
         tool_calls.push_back(std::move(one));

@@ -2,32 +2,12 @@
 
 #include <cmath>
 
+#include "base/json_depth.h"
+
 namespace whit {
 namespace {
 
 constexpr int kMaxDepth = 64;
-
-// Depth without recursion or a tree: brackets outside of strings.
-bool too_deep(std::string_view text) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\')
-        ++i;
-      else if (c == '"')
-        in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > kMaxDepth) return true;
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-  return false;
-}
 
 }  // namespace
 
@@ -42,7 +22,7 @@ std::string shown(const Json& value) {
 }
 
 Json parse_body(std::string_view body) {
-  if (too_deep(body))
+  if (json_deeper_than(body, kMaxDepth))
     throw ApiError(400, "invalid_request_error",
                    fmt::format("the body is JSON nested deeper than {} levels", kMaxDepth));
   Json result = Json::parse(body, nullptr, /*allow_exceptions=*/false);
@@ -51,6 +31,11 @@ Json parse_body(std::string_view body) {
   if (!result.is_object())
     throw ApiError(400, "invalid_request_error", "the body must be a JSON object");
   return result;
+}
+
+Json parse_inner(std::string_view text) {
+  if (json_deeper_than(text, kMaxDepth)) return Json(Json::value_t::discarded);
+  return Json::parse(text, nullptr, /*allow_exceptions=*/false);
 }
 
 const Json* Fields::find(std::string_view name) const {

@@ -14,6 +14,10 @@ namespace whit {
 // Throws ApiError.
 Json parse_body(std::string_view body);
 
+// A JSON value that is a text within a request or an answer. Discarded where it is not valid JSON,
+// or nested deeper than a body may be.
+Json parse_inner(std::string_view text);
+
 class Fields {
  public:
   // `prefix` names the object in errors: "stream_options." or nothing.

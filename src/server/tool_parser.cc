@@ -4,7 +4,7 @@
 #include <optional>
 #include <utility>
 
-#include "base/json.h"
+#include "server/fields.h"
 
 namespace whit {
 namespace {
@@ -12,7 +12,7 @@ namespace {
 constexpr std::string_view kOpen = "<tool_call>", kClose = "</tool_call>";
 
 std::optional<ToolCall> parse_call(const std::string& text) {
-  const Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const Json value = parse_inner(text);
   if (!value.is_object() || !value.contains("name") || !value["name"].is_string())
     return std::nullopt;
   for (const char* key : {"arguments", "parameters"})

@@ -53,5 +53,16 @@ TEST(ToolCallParserTest, what_is_no_call_stays_text) {
     }
 }
 
+// Whoever writes out or copies a value recurses by its depth.
+TEST(ToolCallParserTest, a_call_nested_without_measure_stays_text) {
+  constexpr int kDepth = 1'000'000;
+  const std::string text =
+      "<tool_call>{\"name\": \"a\", \"arguments\": {\"x\": " + std::string(kDepth, '[') +
+      std::string(kDepth, ']') + "}}</tool_call>";
+  const ToolCallParser::Found found = parse(text, text.size());
+  EXPECT_TRUE(found.calls.empty());
+  EXPECT_TRUE(found.text == text);
+}
+
 }  // namespace
 }  // namespace whit
