@@ -36,10 +36,6 @@ Array copy_rows(const float* rows, int64_t count, int64_t width, int64_t stride)
   return array;
 }
 
-std::string module_of(const Node& node) {
-  return node.weight_name.substr(0, node.weight_name.size() - std::string_view(".weight").size());
-}
-
 std::vector<std::string> all_tap_names(const Graph& graph) {
   std::vector<std::string> names{std::string(kEmbedOutput)};
   for (int layer = 0; layer < graph.layers(); ++layer) {

@@ -13,10 +13,6 @@ struct InspectOptions {
   MachineOptions machine;
 };
 
-std::string module_of(const Node& node) {
-  return node.weight_name.substr(0, node.weight_name.size() - std::string_view(".weight").size());
-}
-
 // How the weight of a linear or embedding is stored: a scheme's name, or a checkpoint's dtype.
 std::string stored_as(const Model& model, const Node& node) {
   if (model.engine() != nullptr) {

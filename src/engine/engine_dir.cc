@@ -62,11 +62,6 @@ WeightEntries weight_entries(const std::string& module, int64_t n, int64_t k,
   return entries;
 }
 
-std::string module_of(const Node& node) {
-  const std::string& name = node.weight_name;
-  return name.substr(0, name.size() - std::string_view(".weight").size());
-}
-
 Json to_json(const EngineManifest& manifest) {
   Json schemes = Json::object(), linears = Json::object();
   for (const auto& [module, scheme] : manifest.linears) {
@@ -168,6 +163,11 @@ FileDigest digest_of_file(const fs::path& path) {
 }
 
 }  // namespace
+
+std::string module_of(const Node& node) {
+  const std::string& name = node.weight_name;
+  return name.substr(0, name.size() - std::string_view(".weight").size());
+}
 
 std::string EngineManifest::scheme_name() const { return mixed.empty() ? scheme.name() : "mixed"; }
 

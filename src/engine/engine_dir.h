@@ -51,6 +51,10 @@ struct EngineManifest {
   std::string source;               // description and digest of the model it was made from
 };
 
+// The module that a linear's or the embedding table's weight belongs to, as EngineManifest names
+// it.
+std::string module_of(const Node& node);
+
 // When the weights, which are nearly all bytes of an engine, are compared with their digest: at
 // once, or by verify_weights() while other threads work on them already. They are read with the
 // care that any file needs either way; the digest tells a damaged engine from one that answers

@@ -14,10 +14,6 @@
 namespace whit {
 namespace {
 
-std::string module_of(const Node& node) {
-  return node.weight_name.substr(0, node.weight_name.size() - std::string_view(".weight").size());
-}
-
 // A single set is described as if it had been calibrated on directly: the engine is the same.
 Json description_of(const StatisticsInfo& info) {
   if (info.data.size() == 1) return info.data[0];
