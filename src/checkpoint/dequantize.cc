@@ -124,23 +124,25 @@ void q3_k(const uint8_t* b, float* out) {
   }
 }
 
-// The eight 6-bit (scale, minimum) pairs of Q4_K and Q5_K in 12 bytes.
+// What the codes of a sub-block of Q4_K and Q5_K are multiplied with, and what is then subtracted:
+// eight 6-bit pairs in 12 bytes behind the block's two factors.
 struct ScaleMin {
-  int scale, minimum;
+  float scale, minimum;
 };
-ScaleMin scale_min(const uint8_t* packed, int sub) {
-  if (sub < 4) return {packed[sub] & 63, packed[sub + 4] & 63};
-  return {(packed[sub + 4] & 15) | (packed[sub - 4] >> 6) << 4,
-          (packed[sub + 4] >> 4) | (packed[sub] >> 6) << 4};
+ScaleMin scale_min(const uint8_t* b, int sub) {
+  const float d = load_half(b), dmin = load_half(b + 2);
+  const uint8_t* packed = b + 4;
+  if (sub < 4)
+    return {d * static_cast<float>(packed[sub] & 63),
+            dmin * static_cast<float>(packed[sub + 4] & 63)};
+  return {d * static_cast<float>((packed[sub + 4] & 15) | (packed[sub - 4] >> 6) << 4),
+          dmin * static_cast<float>((packed[sub + 4] >> 4) | (packed[sub] >> 6) << 4)};
 }
 
 void q4_k(const uint8_t* b, float* out) {
-  const float d = load_half(b), dmin = load_half(b + 2);
   const uint8_t* qs = b + 16;
   for (int sub = 0; sub < 8; ++sub) {
-    const ScaleMin pair = scale_min(b + 4, sub);
-    const float scale = d * static_cast<float>(pair.scale);
-    const float minimum = dmin * static_cast<float>(pair.minimum);
+    const auto [scale, minimum] = scale_min(b, sub);
     const uint8_t* q = qs + sub / 2 * 32;
     const int shift = sub % 2 * 4;
     for (int l = 0; l < 32; ++l)
@@ -149,13 +151,10 @@ void q4_k(const uint8_t* b, float* out) {
 }
 
 void q5_k(const uint8_t* b, float* out) {
-  const float d = load_half(b), dmin = load_half(b + 2);
   const uint8_t* high = b + 16;
   const uint8_t* qs = b + 48;
   for (int sub = 0; sub < 8; ++sub) {
-    const ScaleMin pair = scale_min(b + 4, sub);
-    const float scale = d * static_cast<float>(pair.scale);
-    const float minimum = dmin * static_cast<float>(pair.minimum);
+    const auto [scale, minimum] = scale_min(b, sub);
     const uint8_t* q = qs + sub / 2 * 32;
     const int shift = sub % 2 * 4;
     for (int l = 0; l < 32; ++l) {

@@ -343,17 +343,19 @@ TEST(FallbackTest, dead_channels_and_too_few_tokens_are_named) {
 TEST(QuantizeTest, the_same_inputs_make_the_same_engine_with_any_number_of_threads) {
   ScratchDirectory scratch;
   const Model source = Model::open(with_tokenizer(scratch, "mistral"));
-  const CalibrationData data = random_tokens(source, 8, 16, 1);
-  std::vector<std::string> contents;
-  for (const int threads : {1, 3}) {
-    ThreadPool pool(threads);
-    const Recipe recipe{.mode = "awq",
-                        .scheme = QuantScheme::preset("w4a8", 32),
-                        .output = scratch.path() / std::to_string(threads)};
-    quantize_model(source, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool);
-    contents.push_back(read_file(recipe.output / "weights.safetensors"));
+  const CalibrationData data = random_tokens(source, 16, 16, 1);
+  for (const std::string mode : {"awq", "auto"}) {
+    std::vector<std::string> contents;
+    for (const int threads : {1, 3}) {
+      ThreadPool pool(threads);
+      const Recipe recipe{.mode = mode,
+                          .scheme = QuantScheme::preset("w4a8", 32),
+                          .output = scratch.path() / fmt::format("{}{}", mode, threads)};
+      quantize_model(source, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool);
+      contents.push_back(read_file(recipe.output / "weights.safetensors"));
+    }
+    EXPECT_EQ(contents[0], contents[1]) << mode;
   }
-  EXPECT_EQ(contents[0], contents[1]);
 }
 
 TEST(QuantizeTest, impossible_recipes_are_refused_before_any_work_with_what_is_possible) {

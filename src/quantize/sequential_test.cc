@@ -9,7 +9,6 @@
 #include <random>
 #include <set>
 
-#include "base/file.h"
 #include "engine/executor.h"
 #include "quantize/paired_target.h"
 #include "quantize/quantize.h"
@@ -383,22 +382,6 @@ TEST(SequentialTest, least_gain_of_salient_channels_is_what_their_bits_give_else
   EXPECT_DOUBLE_EQ(least_salient_gain(0, 64), 0);
   EXPECT_DOUBLE_EQ(least_salient_gain(4, 64), 0.75);  // one bit per weight
   EXPECT_NEAR(least_salient_gain(10, 2000), 0.105, 0.001);
-}
-
-TEST(SequentialTest, the_same_inputs_make_the_same_engine_with_any_number_of_threads) {
-  ScratchDirectory scratch;
-  const Model source = Model::open(with_tokenizer(scratch, "mistral"));
-  const CalibrationData data = random_tokens(source, 16, 16, 1);
-  std::vector<std::string> contents;
-  for (const int threads : {1, 3}) {
-    ThreadPool pool(threads);
-    const Recipe recipe{.mode = "auto",
-                        .scheme = QuantScheme::preset("w4a8", 32),
-                        .output = scratch.path() / std::to_string(threads)};
-    quantize_model(source, {&recipe, 1}, &data, {.isa = cpu::detected_isa()}, pool);
-    contents.push_back(read_file(recipe.output / "weights.safetensors"));
-  }
-  EXPECT_EQ(contents[0], contents[1]);
 }
 
 TEST(SequentialTest, stands_beside_other_recipes_and_refuses_propagate) {
