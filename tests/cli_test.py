@@ -187,6 +187,7 @@ class TinyModel(CliTest):
         engine = self.cache / "whit" / "engines"
         self.assertIn(str(engine), built["output"])
         self.assertTrue(self.json(*arguments)["reused"])
+        self.assertEqual(self.json("inspect", built["output"])["engine"]["quantized_on"], {"backend": "cpu"})
         weights = next(engine.glob("*/weights.safetensors"))
         weights.write_bytes(weights.read_bytes()[:-1])
         self.assertNotIn("reused", self.json(*arguments))

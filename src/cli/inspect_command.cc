@@ -95,6 +95,7 @@ Json description_of(const InspectOptions& user, const Model& model) {
                       {"scheme_name", manifest.scheme_name()},
                       {"head", manifest.head},
                       {"source", manifest.source},
+                      {"quantized_on", manifest.quantized_on},
                       {"calibration", manifest.calibration},
                       {"quality", manifest.quality},
                       {"report", manifest.report}};
@@ -139,7 +140,8 @@ void print_text(const Json& json, const Model& model) {
              json["chat_template"].get<bool>() ? "yes" : "no");
   if (model.engine() != nullptr) {
     const EngineManifest& manifest = model.engine()->manifest();
-    fmt::print("made from {}\ncalibration: {}\nquality: {}\n", manifest.source,
+    fmt::print("made from {}\nquantized on: {}\ncalibration: {}\nquality: {}\n", manifest.source,
+               manifest.quantized_on.empty() ? "not recorded" : manifest.quantized_on.dump(),
                manifest.calibration.dump(),
                manifest.quality.empty() ? "not measured" : manifest.quality.dump());
   } else {

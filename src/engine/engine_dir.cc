@@ -76,6 +76,7 @@ Json to_json(const EngineManifest& manifest) {
                {"quality", manifest.quality},  {"kv_cache", manifest.kv_cache},
                {"schemes", schemes},           {"linears", linears},
                {"report", manifest.report}};
+  if (!manifest.quantized_on.empty()) json["quantized_on"] = manifest.quantized_on;
   if (!manifest.mixed.empty()) json["mixed"] = manifest.mixed;
   if (!manifest.salient.empty()) json["salient"] = manifest.salient;
   return json;
@@ -114,6 +115,7 @@ EngineManifest manifest_from_json(const Json& json, const std::string& where) {
                   where, type);
   }
   manifest.mixed = json.value("mixed", Json::object());
+  manifest.quantized_on = json.value("quantized_on", Json::object());
   std::map<std::string, QuantScheme> schemes;
   const Json scheme_table = json.value("schemes", Json::object());
   for (const auto& [name, scheme] : scheme_table.items())

@@ -49,6 +49,9 @@ struct EngineManifest {
   Json mixed = Json::object();
   std::string scheme_name() const;  // of `scheme`, or "mixed"
   std::string source;               // description and digest of the model it was made from
+  // What calibrated and searched: "backend", and the "device" where it is a GPU. Backends sum in
+  // different orders, so that near ties may be decided otherwise.
+  Json quantized_on = Json::object();
 };
 
 // The module that a linear's or the embedding table's weight belongs to, as EngineManifest names

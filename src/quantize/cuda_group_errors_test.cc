@@ -281,6 +281,11 @@ TEST_P(CudaEngineTest, has_the_losses_of_the_cpus_and_the_same_bytes_each_time) 
     };
     EXPECT_TRUE(weights("gpu") == weights("again"));
     EXPECT_EQ(weights("gpu").size(), weights("cpu").size());
+    const auto made_on = [&](const char* engine) {
+      return EngineDirectory(scratch.path() / engine).manifest().quantized_on;
+    };
+    EXPECT_EQ(made_on("cpu"), Json::object({{"backend", "cpu"}}));
+    EXPECT_EQ(made_on("gpu"), Json::object({{"backend", "cuda"}, {"device", gpu_->description()}}));
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/progress.h"
 #include "calibrate/coverage.h"
+#include "engine/runner.h"
 #include "quantize/kv_layout.h"
 #include "quantize/profile.h"
 #include "quantize/resume.h"
@@ -24,6 +25,13 @@ Json description_of(const StatisticsInfo& info) {
     samples += data.value("samples", int64_t{0});
   }
   return {{"source", source}, {"samples", samples}, {"merged", info.data}};
+}
+
+Json device_of(const QuantizeOptions& options) {
+  Json device = Json::object();
+  device["backend"] = name(options.accelerator == nullptr ? Backend::kCpu : Backend::kCuda);
+  if (options.accelerator != nullptr) device["device"] = options.accelerator->description();
+  return device;
 }
 
 EngineManifest make_manifest(const Recipe& recipe, const Model& source, Json calibration,
@@ -434,6 +442,7 @@ std::vector<QuantizeSummary> quantize_model(const Model& source, std::span<const
     EngineManifest manifest =
         make_manifest(recipe, source, std::move(calibration), mixed ? &*mixed : nullptr);
     if (!options.source.empty()) manifest.source = options.source;
+    manifest.quantized_on = device_of(options);
     jobs.push_back(std::unique_ptr<Job>(new Job{recipe, algorithm, std::move(manifest)}));
     jobs.back()->summary.output = recipe.output;
     jobs.back()->others = partial_directories(recipe.output);
