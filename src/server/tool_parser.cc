@@ -73,9 +73,10 @@ ToolCallParser::Found ToolCallParser::finish() {
     if (auto call = parse_call(held_)) {
       found.calls.push_back(std::move(*call));
       held_.clear();
+      in_call_ = false;
     }
   }
-  if (in_call_ && !held_.empty()) found.text = kOpen;
+  if (std::exchange(in_call_, false)) found.text = kOpen;
   found.text += std::exchange(held_, {});
   return found;
 }

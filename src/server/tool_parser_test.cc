@@ -45,7 +45,7 @@ TEST(ToolCallParserTest, what_is_no_call_stays_text) {
   for (const std::string text :
        {"plain <tool and <tool_cal", "{\"a\": 1}", "<tool_call>{broken</tool_call> x",
         "<tool_call>{\"name\": 5, \"arguments\": {}}</tool_call>", "x <tool_call>{\"name\": \"a\"",
-        "", "  "})
+        "x <tool_call>", "", "  "})
     for (const size_t size : {1u, 3u, 100u}) {
       const ToolCallParser::Found found = parse(text, size);
       EXPECT_TRUE(found.calls.empty()) << text;
