@@ -142,6 +142,28 @@ inline void scatter_value(const T* codes, int64_t dh, int64_t token, T* block) {
   for (int64_t d = 0; d < dh; ++d) to[d / 16 * 256 + d % 16 * 2] = codes[d];
 }
 
+// The same of words, of which there are a multiple of 16 to read, two at a time: two channels of a
+// key's, dh being even, or two tokens of a value's.
+inline void scatter_key_pairs(const int16_t* codes, int64_t dh, int64_t token, int16_t* block) {
+  int16_t* to = block + token / 16 * 16 * padded_head_dim(dh) + token % 16 * 2;
+  for (int64_t d = 0; d < dh; d += 2) std::memcpy(to + d / 2 * 32, codes + d, 2 * sizeof(int16_t));
+}
+inline void scatter_value_pair(const int16_t* even, const int16_t* odd, int64_t dh, int64_t token,
+                               int16_t* block) {
+  int16_t* to = block + token / 16 * 16 * padded_head_dim(dh) + token % 16 / 2 * 32;
+  for (int64_t d = 0; d < dh; d += 16) {
+    int16_t pairs[32];
+    for (int64_t i = 0; i < 16; ++i) {
+      pairs[2 * i] = even[d + i];
+      pairs[2 * i + 1] = odd[d + i];
+    }
+    if (dh - d >= 16)
+      std::memcpy(to + d / 16 * 256, pairs, sizeof pairs);
+    else
+      std::memcpy(to + d / 16 * 256, pairs, 2 * (dh - d) * sizeof(int16_t));
+  }
+}
+
 // 32 tokens' codes [32][stride], of 4 bits, into a block; stride is padded_head_dim.
 inline void pack_nibbles(const uint8_t* codes, int64_t stride, bool keys, uint8_t* block) {
   // Neighbours in a word are two channels of a token (keys) or two tokens of a channel.
@@ -182,13 +204,26 @@ void write_code_block(const KvWriteArgs& args, int64_t b, int64_t from, int64_t 
                     keys ? cache.k_tails : cache.v_tails, b, position, head, row);
     };
     if (bits == 16) {
-      alignas(64) int16_t words[kLargestCodedHead];
+      alignas(64) int16_t words[2][kLargestCodedHead];
       auto* out = reinterpret_cast<int16_t*>(block);
+      const auto encode = [&](int64_t t, int16_t* to_words) {
+        load_row(t, x);
+        reinterpret_cast<float*>(scales)[t % kKvBlockTokens] =
+            encode_words<S>(x, dh, keys, to_words);
+      };
       for (int64_t t = from; t < to; ++t) {
         const int64_t at = t % kKvBlockTokens;
-        load_row(t, x);
-        reinterpret_cast<float*>(scales)[at] = encode_words<S>(x, dh, keys, words);
-        keys ? scatter_key(words, dh, at, out) : scatter_value(words, dh, at, out);
+        encode(t, words[0]);
+        if (keys && dh % 2 == 0) {
+          scatter_key_pairs(words[0], dh, at, out);
+        } else if (keys) {
+          scatter_key(words[0], dh, at, out);
+        } else if (at % 2 == 0 && t + 1 < to) {
+          encode(++t, words[1]);
+          scatter_value_pair(words[0], words[1], dh, at, out);
+        } else {
+          scatter_value(words[0], dh, at, out);
+        }
       }
       continue;
     }
