@@ -239,34 +239,33 @@ inline void score_codes(const int16_t* u, int64_t dh, const uint8_t* const* k,
     }
 }
 
-// t and w of R rows of a block with codes of 16 bits; p becomes p · scale. Tokens not seen, and
-// those beyond the text, whose scales may be anything, weigh nothing.
+// softmax_rows, and t and w of R rows of a block with codes of 16 bits; p becomes p · scale. Tokens
+// not seen, and those beyond the text, whose scales may be anything, weigh nothing.
 template <typename S, int R>
-inline void round_weights(float* p, const CodesBlock& block, const int64_t* begin,
-                          const int64_t* end, int16_t* words, float* w) {
+inline void softmax_weights(float* p, const CodesBlock& block, const float* factor,
+                            const int64_t* begin, const int64_t* end, float* maximum, float* sums,
+                            float* alpha, int16_t* words, float* w) {
   using V = typename S::V;
-  constexpr int kVectors = kBlockTokens / S::kLanes, kTileVectors = kTileTokens / S::kLanes;
-  for (int r = 0; r < R; ++r) {
-    float* row = p + r * kBlockTokens;
-    const bool whole = begin[r] == 0 && end[r] == kBlockTokens;
-    V largest[2] = {S::zero(), S::zero()}, sum[2] = {S::zero(), S::zero()};
-#pragma GCC unroll 8
-    for (int i = 0; i < kVectors; ++i) {
-      const V probability = S::load(row + i * S::kLanes);
-      V weight = S::mul(probability, token_scales<S, Words>(block.v_scale[i / kTileVectors],
-                                                            i % kTileVectors * S::kLanes));
-      if (!whole) weight = S::zero_where_zero(weight, probability);
-      S::store(row + i * S::kLanes, weight);
-      largest[i % 2] = S::max(largest[i % 2], weight);
-      sum[i % 2] = S::add(sum[i % 2], weight);
-    }
-    const float by_largest = S::reduce_max(S::max(largest[0], largest[1])) * (1.0f / 32767.0f);
-    const float by_sum = S::reduce_add(S::add(sum[0], sum[1])) * (1.0f / 262100.0f);
-    w[r] = by_largest > by_sum ? by_largest : by_sum;
-  }
+  constexpr int kTileVectors = kTileTokens / S::kLanes;
+  V largest[R], sum[R];
+  softmax_rows<S, R>(p, factor, begin, end, maximum, sums, alpha, [&](int r, int i, V probability) {
+    V weight = S::mul(probability, token_scales<S, Words>(block.v_scale[i / kTileVectors],
+                                                          i % kTileVectors * S::kLanes));
+    if (begin[r] > 0 || end[r] < kBlockTokens) weight = S::zero_where_zero(weight, probability);
+    largest[r] = i == 0 ? weight : S::max(largest[r], weight);
+    sum[r] = i == 0 ? weight : S::add(sum[r], weight);
+    return weight;
+  });
+  const V all = S::combine_rows(sum, [](V a, V b) { return S::add(a, b); });
+  const V most = S::combine_rows(largest, [](V a, V b) { return S::max(a, b); });
+  const V size =
+      S::max(S::mul(most, S::set1(1.0f / 32767.0f)), S::mul(all, S::set1(1.0f / 262100.0f)));
+  alignas(64) float multiplier[S::kLanes];
+  S::store(multiplier, S::zero_below(S::div(S::set1(1.0f), size), size, 1e-30f));
+  S::store(w, size);
   for (int r = 0; r < R; ++r)
     round_row<S>([&](int64_t j) { return S::load(p + r * kBlockTokens + j); }, kBlockTokens,
-                 w[r] > 1e-30f ? 1.0f / w[r] : 0.0f, words + r * kBlockTokens);
+                 multiplier[r], words + r * kBlockTokens);
 }
 
 // t, w and Σ p·minimum of R rows over tiles [begin, end).
@@ -375,15 +374,22 @@ void attend_code_rows(const CodesBlock& block, const AttentionUnit& unit, int64_
   const int64_t first_tile = begin / kTileTokens;
   const int64_t code_tiles = least(block.tiles, (end + kTileTokens - 1) / kTileTokens);
 
-  constexpr int kTiles = registers_suffice<S, R>(2 * S::kUnitVectors) ? 2 : 1;
-  for (int64_t tile = first_tile / kTiles * kTiles; tile < code_tiles; tile += kTiles) {
+  const auto score = [&]<int kTiles>(int64_t tile) {
     const int64_t half = block.channels[0] == nullptr ? 0 : tile / kTilesPerHalf * all_rows;
     score_codes<S, R, kTiles, C>(scratch.queries + (half + row) * dh, dh, block.k + tile,
                                  block.next != nullptr ? block.v + tile : nullptr,
                                  block.k_scale + tile, block.k_minimum + tile,
                                  scratch.factor + half + row, scratch.offset + half + row,
                                  scratch.p + tile * kTileTokens);
-  }
+  };
+  constexpr int kTiles = registers_suffice<S, R>(2 * S::kUnitVectors) ? 2 : 1;
+  constexpr bool kWholeBlocks = registers_suffice<S, R>(kTilesPerBlock * S::kUnitVectors);
+  if (kWholeBlocks && first_tile == 0 && code_tiles == kTilesPerBlock &&
+      block.channels[0] == nullptr)
+    score.template operator()<kWholeBlocks ? kTilesPerBlock : 1>(0);
+  else
+    for (int64_t tile = first_tile / kTiles * kTiles; tile < code_tiles; tile += kTiles)
+      score.template operator()<kTiles>(tile);
   const float* own_k[kTilesPerBlock];
   const float* own_v[kTilesPerBlock];
   const bool own = block.own >= 0 && end > block.own * kTileTokens;
@@ -400,16 +406,20 @@ void attend_code_rows(const CodesBlock& block, const AttentionUnit& unit, int64_
   }
 
   alignas(64) float alpha[S::kLanes];
-  float w[R], constant[R] = {};
-  softmax_rows<S, R>(scratch.p, C::kAffine ? kOnes : scratch.factor + row, row_begin, row_end,
-                     scratch.chunk.maximum + row, scratch.chunk.sum + row * S::kLanes, alpha);
+  alignas(64) float w[S::kLanes];
+  float constant[R] = {};
+  float* maximum = scratch.chunk.maximum + row;
+  float* sum = scratch.chunk.sum + row * S::kLanes;
+  if constexpr (C::kAffine)
+    softmax_rows<S, R>(scratch.p, kOnes, row_begin, row_end, maximum, sum, alpha);
+  else
+    softmax_weights<S, R>(scratch.p, block, scratch.factor + row, row_begin, row_end, maximum, sum,
+                          alpha, scratch.words, w);
 
   float* out = scratch.chunk.out + row * dh;
   if (first_tile < code_tiles) {
     if constexpr (C::kAffine)
       round_weights<S, R>(scratch.p, block, first_tile, code_tiles, scratch.words, w, constant);
-    else
-      round_weights<S, R>(scratch.p, block, row_begin, row_end, scratch.words, w);
     const uint8_t* const* ahead = block.next != nullptr ? block.next->k : nullptr;
     constexpr int kWide = registers_suffice<S, R>(4 * S::kUnitVectors)   ? 4
                           : registers_suffice<S, R>(2 * S::kUnitVectors) ? 2

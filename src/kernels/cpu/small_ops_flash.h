@@ -269,14 +269,19 @@ inline void add_values(const float* p, const float* alpha, const float* const* v
 }
 
 // Turns R rows of scores, given as multiples of the rows' positive factors, into probabilities
-// relative to their new maxima and writes each row's α. Tokens outside [begin[r], end[r]) are
-// masked. While a row has seen no token its maximum is −∞, its sum and output are 0 and stay so.
-template <typename S, int R>
+// relative to their new maxima and writes each row's α; each(r, i, p), with vector i of row r's
+// probabilities, gives what is stored of them. Tokens outside [begin[r], end[r]) are masked. While
+// a row has seen no token its maximum is −∞, its sum and output are 0 and stay so. Of `factor` and
+// `maximum` a whole vector is read.
+//
+// What is one number a row is a lane of one vector: a vector loaded from numbers that were just
+// stored one by one would wait until they are in L1, and all rows' arithmetic behind it.
+template <typename S, int R, typename Each>
 inline void softmax_rows(float* p, const float* factor, const int64_t* begin, const int64_t* end,
-                         float* maximum, float* sum, float* alpha) {
+                         float* maximum, float* sum, float* alpha, const Each& each) {
   constexpr int kVectors = kBlockTokens / S::kLanes;
   using V = typename S::V;
-  const V old_maximum = S::load(maximum);
+  V largest[R];
   for (int r = 0; r < R; ++r) {
     float* row = p + r * kBlockTokens;
     V s[kVectors];
@@ -293,11 +298,16 @@ inline void softmax_rows(float* p, const float* factor, const int64_t* begin, co
     for (int step = kVectors / 2; step > 0; step /= 2)
 #pragma GCC unroll 4
       for (int i = 0; i < step; ++i) s[i] = S::max(s[i], s[i + step]);
-    const float largest = S::reduce_max(s[0]) * factor[r];
-    maximum[r] = largest > maximum[r] ? largest : maximum[r];
+    largest[r] = s[0];
   }
+  const V old_maximum = S::load(maximum);
+  const V new_maximum =
+      S::max(S::mul(S::combine_rows(largest, [](V a, V b) { return S::max(a, b); }),
+                    S::template first_lanes<R>(S::load(factor), S::zero())),
+             old_maximum);
+  S::store(maximum, S::template first_lanes<R>(new_maximum, old_maximum));
   // Finite, so that masked scores are infinitely far below it also when nothing has been seen.
-  const V shift = S::max(S::load(maximum), S::set1(-FLT_MAX));
+  const V shift = S::max(new_maximum, S::set1(-FLT_MAX));
   alignas(64) float shifts[S::kLanes];
   S::store(shifts, S::sub(S::zero(), shift));
   S::store(alpha, exp2_of_nonpositive<S>(S::sub(old_maximum, shift)));
@@ -311,8 +321,8 @@ inline void softmax_rows(float* p, const float* factor, const int64_t* begin, co
         return exp2_of_nonpositive<S>(S::fma(S::load(at), row_factor, row_shift));
       };
       const V a = probability(row + i * S::kLanes), b = probability(row + (i + 1) * S::kLanes);
-      S::store(row + i * S::kLanes, a);
-      S::store(row + (i + 1) * S::kLanes, b);
+      S::store(row + i * S::kLanes, each(r, i, a));
+      S::store(row + (i + 1) * S::kLanes, each(r, i + 1, b));
       even = S::add(even, a);
       odd = S::add(odd, b);
     }
@@ -320,9 +330,15 @@ inline void softmax_rows(float* p, const float* factor, const int64_t* begin, co
     S::store(lanes, S::fma(S::load(lanes), S::broadcast(alpha + r), S::add(even, odd)));
   }
 }
+template <typename S, int R>
+inline void softmax_rows(float* p, const float* factor, const int64_t* begin, const int64_t* end,
+                         float* maximum, float* sum, float* alpha) {
+  softmax_rows<S, R>(p, factor, begin, end, maximum, sum, alpha,
+                     [](int, int, typename S::V probability) { return probability; });
+}
 
 // Factors of rows whose scores are what they are.
-alignas(64) constexpr float kOnes[kRowTile] = {1, 1, 1, 1, 1, 1};
+alignas(64) constexpr float kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 // One unit's view of the current block.
 struct FlashBlock {

@@ -31,8 +31,8 @@ inline typename S::V exp2_fraction(typename S::V f) {
 template <typename S>
 inline typename S::V exp2_of_nonpositive(typename S::V x) {
   x = S::max(S::set1(-127.0f), x);
-  const typename S::V n = S::round(x);
-  return S::scale(exp2_fraction<S>(S::sub(x, n)), n);
+  const typename S::I n = S::to_int(x);
+  return S::scale(exp2_fraction<S>(S::sub(x, S::to_float(n))), n);
 }
 
 // e^x; 0 below −87.3, 2^127 above 88, NaN for NaN.
@@ -40,8 +40,8 @@ template <typename S>
 inline typename S::V exp(typename S::V x) {
   constexpr float kLog2eHigh = 0x1.715476p+0f, kLog2eLow = 0x1.4ae0cp-26f;
   x = S::min(S::set1(88.0f), x);
-  const typename S::V n = S::round(S::mul(x, S::set1(kLog2eHigh)));
-  typename S::V f = S::fma(x, S::set1(kLog2eHigh), S::sub(S::zero(), n));
+  const typename S::I n = S::to_int(S::mul(x, S::set1(kLog2eHigh)));
+  typename S::V f = S::fma(x, S::set1(kLog2eHigh), S::sub(S::zero(), S::to_float(n)));
   f = S::fma(x, S::set1(kLog2eLow), f);
   return S::zero_below(S::scale(exp2_fraction<S>(f), n), x, -87.3f);
 }

@@ -55,11 +55,9 @@ struct Avx2 {
   // b where either is NaN.
   static V max(V a, V b) { return _mm256_max_ps(a, b); }
   static V min(V a, V b) { return _mm256_min_ps(a, b); }
-  static V round(V v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // v · 2^n, n integral; exact for results that are normal, and 0 for 1 · 2^−127.
-  static V scale(V v, V n) {
-    const I exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
+  // v · 2^n; exact for results that are normal, and 0 for 1 · 2^−127.
+  static V scale(V v, I n) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(n, 23)));
   }
   // v, but 0 where x < bound.
   static V zero_below(V v, V x, float bound) {
@@ -89,6 +87,27 @@ struct Avx2 {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
+  // Lane r: all lanes of row r, each row in one order. `rows` are at most 8; other lanes are any.
+  template <int R, typename Combine>
+  static V combine_rows(const V (&rows)[R], const Combine& combine) {
+    const auto row = [&](int r) { return rows[r < R ? r : R - 1]; };
+    const auto two = [&](int r) {  // [2 parts][r, r + 1, the same]
+      const V a = row(r), b = row(r + 1);
+      return combine(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    };
+    const auto four = [&](int r) {  // [2 parts][r … r + 3]
+      const __m256d a = _mm256_castps_pd(two(r)), b = _mm256_castps_pd(two(r + 2));
+      return combine(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                     _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    };
+    const V a = four(0), b = R > 4 ? four(4) : a;
+    return combine(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  }
+  // The first n lanes of a, the others of b.
+  template <int n>
+  static V first_lanes(V a, V b) {
+    return _mm256_blend_ps(b, a, (1 << n) - 1);
   }
 
   static I zero_int() { return _mm256_setzero_si256(); }

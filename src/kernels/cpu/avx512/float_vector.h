@@ -55,14 +55,10 @@ struct Avx512 {
   // b where either is NaN.
   static V max(V a, V b) { return _mm512_max_ps(a, b); }
   static V min(V a, V b) { return _mm512_min_ps(a, b); }
-  static V round(V v) {
-    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
-  // v · 2^n, n integral; exact for results that are normal, and 0 for 1 · 2^−127. (vscalefps would
+  // v · 2^n; exact for results that are normal, and 0 for 1 · 2^−127. (vscalefps would
   // round 2^−127 to a subnormal number instead.)
-  static V scale(V v, V n) {
-    const I exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), exponent));
+  static V scale(V v, I n) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_slli_epi32(n, 23)));
   }
   // v, but 0 where x < bound.
   static V zero_below(V v, V x, float bound) {
@@ -93,6 +89,28 @@ struct Avx512 {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
+  // Lane r: all lanes of row r, each row in one order. `rows` are at most 8; other lanes are any.
+  template <int R, typename Combine>
+  static V combine_rows(const V (&rows)[R], const Combine& combine) {
+    const auto row = [&](int r) { return rows[r < R ? r : R - 1]; };
+    const auto two = [&](int r) {  // [4 parts][r, r + 1, the same]
+      const V a = row(r), b = row(r + 1);
+      return combine(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    };
+    const auto four = [&](int r) {  // [4 parts][r … r + 3]
+      const __m512d a = _mm512_castps_pd(two(r)), b = _mm512_castps_pd(two(r + 2));
+      return combine(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                     _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    };
+    const V a = four(0), b = R > 4 ? four(4) : a;
+    const V half = combine(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    return combine(_mm512_shuffle_f32x4(half, half, 0x88), _mm512_shuffle_f32x4(half, half, 0xdd));
+  }
+  // The first n lanes of a, the others of b.
+  template <int n>
+  static V first_lanes(V a, V b) {
+    return _mm512_mask_mov_ps(b, (1u << n) - 1, a);
   }
 
   static I zero_int() { return _mm512_setzero_si512(); }
