@@ -6,70 +6,13 @@
 #include <type_traits>
 
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/linear_epilogue.cuh"
-#include "kernels/cuda/linear_layout.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sm90/linear_operands.cuh"
+#include "kernels/cuda/sm90/linear_wide_shape.cuh"
+#include "kernels/cuda/sm90/linear_wide_store.cuh"
 #include "kernels/cuda/sm90/ptx_sm90.cuh"
 
 namespace whit::cuda {
-
-constexpr int kWideStepK = 128;    // of K a pipeline stage: one scale group
-constexpr int kWideConsumers = 2;  // warpgroups, of 64 rows each
-constexpr int kWideMostParts = 4;  // of k_chunks
-constexpr int kWideThreads = 128 * (kWideConsumers + 1);
-// Floats between the rows of staged sums: 4 more than a tile's 64 rows, so that the writes of a
-// warp (8 rows × 4 columns, 2 apart) fall into 32 banks.
-constexpr int kWidePitch = kTileRows + 4;
-
-struct WideParams {
-  const uint8_t* weight;
-  TileLayout layout;
-  Epilogue epilogue;
-  int m, n;
-  int steps;        // along K
-  int chunks;       // of K
-  int parts;        // blocks of a cluster that share K: a divisor of chunks
-  int sharers;      // blocks of a cluster that share tokens: 1 or 2, each half of the copying
-  int token_tiles;  // fastest, so that neighbours share weights
-  int tiles;        // of a cluster
-  bool vectors;     // whether rows of y and of the residual can be moved in 16-byte vectors
-  bool direct;      // y is bf16 in such vectors and nothing is added to it but a bias
-};
-
-// kPiece: tokens whose sums are staged at once; all where K has chunks.
-template <LinearFormat format, int kTokens, int kPiece>
-struct WideShape : OperandTraits<format> {
-  using T = OperandTraits<format>;
-  // Whether weights are operands as they lie in shared memory.
-  static constexpr bool kShared = format == LinearFormat::kW8A8;
-  // Groups of products are halves of a tile's tokens, one multiplied while the other is scaled.
-  static constexpr int kHalves = T::kGrouped && kTokens == 128 ? 2 : 1;
-  // Sets of A operands: with two, the next step's are unpacked while this one's are multiplied; one
-  // is what the registers of 128 tokens × 8 operands leave room for.
-  static constexpr int kSets = kHalves == 2 && !T::kCodes ? 1 : 2;
-  static constexpr int kUnitTokens = kTokens / kHalves;
-  static constexpr int kValues = kUnitTokens / 2;  // of a thread in a unit
-  // Bytes of a warpgroup's weights in a stage: a tile of 4 bits and its scales, two of 8 bits.
-  static constexpr int kWeightBytes = T::kInt4 ? 4 * kUnitBytes + kTileRows * 4 : 8 * kUnitBytes;
-  static constexpr int kRunBytes = kTokens * 128;
-  static constexpr int kInputBytes = T::kRuns * kRunBytes;
-  static constexpr int kStageBytes =
-      (kInputBytes + kWideConsumers * kWeightBytes + 1023) / 1024 * 1024;
-  // Chunks of K whose sums a block of a cluster can stage.
-  static constexpr int kAreas = !T::kExact && kTokens <= 64 ? 2 : 1;
-  static constexpr int kAreaFloats = kPiece * kWidePitch;
-  // Tokens whose rows of bf16 are staged at once.
-  static constexpr int kDirectTokens = std::min(kTokens, 64);
-  // Of one warpgroup: sums or rows of bf16.
-  static constexpr int kSumBytes = std::max(kAreas * kAreaFloats * 4, kDirectTokens* kTileRows * 2);
-  static constexpr int kScaleBytes = T::kCodes ? kTokens * 4 : 0;  // of the tokens
-  // As many stages as fit in 227 KB beside the sums, 1 KB of barriers and 1 KB of alignment.
-  static constexpr int kStages =
-      std::min(8, (232448 - 2048 - kScaleBytes - kWideConsumers * kSumBytes) / kStageBytes);
-  static constexpr int kSharedBytes =
-      2048 + kScaleBytes + kStages * kStageBytes + kWideConsumers * kSumBytes;
-};
 
 template <LinearFormat format, int kTokens, int kPiece, bool kZeroPoints>
 __global__ void __launch_bounds__(kWideThreads, 1)
@@ -377,76 +320,6 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         return products[0][value];
     };
 
-    // From registers to y by way of rows of bf16 in shared memory, of 128 bytes, whose 16-byte
-    // pieces are exchanged by the row's number against bank conflicts.
-    auto store_direct = [&](int tile) {
-      const int block = row_block(tile) + group;
-      float row_scales[2] = {1, 1}, biases[2] = {0, 0};
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = block * kTileRows + warp * 16 + half * 8 + r;
-        if (row >= p.n) continue;
-        if constexpr (!kGrouped)
-          row_scales[half] =
-              reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row];
-        if (p.epilogue.bias != nullptr) biases[half] = p.epilogue.bias[row];
-      }
-      const uint32_t staged_rows = shared_address(sums);
-      // Where this lane's 16 bytes of a pair of 8 tokens go.
-      const int own_row = lane / 16 * 8 + lane % 8;
-      const uint32_t to =
-          staged_rows + own_row * 128 + ((warp * 2 + lane / 8 % 2) ^ (own_row % 8)) * 16;
-      const int row = block * kTileRows + thread % 8 * 8;
-      auto* const y = static_cast<__nv_bfloat16*>(p.epilogue.y);
-#pragma unroll
-      for (int piece = 0; piece < kTokens / S::kDirectTokens; ++piece) {
-        named_barrier(1 + group, 128);  // what was staged before has been stored
-#pragma unroll
-        for (int pair = 0; pair < S::kDirectTokens / 16; ++pair) {
-          uint32_t matrices[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int first = piece * S::kDirectTokens + pair * 16 + i / 2 * 8;
-            float2 scales = make_float2(1, 1);
-            if constexpr (S::kCodes)
-              scales = *reinterpret_cast<const float2*>(token_scales + first + 2 * t);
-            float values[2];
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              values[e] = sum_of(first / 2 + i % 2 * 2 + e);
-              if constexpr (!kGrouped) values[e] = __fmul_rn(values[e], row_scales[i % 2]);
-              if constexpr (S::kCodes)
-                values[e] = __fmul_rn(values[e], e == 0 ? scales.x : scales.y);
-              if (p.epilogue.bias != nullptr) values[e] = __fadd_rn(values[e], biases[i % 2]);
-            }
-            const __nv_bfloat162 both = __floats2bfloat162_rn(values[0], values[1]);
-            matrices[i] = *reinterpret_cast<const uint32_t*>(&both);
-          }
-          store_transposed(to + pair * (16 * 128), matrices);
-        }
-        named_barrier(1 + group, 128);
-        const int first = tile % p.token_tiles * kTokens + piece * S::kDirectTokens;
-#pragma unroll
-        for (int i = 0; i < S::kDirectTokens / 16; ++i) {
-          const int column = thread / 8 + 16 * i;
-          const uint4 eight =
-              load_shared_16(staged_rows + column * 128 + ((thread % 8) ^ (column % 8)) * 16);
-          if (first + column >= p.m || row >= p.n) continue;
-          __nv_bfloat16* const at = y + (first + column) * p.epilogue.y_stride + row;
-          if (row + 8 <= p.n) {
-            *reinterpret_cast<uint4*>(at) = eight;
-          } else {
-            const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-            for (int e = 0; e < 8; ++e)
-              if (row + e < p.n)
-                at[e] = __ushort_as_bfloat16(
-                    static_cast<unsigned short>(words[e / 2] >> (16 * (e % 2))));
-          }
-        }
-      }
-    };
-
     for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
       if (kExact || kPiece < kTokens || own_chunks == 1) {
         multiply(step_begin, step_end);
@@ -469,7 +342,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
 
       if constexpr (S::kCodes) barrier_wait(scales_full, scales_phase);
       if (p.direct && p.parts == 1 && (kExact || kPiece < kTokens || own_chunks == 1)) {
-        store_direct(tile);
+        store_direct<S>(p, row_block(tile) + group, tile % p.token_tiles * kTokens, group, sums,
+                        token_scales, sum_of);
         release_scales();
         continue;
       }
