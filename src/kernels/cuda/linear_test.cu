@@ -24,9 +24,9 @@ struct Case {
 
 class Product {
  public:
-  static constexpr int64_t kRows = 256;
-
-  explicit Product(const Case& c) : case_(c), random_(static_cast<uint32_t>(c.n * 31 + c.k)) {
+  // Of inputs of `rows` rows, the most that run() takes.
+  explicit Product(const Case& c, int64_t rows = 256)
+      : case_(c), rows_(rows), random_(static_cast<uint32_t>(c.n * 31 + c.k)) {
     const bool two_level = c.format == LinearFormat::kW4A8TwoLevel;
     const WeightFormat source = c.format == LinearFormat::kFp8 ? WeightFormat::kFp8Channel
                                 : c.group_size > 0             ? WeightFormat::kInt4Group
@@ -150,14 +150,14 @@ class Product {
   void make_inputs() {
     const LinearInput input = input_of(case_.format);
     x_stride_ = round_up(case_.k, 16) + 16;
-    x_values_.resize(static_cast<size_t>(kRows * case_.k));
+    x_values_.resize(static_cast<size_t>(rows_ * case_.k));
     // What lies between rows are NaNs, or 0x7f.
-    std::vector<uint16_t> bf16(static_cast<size_t>(kRows * x_stride_), 0x7fff);
-    std::vector<uint8_t> bytes(static_cast<size_t>(kRows * x_stride_),
+    std::vector<uint16_t> bf16(static_cast<size_t>(rows_ * x_stride_), 0x7fff);
+    std::vector<uint8_t> bytes(static_cast<size_t>(rows_ * x_stride_),
                                case_.format == LinearFormat::kFp8 ? 0x7e : 0x7f);
-    std::vector<float> scales(kRows);
+    std::vector<float> scales(static_cast<size_t>(rows_));
     std::normal_distribution<float> normal(0, 1);
-    for (int64_t i = 0; i < kRows; ++i) {
+    for (int64_t i = 0; i < rows_; ++i) {
       scales[static_cast<size_t>(i)] = 0.01f + 0.0001f * float(i);
       for (int64_t k = 0; k < case_.k; ++k) {
         const size_t at = static_cast<size_t>(i * x_stride_ + k);
@@ -185,7 +185,7 @@ class Product {
     bias_values_.resize(static_cast<size_t>(case_.n));
     for (float& value : bias_values_) value = normal(random_);
     bias_ = memory_.copy(bias_values_);
-    std::vector<uint16_t> residual(static_cast<size_t>(kRows * case_.n));
+    std::vector<uint16_t> residual(static_cast<size_t>(rows_ * case_.n));
     for (uint16_t& value : residual) value = f32_to_bf16(normal(random_));
     residual_values_.resize(residual.size());
     for (size_t i = 0; i < residual.size(); ++i) residual_values_[i] = bf16_to_f32(residual[i]);
@@ -194,6 +194,7 @@ class Product {
   }
 
   Case case_;
+  int64_t rows_;
   std::mt19937 random_;
   Memory memory_;
   LinearWeight weight_;
@@ -319,6 +320,29 @@ TEST(CudaLinear, fp8_by_cublaslt_is_right) {
   for (const int64_t k : {1104, 1094}) {
     expect_conformance({LinearFormat::kFp8, 208, k, 0, false}, false);
     if (::testing::Test::IsSkipped() || ::testing::Test::HasFatalFailure()) return;
+  }
+}
+
+// Of 132 SMs all but a few tiles fill them in whole turns; those are dealt out as halves.
+TEST(CudaLinear, halves_of_tiles_are_right_and_the_same_bits_for_every_M) {
+  if (!has_gpu()) GTEST_SKIP() << "no CUDA GPU";
+  LinearRunner runner;
+  for (const LinearFormat format :
+       {LinearFormat::kW4A8, LinearFormat::kW4A8TwoLevel, LinearFormat::kW4A16,
+        LinearFormat::kW4AFp8, LinearFormat::kW8A8, LinearFormat::kW8A16}) {
+    const bool groups = format != LinearFormat::kW8A8 && format != LinearFormat::kW8A16;
+    Product product({format, 17000, 272, groups ? 128 : 0, groups}, 600);
+    std::vector<float> largest;
+    for (const int64_t m : {600, 500, 300, 140, 64}) {
+      const auto y = product.run(runner, m, OutputType::kF32, false);
+      if (m == 600) largest = y;
+      if (m == 600 || m == 300) product.expect_right(y, m, OutputType::kF32, false);
+      for (size_t i = 0; i < y.size(); ++i)
+        ASSERT_EQ(std::bit_cast<uint32_t>(y[i]), std::bit_cast<uint32_t>(largest[i]))
+            << name(format) << ": M " << m << " differs from M 600 at " << i;
+      expect_rounded(product.run(runner, m, OutputType::kBf16, false), y, m);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
   }
 }
 

@@ -8,15 +8,18 @@ namespace {
 // and of the rest of a tile (filling the pipeline, storing).
 struct TileTimes {
   double step, rest;
+  double of(int steps) const { return steps * step + rest; }
 };
 struct TileShape {
   int tokens;
-  TileTimes exact, grouped;  // by how sums are kept
+  struct Times {
+    TileTimes whole, half;
+  } exact, grouped;  // by how sums are kept
 };
-constexpr TileShape kTileShapes[] = {{32, {.23, 2.6}, {.40, 1.2}},
-                                     {64, {.27, 2.0}, {.46, 1.2}},
-                                     {128, {.34, 3.4}, {.56, 1.2}},
-                                     {256, {.57, 5.4}, {}}};
+constexpr TileShape kTileShapes[] = {{32, {{.23, 2.6}, {.19, 2.6}}, {{.40, 1.2}, {.24, 4.0}}},
+                                     {64, {{.27, 2.0}, {.21, 2.2}}, {{.46, 1.2}, {.25, 4.6}}},
+                                     {128, {{.34, 3.4}, {.33, 3.8}}, {{.56, 1.2}, {.34, 5.5}}},
+                                     {256, {{.57, 5.4}, {.46, 5.0}}, {}}};
 constexpr double kExchangeTime = 3.6;  // of a cluster whose blocks share K: start and exchange
 
 }  // namespace
@@ -52,19 +55,24 @@ void run_wide(const LinearArgs& args, const DeviceInfo& device, CUstream_st* str
       const int sharers = shape.tokens > 64 && parts == 1 && row_tiles > 1 ? 2 : 1;
       const int token_tiles = (p.m + shape.tokens - 1) / shape.tokens;
       const int row_groups = (row_tiles + sharers - 1) / sharers;
-      const int blocks = row_groups * sharers * token_tiles * parts;
-      const int room = blocks_in_clusters(parts * sharers, device.sms);
-      const int waves = (blocks + room - 1) / room;
-      const TileTimes& times = exact ? shape.exact : shape.grouped;
-      const double cost =
-          waves * (p.steps / parts * times.step + times.rest + (parts > 1 ? kExchangeTime : 0));
+      const int tiles = row_groups * token_tiles;
+      const int clusters = blocks_in_clusters(parts * sharers, device.sms) / (parts * sharers);
+      // Where the last turn has tiles for half of the SMs at most, all take half a tile.
+      const int waves = tiles / clusters, rest = tiles % clusters;
+      const bool halves = parts == 1 && rest > 0 && 2 * rest <= clusters;
+      const TileShape::Times& times = exact ? shape.exact : shape.grouped;
+      const int steps = p.steps / parts;
+      const double whole = times.whole.of(steps) + (parts > 1 ? kExchangeTime : 0);
+      const double last = rest == 0 ? 0 : halves ? times.half.of(steps) : whole;
+      const double cost = waves * whole + last;
       if (tokens == 0 || cost < best) {
         best = cost;
         tokens = shape.tokens;
         p.parts = parts;
         p.sharers = sharers;
         p.token_tiles = token_tiles;
-        p.tiles = row_groups * token_tiles;
+        p.whole_tiles = halves ? tiles - rest : tiles;
+        p.tiles = halves ? tiles + rest : tiles;
       }
     }
   if (weight.format == LinearFormat::kW4A8)

@@ -41,10 +41,19 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   const int own_chunks = p.chunks / p.parts;
   const int step_begin = part * own_chunks * p.steps / p.chunks;
   const int step_end = (part + 1) * own_chunks * p.steps / p.chunks;
+  // The tile of whole ones that it is, or is half of.
+  auto whole_of = [&](int tile) {
+    return tile < p.whole_tiles ? tile : p.whole_tiles + (tile - p.whole_tiles) / 2;
+  };
   // Of 64 rows: this block's first in a tile.
   auto row_block = [&](int tile) {
-    return (tile / p.token_tiles * p.sharers + sharer) * kWideConsumers;
+    const int rows = whole_of(tile) / p.token_tiles;
+    if (tile < p.whole_tiles) return (rows * p.sharers + sharer) * kWideConsumers;
+    return (rows * kWideConsumers + (tile - p.whole_tiles) % 2) * p.sharers + sharer;
   };
+  auto first_token = [&](int tile) { return whole_of(tile) % p.token_tiles * kTokens; };
+  // Where a warpgroup's tiles end, and its turns of halves begin in which it has no rows.
+  auto end_of_tiles = [&](int group) { return group == 0 ? p.tiles : p.whole_tiles; };
 
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < S::kStages; ++stage) {
@@ -72,7 +81,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       const uint32_t first = shared_address(stages) + S::kInputBytes + copier * S::kWeightBytes;
       int stage = 0, phase = 1;
       // Weights do not depend on the kernel before: the first stages' are asked for at once.
-      for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
+      int tile = first_tile;
+      for (; tile < end_of_tiles(copier); tile += tile_step) {
         // Past the last row block: the last again, whose result is not stored.
         const uint8_t* from = p.weight +
                               min(row_block(tile) + copier, p.layout.row_blocks - 1) * block_bytes +
@@ -92,13 +102,20 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           if (++stage == S::kStages) stage = 0, phase ^= 1;
         }
       }
+      for (; tile < p.tiles; tile += tile_step)
+#pragma unroll 1
+        for (int step = step_begin; step < step_end; ++step) {
+          barrier_wait(empty(stage), phase);
+          barrier_arrive(full(stage));
+          if (++stage == S::kStages) stage = 0, phase ^= 1;
+        }
     } else if (copier == kWideConsumers && elect_one()) {
       wait_for_previous_kernel();
       int stage = 0, phase = 1;
       for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
         // Behind the last row a box takes longer than within: the tile's first rows instead.
-        const int first = tile % p.token_tiles * kTokens, half = first + sharer * (kTokens / 2);
-        const int token = half < p.m ? half : first;
+        const int first = first_token(tile), second = first + sharer * (kTokens / 2);
+        const int token = second < p.m ? second : first;
         for (int step = step_begin; step < step_end; ++step) {
           barrier_wait(empty(stage), phase);
           const uint32_t to =
@@ -120,7 +137,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       wait_for_previous_kernel();
       int phase = 1;
       for (int tile = first_tile; tile < p.tiles; tile += tile_step, phase ^= 1) {
-        const int token = tile % p.token_tiles * kTokens;
+        const int token = first_token(tile);
         float scales[kTokens / 32];
 #pragma unroll
         for (int i = 0; i < kTokens / 32; ++i)
@@ -320,7 +337,12 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         return products[0][value];
     };
 
-    for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
+    int tile = first_tile;
+    for (; tile < end_of_tiles(group); tile += tile_step) {
+      RowTerms terms;
+      // Ahead of the products, which hide the way to them, where registers suffice.
+      if constexpr (kExact)
+        if (p.direct && p.parts == 1) terms.load<S>(p, row_block(tile) + group);
       if (kExact || kPiece < kTokens || own_chunks == 1) {
         multiply(step_begin, step_end);
       } else {
@@ -342,8 +364,9 @@ __global__ void __launch_bounds__(kWideThreads, 1)
 
       if constexpr (S::kCodes) barrier_wait(scales_full, scales_phase);
       if (p.direct && p.parts == 1 && (kExact || kPiece < kTokens || own_chunks == 1)) {
-        store_direct<S>(p, row_block(tile) + group, tile % p.token_tiles * kTokens, group, sums,
-                        token_scales, sum_of);
+        const int block = row_block(tile) + group;
+        if constexpr (!kExact) terms.load<S>(p, block);
+        store_direct<S>(p, block, first_token(tile), group, terms, sums, token_scales, sum_of);
         release_scales();
         continue;
       }
@@ -362,7 +385,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
 #pragma unroll
       for (int piece = 0; piece < kTokens / kPiece; ++piece) {
         const int own_tokens = kPiece / p.parts;
-        const int first_token = tile % p.token_tiles * kTokens + piece * kPiece + part * own_tokens;
+        const int first = first_token(tile) + piece * kPiece + part * own_tokens;
         if (kExact || kPiece < kTokens || own_chunks == 1) {
           named_barrier(1 + group, 128);  // what was staged before has been stored
 #pragma unroll
@@ -380,7 +403,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           // Not unrolled: what runs once a tile should not be fetched from afar.
 #pragma unroll 1
         for (int column = thread / 8; column < own_tokens; column += 16) {
-          const int token = first_token + column;
+          const int token = first + column;
           if (token >= p.m) break;
           const float x_scale =
               S::kCodes ? token_scales[piece * kPiece + part * own_tokens + column] : 1.0f;
@@ -427,6 +450,16 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           p.epilogue.store_8(values, token, row, p.n, p.vectors);
         }
       }
+      release_scales();
+    }
+    for (; tile < p.tiles; tile += tile_step) {
+#pragma unroll 1
+      for (int step = step_begin; step < step_end; ++step) {
+        barrier_wait(full(next), phase);
+        release(next);
+        if (++next == S::kStages) next = 0, phase ^= 1;
+      }
+      if constexpr (S::kCodes) barrier_wait(scales_full, scales_phase);
       release_scales();
     }
   }

@@ -7,6 +7,9 @@
 // or, of kW8A8, as they lie in shared memory. A consumer always has products in flight while it
 // scales the ones before; two blocks of a cluster share the copying of wide tiles' tokens. Rows of
 // bf16 to which nothing is added but a bias go from registers through stmatrix to y.
+// Blocks take tiles in turns; where the last turn has tiles for at most half of them, each is dealt
+// out as two halves, in which a block has 64 rows and its second warpgroup only says that it has
+// read. No sum's order changes.
 // Bounds: the tensor cores' rate (4096 MAC of int8 a clock and SM), and what stands beside it.
 // While products run, the ALU pipe goes at half its rate (LOP3 and IMAD, measured: 131 instead of
 // 68 clocks for 32 instructions of four warps), and group scales take an I2F and an FMA an output

@@ -27,7 +27,8 @@ struct WideParams {
   int parts;        // blocks of a cluster that share K: a divisor of chunks
   int sharers;      // blocks of a cluster that share tokens: 1 or 2, each half of the copying
   int token_tiles;  // fastest, so that neighbours share weights
-  int tiles;        // of a cluster
+  int tiles;        // of a cluster: the whole ones, then halves
+  int whole_tiles;  // a half has rows for the first warpgroup of each block alone
   bool vectors;     // whether rows of y and of the residual can be moved in 16-byte vectors
   bool direct;      // y is bf16 in such vectors and nothing is added to it but a bias
 };

@@ -6,24 +6,34 @@
 
 namespace whit::cuda {
 
+// What a thread's two rows of a product, r and r + 8 of its warp's, are multiplied by (1 where
+// groups have been) and what is added to them.
+struct RowTerms {
+  float scales[2] = {1, 1}, biases[2] = {0, 0};
+
+  template <typename S>
+  __device__ __forceinline__ void load(const WideParams& p, int block) {
+    const int warp = threadIdx.x % 128 / 32, r = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = block * kTileRows + warp * 16 + half * 8 + r;
+      if (row >= p.n) continue;
+      if constexpr (!S::kGrouped)
+        scales[half] = reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row];
+      if (p.epilogue.bias != nullptr) biases[half] = p.epilogue.bias[row];
+    }
+  }
+};
+
 // From registers to y by way of rows of bf16 in shared memory, of 128 bytes, whose 16-byte
 // pieces are exchanged by the row's number against bank conflicts.
 // sum_of(i) is this thread's i-th sum; block: the 64 rows', from first_token.
 template <typename S, typename Sum>
 __device__ __forceinline__ void store_direct(const WideParams& p, int block, int first_token,
-                                             int group, float* sums, const float* token_scales,
-                                             const Sum& sum_of) {
+                                             int group, const RowTerms& terms, float* sums,
+                                             const float* token_scales, const Sum& sum_of) {
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = threadIdx.x % 32;
-  const int r = lane / 4, t = lane % 4;
-  float row_scales[2] = {1, 1}, biases[2] = {0, 0};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = block * kTileRows + warp * 16 + half * 8 + r;
-    if (row >= p.n) continue;
-    if constexpr (!S::kGrouped)
-      row_scales[half] = reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row];
-    if (p.epilogue.bias != nullptr) biases[half] = p.epilogue.bias[row];
-  }
+  const int t = lane % 4;
   const uint32_t staged_rows = shared_address(sums);
   // Where this lane's 16 bytes of a pair of 8 tokens go.
   const int own_row = lane / 16 * 8 + lane % 8;
@@ -47,9 +57,9 @@ __device__ __forceinline__ void store_direct(const WideParams& p, int block, int
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           values[e] = sum_of(first / 2 + i % 2 * 2 + e);
-          if constexpr (!S::kGrouped) values[e] = __fmul_rn(values[e], row_scales[i % 2]);
+          if constexpr (!S::kGrouped) values[e] = __fmul_rn(values[e], terms.scales[i % 2]);
           if constexpr (S::kCodes) values[e] = __fmul_rn(values[e], e == 0 ? scales.x : scales.y);
-          if (p.epilogue.bias != nullptr) values[e] = __fadd_rn(values[e], biases[i % 2]);
+          if (p.epilogue.bias != nullptr) values[e] = __fadd_rn(values[e], terms.biases[i % 2]);
         }
         const __nv_bfloat162 both = __floats2bfloat162_rn(values[0], values[1]);
         matrices[i] = *reinterpret_cast<const uint32_t*>(&both);
