@@ -1,12 +1,13 @@
 // Speed of a whole model on the GPU: a prompt of some tokens a sequence, then decoding, the
-// likeliest token each time. The model has the shape of Llama-3-8B and random weights, made here,
-// so that nothing need be downloaded: speed does not depend on their values.
+// likeliest token each time. The model has the shape of Llama-3-8B or SmolLM2-135M and random
+// weights, made here, so that nothing need be downloaded: speed does not depend on their values.
 //
-//   bench_cuda_model [--scheme w4a8|w4a8-2l|w4a16|w4afp8|w8a8|fp8|w8a16|bf16] [--kv bf16|int8|fp8]
+//   bench_cuda_model [--shape llama-3-8b|smollm2-135m]
+//                    [--scheme w4a8|w4a8-2l|w4a16|w4afp8|w8a8|fp8|w8a16|bf16] [--kv bf16|int8|fp8]
 //                    [--batch 1,64]
 //                    [--prompt 1024] [--generate 128] [--layers 32] [--graphs on|off]
 //
-// w4a8-2l: scales of two levels.
+// w4a8-2l: scales of two levels. Groups are of 128, of SmolLM2 64. --layers: all of the shape's.
 //
 // Columns: tokens a second of the prompt and of decoding (median step), a step in microseconds at
 // the median and the 90th percentile, what the host does between steps (also in the step), and the
@@ -31,32 +32,46 @@ double microseconds(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double, std::micro>(to - from).count();
 }
 
-ModelConfig llama_3_8b(int64_t layers) {
-  return ModelConfig::from_json({{"architectures", {"LlamaForCausalLM"}},
-                                 {"model_type", "llama"},
-                                 {"hidden_size", 4096},
-                                 {"intermediate_size", 14336},
-                                 {"num_hidden_layers", layers},
-                                 {"num_attention_heads", 32},
-                                 {"num_key_value_heads", 8},
-                                 {"vocab_size", 128256},
-                                 {"max_position_embeddings", 8192},
-                                 {"rms_norm_eps", 1e-5},
-                                 {"rope_theta", 500000.0},
-                                 {"hidden_act", "silu"},
-                                 {"tie_word_embeddings", false},
-                                 {"torch_dtype", "bfloat16"}},
-                                "the benchmark's config");
+// `layers`: 0 for all that the model has.
+ModelConfig config_of(const std::string& shape, int64_t layers) {
+  Json config = {{"architectures", {"LlamaForCausalLM"}},
+                 {"model_type", "llama"},
+                 {"max_position_embeddings", 8192},
+                 {"rms_norm_eps", 1e-5},
+                 {"hidden_act", "silu"},
+                 {"tie_word_embeddings", false},
+                 {"torch_dtype", "bfloat16"}};
+  if (shape == "llama-3-8b")
+    config.update({{"hidden_size", 4096},
+                   {"intermediate_size", 14336},
+                   {"num_hidden_layers", 32},
+                   {"num_attention_heads", 32},
+                   {"num_key_value_heads", 8},
+                   {"vocab_size", 128256},
+                   {"rope_theta", 500000.0}});
+  else if (shape == "smollm2-135m")
+    config.update({{"hidden_size", 576},
+                   {"intermediate_size", 1536},
+                   {"num_hidden_layers", 30},
+                   {"num_attention_heads", 9},
+                   {"num_key_value_heads", 3},
+                   {"vocab_size", 49152},
+                   {"rope_theta", 100000.0}});
+  else
+    throw Error(ErrorKind::kInvalidArgument, "unknown shape {}", shape);
+  if (layers > 0) config["num_hidden_layers"] = layers;
+  return ModelConfig::from_json(config, "the benchmark's config");
 }
 
 // Views of one block of random bytes: layers share it on the host, and have copies on the GPU.
 class RandomWeights {
  public:
-  explicit RandomWeights(std::string scheme)
+  RandomWeights(std::string scheme, const ModelConfig& config)
       : scheme_(std::move(scheme)),
-        bytes_(int64_t{128256} * 4096 * (scheme_ == "bf16" ? 2 : 1)),
-        scales_(int64_t{28672} * 14336 / 128 * 2),
-        channel_scales_(int64_t{128256} * 4) {
+        group_size_(config.hidden_size % 128 == 0 ? 128 : 64),
+        bytes_(config.vocab_size * config.hidden_size * (scheme_ == "bf16" ? 2 : 1)),
+        scales_(2 * config.intermediate_size * config.intermediate_size / group_size_ * 2),
+        channel_scales_(config.vocab_size * 4) {
     std::mt19937_64 random(1);
     auto* words = bytes_.as<uint64_t>();
     for (int64_t i = 0; i < bytes_.bytes() / 8; ++i) words[i] = random();
@@ -95,7 +110,7 @@ class RandomWeights {
     const bool in_layer = node.layer >= 0;
     if (in_layer && scheme_[1] == '4') {
       view.format = WeightFormat::kInt4Group;
-      view.group_size = 128;
+      view.group_size = group_size_;
       auto* scales = scales_.as<uint16_t>();
       view.two_level = scheme_ == "w4a8-2l";
       const float step = two_level_step_near(0.0004f);
@@ -117,14 +132,16 @@ class RandomWeights {
   }
 
   std::string scheme_;
+  int64_t group_size_;
   // Scales of all weights of a format are the same, whenever they are packed.
   Buffer bytes_, scales_, channel_scales_;
 };
 
 struct Options {
   std::map<std::string, std::string> values = {
-      {"--scheme", "w4a8"},  {"--kv", "bf16"},   {"--batch", "1,64"}, {"--prompt", "1024"},
-      {"--generate", "128"}, {"--layers", "32"}, {"--graphs", "on"},  {"--bandwidth", "3090"}};
+      {"--shape", "llama-3-8b"}, {"--scheme", "w4a8"}, {"--kv", "bf16"},
+      {"--batch", "1,64"},       {"--prompt", "1024"}, {"--generate", "128"},
+      {"--layers", "0"},         {"--graphs", "on"},   {"--bandwidth", "3090"}};
   int64_t number(const std::string& name) const { return std::stoll(values.at(name)); }
 };
 
@@ -210,10 +227,10 @@ int run(int argc, char** argv) {
   std::vector<int64_t> batches;
   std::istringstream list(options.values["--batch"]);
   for (std::string item; std::getline(list, item, ',');) batches.push_back(std::stoll(item));
-  const ModelConfig config = llama_3_8b(options.number("--layers"));
+  const ModelConfig config = config_of(options.values["--shape"], options.number("--layers"));
   const Graph graph = build_graph(config);
   ThreadPool pool(0);
-  RandomWeights weights(options.values["--scheme"]);
+  RandomWeights weights(options.values["--scheme"], config);
   const auto start = Clock::now();
   Executor executor(
       config, graph, weights.provider(),
