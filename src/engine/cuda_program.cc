@@ -154,7 +154,7 @@ cuda::RowsOut CudaProgram::rows_for(ValueId value) {
 void CudaProgram::make_rows(ValueId value, int64_t rows, const cuda::RowSource& source,
                             const std::function<void()>& make) {
   const auto reader = only_readers_.find(value);
-  if (reader != only_readers_.end() && linears_.makes_rows(reader->second, rows))
+  if (reader != only_readers_.end() && linears_.makes_rows(reader->second, rows, source.kind))
     waiting_ = source;
   else
     make();
@@ -233,11 +233,12 @@ void CudaProgram::lower(NodeRange range, const WeightProvider& provider, ThreadP
                                .out = rows_for(node.output)};
         add(node.name, "silu_mul", [this, args](const Input& input) mutable {
           args.t = input.batch.t;
-          if (activated_ == nullptr) {
+          if (!std::exchange(is_activated_, false)) {
             cuda::small_ops().silu_mul(args, device_.stream());
             return;
           }
-          // The product before it has: the next one quantizes.
+          // The product before it has: the next one quantizes, or takes it as it is.
+          if (activated_ == nullptr) return;
           waiting_ = {.kind = cuda::RowSource::Kind::kActivated,
                       .x = rows_.activated.as<void>(),
                       .x_stride = rows_.x_stride,
@@ -398,25 +399,34 @@ void CudaProgram::lower_linear(LinearStack& stack, const WeightProvider& provide
     }
   }
   const cuda::LinearWeight* reader = reader_of_activation(stack);
-  const int64_t activation = reader != nullptr ? activations_++ : -1;
+  // In bf16 what it activates is what the reader takes; codes need magnitudes, which those that
+  // have some make zero for one another.
+  const bool codes =
+      reader != nullptr && cuda::input_of(reader->format) != cuda::LinearInput::kBf16;
+  const bool activates =
+      reader != nullptr && only_readers_.contains(value) && linears_.activates(args.weight, 1) &&
+      (!codes || linears_.makes_rows(*reader, 1, cuda::RowSource::Kind::kActivated));
+  const int64_t activation = activates && codes ? activations_++ : -1;
   add(names, std::string(cuda::name(format)),
-      [this, args, logits, reader, activation](const Input& input) mutable {
+      [this, args, logits, activates, codes, activation](const Input& input) mutable {
         args.m = input.batch.t;
         args.source = std::exchange(waiting_, {});
         args.activated = {};
         if (logits) args.y = input.logits;
-        if (activation >= 0 && activations_ > 1 &&
-            args.source.kind != cuda::RowSource::Kind::kNone &&
-            linears_.activates(args.weight, args.m) && linears_.makes_rows(*reader, args.m)) {
+        is_activated_ = activates && args.source.kind != cuda::RowSource::Kind::kNone &&
+                        linears_.activates(args.weight, args.m) && (!codes || activations_ > 1);
+        if (is_activated_ && codes) {
           const auto magnitude = [&](int64_t i) {
             return magnitudes_.as<uint32_t>() + i % activations_ * cuda::kMostMadeRows;
           };
-          args.activated = {.y = rows_.activated.as<float>(),
+          args.activated = {.y = rows_.activated.as<void>(),
                             .stride = rows_.x_stride,
                             .magnitude = magnitude(activation),
                             .next_magnitude = magnitude(activation + 1)};
-          activated_ = args.activated.magnitude;
+        } else if (is_activated_) {
+          args.activated = {.y = rows_.x.as<void>(), .stride = rows_.x_stride};
         }
+        activated_ = args.activated.magnitude;
         linears_.run(args, device_.stream());
       });
   infos_.back().n = n;

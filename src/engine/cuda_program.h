@@ -111,6 +111,7 @@ class CudaProgram {
   int64_t activations_ = 0;
   cuda::DeviceBuffer magnitudes_;
   const uint32_t* activated_ = nullptr;
+  bool is_activated_ = false;  // what the product before this step has made, with or without those
 };
 
 }  // namespace whit

@@ -156,12 +156,13 @@ class CudaRunner : public ModelRunner {
         body_(*device_, linears_, rows_, graph, graph.body(), weights, rope_, pool),
         head_(*device_, linears_, rows_, graph, graph.head(), weights, rope_, pool),
         logits_(*device_, options.max_logit_rows * vocab_ * 4, "the logits"),
-        keys_(*device_, options.max_logit_rows * 8, "the likeliest tokens"),
+        best_keys_(*device_, options.max_logit_rows * 12, "the likeliest tokens"),
         logit_rows_(*device_, options.max_logit_rows * 4, "the rows of logits"),
         sampling_(*device_, options.max_logit_rows),
         host_keys_(*device_, options.max_logit_rows * 8),
         host_logit_rows_(*device_, options.max_logit_rows * 4) {
     rope_ = {};
+    device_->fill_zero(best_keys_.as<void>(), best_keys_.bytes());
     for (const Node& node : graph.nodes()) {
       if (node.op != Op::kAttention) continue;
       const int64_t kv_heads = graph.value(node.inputs[1]).width / node.head_dim;
@@ -273,7 +274,7 @@ class CudaRunner : public ModelRunner {
     for (size_t i = 0; i < rows.size() && identity; ++i)
       identity = rows[i] == static_cast<int32_t>(i);
     const bool together =
-        pending_ && !pending_cache_.expired() && identity && shape_.t * 8 <= keys_.bytes();
+        pending_ && !pending_cache_.expired() && identity && shape_.t * 8 <= host_keys_.bytes();
     if (together) {
       run_recorded(ending);
       pending_ = false;
@@ -456,13 +457,14 @@ class CudaRunner : public ModelRunner {
       device_->download(sampling_.host_tokens.as<void>(), sampling_.tokens.as<void>(), count * 4);
       return;
     }
-    device_->fill_zero(keys_.as<void>(), count * 8);
+    // Keys are written where the host reads them: no copy stands behind the kernel.
     cuda::small_ops().argmax({.logits = logits_.as<float>(),
                               .rows = count,
                               .vocab = vocab_,
-                              .keys = keys_.as<uint64_t>()},
+                              .best = best_keys_.as<uint64_t>(),
+                              .arrived = best_keys_.as<uint32_t>() + best_keys_.bytes() / 12 * 2,
+                              .keys = host_keys_.as<uint64_t>()},
                              device_->stream());
-    device_->download(host_keys_.as<void>(), keys_.as<void>(), count * 8);
   }
 
   void head(std::span<const int32_t> rows) {
@@ -533,7 +535,7 @@ class CudaRunner : public ModelRunner {
   RopeTables rope_;  // while lowering
   CudaRows rows_;
   CudaProgram body_, head_;
-  DeviceBuffer logits_, keys_, logit_rows_, counters_, partials_, widened_, metadata_;
+  DeviceBuffer logits_, best_keys_, logit_rows_, counters_, partials_, widened_, metadata_;
   CudaSampling sampling_;
   HostBuffer host_keys_, host_logit_rows_, host_logits_, host_hidden_, host_metadata_;
   int64_t kv_heads_ = 1, group_ = 1, head_dim_ = 1, window_ = 0;

@@ -23,12 +23,24 @@ bool streams(const LinearWeight& weight, int64_t m, const DeviceInfo& device) {
   return m <= 8 || (m <= 16 && k_chunks(weight.n, weight.k) > 1);
 }
 
-bool takes_source(const LinearWeight& weight, int64_t m, const DeviceInfo& device) {
+bool takes_source(const LinearWeight& weight, int64_t m, RowSource::Kind kind,
+                  const DeviceInfo& device) {
   // Two rows of 16 K values fit beside the weights that are on their way.
   constexpr int64_t kWidest = 16384;
-  return input_of(weight.format) != LinearInput::kBf16 && weight.format != LinearFormat::kFp8 &&
-         streams(weight, m, device) && m <= kMostMadeRows && weight.k % 8 == 0 &&
-         weight.k <= kWidest;
+  if (weight.format == LinearFormat::kBf16 || weight.format == LinearFormat::kFp8 ||
+      !streams(weight, m, device) || m > kMostMadeRows || weight.k % 8 != 0)
+    return false;
+  if (input_of(weight.format) == LinearInput::kBf16)
+    return kind == RowSource::Kind::kRmsNorm && weight.k <= kMostWarpRow;
+  return weight.k <= kWidest;
+}
+
+// Rows of bf16 are made by the portable kernel alone, and what the other does not activate is
+// activated by it.
+bool needs_portable(const LinearArgs& args, const DeviceInfo& device) {
+  return (args.source.kind != RowSource::Kind::kNone &&
+          input_of(args.weight.format) == LinearInput::kBf16) ||
+         (args.activated.y != nullptr && !skinny_sm90_activates(args.weight, device));
 }
 
 // Where the kernel on wgmma for few rows is the fastest, as measured: above 8 rows, above 4 where K
@@ -60,7 +72,8 @@ void check_args(const LinearArgs& args, const DeviceInfo& device) {
                                       : args.y_stride >= args.weight.n,
           args, "a stride is shorter than its row");
   if (args.source.kind != RowSource::Kind::kNone) {
-    require(takes_source(args.weight, args.m, device), args, "its rows must be made before it");
+    require(takes_source(args.weight, args.m, args.source.kind, device), args,
+            "its rows must be made before it");
     require(aligned(args.source.x, 16) && aligned(args.source.weight, 16) &&
                 args.source.x_stride % 8 == 0 && args.source.x_stride >= args.weight.k,
             args, "rows of its source are not aligned to 16 bytes, or too short");
@@ -106,12 +119,13 @@ void LinearRunner::require(LinearFormat format) const {
                 capability / 10, capability % 10);
 }
 
-bool LinearRunner::makes_rows(const LinearWeight& weight, int64_t m) const {
-  return takes_source(weight, m, state_->device);
+bool LinearRunner::makes_rows(const LinearWeight& weight, int64_t m, RowSource::Kind kind) const {
+  return takes_source(weight, m, kind, state_->device);
 }
 
 bool LinearRunner::activates(const LinearWeight& weight, int64_t m) const {
-  return makes_rows(weight, m) && skinny_sm90_activates(weight, state_->device);
+  return makes_rows(weight, m, RowSource::Kind::kRmsNorm) &&
+         (skinny_sm90_activates(weight, state_->device) || skinny_activates(weight));
 }
 
 void LinearRunner::run(const LinearArgs& args, CUstream_st* stream) {
@@ -124,7 +138,7 @@ void LinearRunner::run(const LinearArgs& args, CUstream_st* stream) {
     state_->dense->run(args, stream);
   } else if (narrows(args, state_->device)) {
     run_narrow(args, state_->device, stream);
-  } else if (skinny_sm90_supports(args, state_->device)) {
+  } else if (!needs_portable(args, state_->device) && skinny_sm90_supports(args, state_->device)) {
     run_skinny_sm90(args, state_->device, stream);
   } else if (streams(args.weight, args.m, state_->device)) {
     run_skinny(args, state_->device, stream);

@@ -75,8 +75,8 @@ LinearWeight pack_linear(LinearFormat format, std::span<const WeightView> parts,
 
 enum class OutputType : uint8_t { kBf16, kF32 };
 
-// What few rows of 8-bit activations are made of, by the product itself (LinearRunner::makes_rows):
-// as RmsNormArgs and QuantizeArgs of small_ops.h, to the same bits. Rows are 16-byte aligned.
+// What few rows of activations are made of, by the product itself (LinearRunner::makes_rows): as
+// RmsNormArgs and QuantizeArgs of small_ops.h, to the same bits. Rows are 16-byte aligned.
 struct RowSource {
   enum class Kind : uint8_t { kNone, kRmsNorm, kQuantize, kActivated } kind = Kind::kNone;
   const void* x = nullptr;  // bf16 of kQuantize, else f32
@@ -86,12 +86,14 @@ struct RowSource {
   float eps = 0, static_scale = 0;
 };
 inline constexpr int64_t kMostMadeRows = 2;
+// Values of rows that each warp makes for itself.
+inline constexpr int64_t kMostWarpRow = 1024;
 
 // Instead of y where LinearRunner::activates(): of gates g and as many ups u that follow them, both
 // rounded to bf16, silu(g) · u in f32, and its rows' largest magnitudes: what quantizes them
-// (RowSource::Kind::kActivated).
+// (RowSource::Kind::kActivated). Or in bf16 and no magnitudes, where those are null.
 struct ActivatedOutput {
-  float* y = nullptr;  // [M, N / 2]
+  void* y = nullptr;  // [M, N / 2]
   int64_t stride = 0;
   // The bits of max |y| of each row. Zero before; the ones after are made zero, for the next such
   // product: another one's.
@@ -131,10 +133,10 @@ class LinearRunner {
   // Throws kUnsupported, naming what is needed, where the device has no kernels for the format.
   void require(LinearFormat format) const;
 
-  // Whether a product of m rows takes a source.
-  bool makes_rows(const LinearWeight& weight, int64_t m) const;
+  // Whether a product of m rows takes a source of this kind.
+  bool makes_rows(const LinearWeight& weight, int64_t m, RowSource::Kind kind) const;
 
-  // Whether a product of gates and ups that makes its rows takes ActivatedOutput.
+  // Whether a product of gates and ups that makes its rows takes ActivatedOutput, in bf16 too.
   bool activates(const LinearWeight& weight, int64_t m) const;
 
   // Enqueues the product on the stream; may be captured into a graph. Reads x, bias and residual

@@ -3,6 +3,10 @@
 
 namespace whit::cuda {
 
+bool skinny_activates(const LinearWeight& weight) {
+  return weight.k <= kMostWarpRow && weight.k % 8 == 0 && weight.n % (2 * kUnitRows) == 0;
+}
+
 void run_skinny(const LinearArgs& args, const DeviceInfo& device, CUstream_st* stream) {
   const LinearWeight& weight = args.weight;
   const bool int4 = weight.format != LinearFormat::kW8A8 && weight.format != LinearFormat::kW8A16;
@@ -17,12 +21,16 @@ void run_skinny(const LinearArgs& args, const DeviceInfo& device, CUstream_st* s
   p.n = static_cast<int>(weight.n);
   p.k = static_cast<int>(weight.k);
   p.units = (p.n + kUnitRows - 1) / kUnitRows;
+  p.activated = args.activated;
+  const int of_item = p.activated.y != nullptr ? 2 : 1;
+  p.units /= of_item;
+  p.up_units = p.units;
   p.chunks = k_chunks(weight.n, weight.k);
   p.blocks = std::min(device.sms, p.units);
   // As even as can be: 28 units are two rounds of 14, not 16 and 12.
-  const int units = (p.units + p.blocks - 1) / p.blocks, most = kSkinnyWarps / p.chunks;
+  const int units = (p.units + p.blocks - 1) / p.blocks, most = kSkinnyWarps / p.chunks / of_item;
   const int rounds = (units + most - 1) / most;
-  p.slots = (units + rounds - 1) / rounds;
+  p.slots = (units + rounds - 1) / rounds * of_item;
   if (weight.format == LinearFormat::kW4A8)
     skinny_w4a8(p, weight.zero_points, stream);
   else if (weight.format == LinearFormat::kW4A8TwoLevel)

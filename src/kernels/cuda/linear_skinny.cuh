@@ -24,10 +24,13 @@ struct SkinnyParams {
   RowSource source;
   Epilogue epilogue;
   int m, n, k;
-  int units;   // of 16 rows
+  int units;   // of 16 rows; of activated.y's where a block takes gates and ups
   int chunks;  // of K, each a warp
   int slots;   // units that a block works on at once
   int blocks;
+  // Instead of y: of an even slot's unit, gates, and the next one's, as many ups `up_units` behind.
+  ActivatedOutput activated;
+  int up_units;
 };
 
 constexpr int kSkinnyWarps = 16;
@@ -280,8 +283,29 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
 template <int kGroups>
 constexpr int kSkinnyAhead = kGroups == 4 ? 4 : 7;
 
-// kMakesRows: of a source, at most kMostMadeRows.
-template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups, bool kMakesRows>
+// Shared memory of one warp's rows and their scales.
+__host__ __device__ inline int skinny_warp_bytes(int m, int k, int value_bytes) {
+  return m * made_row_bytes(k, value_bytes) + 16;
+}
+
+// Whether each warp makes its rows, which then fit beside its weights.
+inline bool skinny_warps_make(const SkinnyParams& p) {
+  switch (p.source.kind) {
+    case RowSource::Kind::kNone:
+      return false;
+    case RowSource::Kind::kActivated:
+      // A chunk is at most a step of kChunkStep longer than others.
+      return p.k <= 2 * kMostWarpRow && p.k <= p.chunks * (kMostWarpRow - kChunkStep);
+    default:
+      return p.k <= kMostWarpRow;
+  }
+}
+
+// Whether rows are those of x, or at most kMostMadeRows made of a source.
+enum class SkinnyRows { kGiven, kMadeByBlock, kMadeByWarp };
+
+template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups, SkinnyRows kRows,
+          bool kActivates>
 __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     skinny(const __grid_constant__ SkinnyParams p) {
   using T = SkinnyTraits<format>;
@@ -296,8 +320,12 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
   // [slot][chunk][value][lane]
   uint32_t* const partials =
       reinterpret_cast<uint32_t*>(shared + p.slots * p.chunks * Ring::kBytes);
-  int unit = static_cast<int>(int64_t{blockIdx.x} * p.units / gridDim.x) + slot;
+  // Units of this slot, or pairs of them.
+  const int step_units = kActivates ? p.slots / 2 : p.slots;
+  int unit =
+      static_cast<int>(int64_t{blockIdx.x} * p.units / gridDim.x) + (kActivates ? slot / 2 : slot);
   const int end_unit = static_cast<int>((int64_t{blockIdx.x} + 1) * p.units / gridDim.x);
+  const int up_units = kActivates && slot % 2 == 1 ? p.up_units : 0;
   constexpr int kTilesOfStep = static_cast<int>(kChunkStep) / T::kTileK;
   const int steps = (p.layout.tiles + kTilesOfStep - 1) / kTilesOfStep;
   const int tile_begin = chunk * steps / p.chunks * kTilesOfStep;
@@ -309,38 +337,68 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
   const uint8_t *codes = nullptr, *scales = nullptr;
   auto copy_next = [&] {
     if (copy_tile == tile_begin) {
-      const uint8_t* from = p.weight + (copy_unit / 4) * p.layout.block_bytes() +
-                            int64_t{tile_begin} * p.layout.tile_bytes;
-      codes = from + (copy_unit % 4) * kUnitBytes +
+      const int of = copy_unit + up_units;
+      const uint8_t* from =
+          p.weight + (of / 4) * p.layout.block_bytes() + int64_t{tile_begin} * p.layout.tile_bytes;
+      codes = from + (of % 4) * kUnitBytes +
               (kCoreMatrices ? lane * 16 : (t / 2) * 256 + r * 32 + (t % 2) * 16);
-      scales = from + 4 * kUnitBytes + (copy_unit % 4) * kGroups * 64 + r * 8;
+      scales = from + 4 * kUnitBytes + (of % 4) * kGroups * 64 + r * 8;
     }
     ring.copy(copy_unit < end_unit, codes, scales);
     codes += p.layout.tile_bytes;
     scales += p.layout.tile_bytes;
     if (++copy_tile == tile_end) {
       copy_tile = tile_begin;
-      copy_unit += p.slots;
+      copy_unit += step_units;
     }
   };
 #pragma unroll
   for (int i = 0; i < kSkinnyAhead<kGroups> - 1; ++i) copy_next();
+  constexpr LinearInput kInput = T::kFp8     ? LinearInput::kE4m3
+                                 : T::kCodes ? LinearInput::kInt8
+                                             : LinearInput::kBf16;
+  [[maybe_unused]] const auto warp_rows = [&] {
+    if constexpr (kRows == SkinnyRows::kMadeByWarp)
+      return WarpRows<kInput>(p.source, p.k, tile_begin * T::kTileK, tile_end * T::kTileK);
+    else
+      return 0;
+  }();
   let_next_kernel_launch();
+  // Arguments come from memory too, once for each line of theirs.
+  asm volatile("" ::"l"(p.x), "l"(p.source.x), "l"(p.epilogue.y), "l"(p.epilogue.residual),
+               "l"(p.epilogue.bias), "l"(p.activated.y), "r"(p.n));
   wait_for_previous_kernel();
+  if constexpr (kActivates)
+    if (blockIdx.x == 0 && threadIdx.x < kMostMadeRows && p.activated.next_magnitude != nullptr)
+      p.activated.next_magnitude[threadIdx.x] = 0;
 
-  Epilogue epilogue = p.epilogue;
+  const float* x_scale = p.epilogue.x_scale;
   const uint8_t* x = p.x;
   int64_t x_row_bytes = p.x_row_bytes;
-  if constexpr (kMakesRows) {
-    auto& scratch = *reinterpret_cast<RowScratch*>(
-        shared + p.slots * p.chunks * (Ring::kBytes + (p.chunks == 1 ? 0 : kValues * 128)));
-    auto* made = reinterpret_cast<int8_t*>(&scratch + 1);
-    x_row_bytes = made_row_bytes(p.k);
-    for (int row = 0; row < p.m; ++row)
-      make_row<T::kFp8 ? CodeType::kE4m3 : CodeType::kInt8>(p.source, row, p.k,
-                                                            made + row * x_row_bytes, scratch);
-    x = reinterpret_cast<const uint8_t*>(made);
-    epilogue.x_scale = scratch.scale;
+  if constexpr (kRows != SkinnyRows::kGiven) {
+    constexpr int kPartials = kValues * 128;
+    uint8_t* const made =
+        shared + p.slots * p.chunks * (Ring::kBytes + (p.chunks > 1 || kActivates ? kPartials : 0));
+    x_row_bytes = made_row_bytes(p.k, T::kInputBytes);
+    if constexpr (kRows == SkinnyRows::kMadeByWarp) {
+      uint8_t* const mine = made + warp * skinny_warp_bytes(p.m, p.k, T::kInputBytes);
+      auto* const scales_of_rows = reinterpret_cast<float*>(mine + p.m * x_row_bytes);
+      for (int row = 0; row < p.m; ++row) {
+        const float scale = warp_rows.make(row, mine + row * x_row_bytes);
+        if (lane == 0) scales_of_rows[row] = scale;
+      }
+      __syncwarp();
+      x = mine;
+      if constexpr (T::kCodes) x_scale = scales_of_rows;
+    } else {
+      auto& scratch = *reinterpret_cast<RowScratch*>(made);
+      auto* const to = reinterpret_cast<uint8_t*>(&scratch + 1);
+      for (int row = 0; row < p.m; ++row)
+        make_row<kCodeType<kInput>>(p.source, row, p.k,
+                                    reinterpret_cast<int8_t*>(to + row * x_row_bytes), scratch);
+      x = to;
+      x_scale = scratch.scale;
+    }
   }
   const uint8_t* rows[kTokenTiles];
 #pragma unroll
@@ -348,23 +406,85 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     rows[nt] =
         x + int64_t{min(token + nt * 8 + r, p.m - 1)} * x_row_bytes + t * T::kRun * T::kInputBytes;
 
-  auto store = [&](uint32_t bits, int value) {
-    const int row = unit * kUnitRows + r + 8 * (value % 4 / 2);
-    const int at = token + value / 4 * 8 + 2 * t + value % 2;
+  // What a sum becomes with its scales and residual. Those of the first value that a lane stores
+  // are asked for before the sums are known.
+  struct Extras {
+    float row_scale, x_scale, residual;
+  };
+  auto row_of = [&](int value) { return (unit + up_units) * kUnitRows + r + 8 * (value % 4 / 2); };
+  auto token_of = [&](int value) { return token + value / 4 * 8 + 2 * t + value % 2; };
+  auto extras_of = [&](int value) {
+    const int row = row_of(value), at = token_of(value);
+    Extras extras = {1, 1, 0};
+    if (row >= p.n || at >= p.m) return extras;
+    if constexpr (!T::kInt4 || T::kTwoLevel)
+      extras.row_scale = reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row];
+    if constexpr (T::kCodes) extras.x_scale = x_scale[at];
+    extras.residual = p.epilogue.residual_at(at, row);
+    return extras;
+  };
+  auto store = [&](uint32_t bits, int value, const Extras& extras) {
+    const int row = row_of(value), at = token_of(value);
     if (row >= p.n || at >= p.m) return;
     float sum = __uint_as_float(bits);
     if constexpr (T::kExact) sum = __int2float_rn(static_cast<int>(bits));
-    if constexpr (!T::kInt4 || T::kTwoLevel)
-      sum =
-          __fmul_rn(sum, reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row]);
-    epilogue.store(sum, at, row);
+    if constexpr (!T::kInt4 || T::kTwoLevel) sum = __fmul_rn(sum, extras.row_scale);
+    if constexpr (T::kCodes) sum = __fmul_rn(sum, extras.x_scale);
+    p.epilogue.store_scaled(sum, at, row, extras.residual);
+  };
+  // The sum of the chunks' parts of one value.
+  auto total_of = [&](const uint32_t* parts, int value) {
+    uint32_t total = parts[value * 32];
+    for (int c = 1; c < p.chunks; ++c) {
+      const uint32_t next = parts[(c * kValues + value) * 32];
+      if constexpr (T::kExact)
+        total += next;
+      else
+        total = __float_as_uint(__fadd_rn(__uint_as_float(total), __uint_as_float(next)));
+    }
+    return total;
+  };
+  // Of the pair's parts, gates first: as a kernel of its own would from rows of bf16.
+  [[maybe_unused]] auto activate = [&](const uint32_t* parts, int value) {
+    const int column = unit * kUnitRows + r + 8 * (value % 4 / 2), at = token_of(value);
+    float y = 0;
+    if (at < p.m) {
+      float halves[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = column + half * p.up_units * kUnitRows;
+        const uint32_t bits = total_of(parts + half * p.chunks * kValues * 32, value);
+        float sum = __uint_as_float(bits);
+        if constexpr (T::kExact) sum = __int2float_rn(static_cast<int>(bits));
+        if constexpr (!T::kInt4 || T::kTwoLevel)
+          sum = __fmul_rn(sum,
+                          reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row]);
+        if constexpr (T::kCodes) sum = __fmul_rn(sum, x_scale[at]);
+        if (p.epilogue.bias != nullptr) sum = __fadd_rn(sum, p.epilogue.bias[row]);
+        halves[half] = __bfloat162float(__float2bfloat16_rn(sum));
+      }
+      y = silu_mul(halves[0], halves[1]);
+      const int64_t place = at * p.activated.stride + column;
+      if (p.activated.magnitude == nullptr)
+        static_cast<__nv_bfloat16*>(p.activated.y)[place] = __float2bfloat16_rn(y);
+      else
+        static_cast<float*>(p.activated.y)[place] = y;
+    }
+    if (p.activated.magnitude == nullptr) return;
+    float largest = fabsf(y);
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2)
+      largest = MaxNan{}(__shfl_xor_sync(0xffffffffu, largest, offset), largest);
+    // Of numbers that are not negative the order of bits is theirs, and NaNs are above them.
+    if (r == 0 && at < p.m) atomicMax(p.activated.magnitude + at, __float_as_uint(largest));
   };
 
   SkinnyInputs<format, kTokenTiles> inputs[kInputBuffers];
   if constexpr (kInputBuffers == 2) inputs[0].load(p, rows, tile_begin, t);
-  for (; unit < end_unit; unit += p.slots) {
+  for (; unit < end_unit; unit += step_units) {
     float sums[kTokenTiles][4] = {};
     int integers[kTokenTiles][4] = {};
+    const Extras first_extras = extras_of(p.chunks == 1 ? 0 : chunk);
     auto step = [&](int tile, SkinnyInputs<format, kTokenTiles>& now,
                     SkinnyInputs<format, kTokenTiles>& next) {
       // The next tile's inputs, or the next unit's first, come while this one is multiplied.
@@ -392,57 +512,68 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
       else
         return __float_as_uint(sums[value / 4][value % 4]);
     };
-    if (p.chunks == 1) {
+    uint32_t* mine = partials + slot * p.chunks * kValues * 32 + lane;
+    if constexpr (kActivates) {
 #pragma unroll
-      for (int value = 0; value < kValues; ++value) store(bits_of(value), value);
+      for (int value = 0; value < kValues; ++value)
+        mine[(chunk * kValues + value) * 32] = bits_of(value);
+      named_barrier(1 + slot / 2, 2 * p.chunks * 32);
+      const uint32_t* parts = partials + slot / 2 * 2 * p.chunks * kValues * 32 + lane;
+      for (int value = slot % 2 * p.chunks + chunk; value < kValues; value += 2 * p.chunks)
+        activate(parts, value);
+      if (unit + step_units < end_unit) named_barrier(1 + slot / 2, 2 * p.chunks * 32);
       continue;
     }
-    uint32_t* mine = partials + slot * p.chunks * kValues * 32 + lane;
+    if (p.chunks == 1) {
+#pragma unroll
+      for (int value = 0; value < kValues; ++value)
+        store(bits_of(value), value, value == 0 ? first_extras : extras_of(value));
+      continue;
+    }
 #pragma unroll
     for (int value = 0; value < kValues; ++value)
       mine[(chunk * kValues + value) * 32] = bits_of(value);
     named_barrier(1 + slot, p.chunks * 32);
-    for (int value = chunk; value < kValues; value += p.chunks) {
-      uint32_t total = mine[value * 32];
-      for (int c = 1; c < p.chunks; ++c) {
-        const uint32_t next = mine[(c * kValues + value) * 32];
-        if constexpr (T::kExact)
-          total += next;
-        else
-          total = __float_as_uint(__fadd_rn(__uint_as_float(total), __uint_as_float(next)));
-      }
-      store(total, value);
-    }
+    for (int value = chunk; value < kValues; value += p.chunks)
+      store(total_of(mine, value), value, value == chunk ? first_extras : extras_of(value));
     // The next unit's partial sums shall not overwrite those that others still read.
-    if (unit + p.slots < end_unit) named_barrier(1 + slot, p.chunks * 32);
+    if (unit + step_units < end_unit) named_barrier(1 + slot, p.chunks * 32);
   }
 }
 
-template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups, bool kMakesRows>
+template <LinearFormat format, int kTokenTiles, bool kZeroPoints, int kGroups, SkinnyRows kRows,
+          bool kActivates = false>
 void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
   constexpr int kRing = SkinnyRing<kGroups, kSkinnyAhead<kGroups>, false>::kBytes;
-  auto* kernel = skinny<format, kTokenTiles, kZeroPoints, kGroups, kMakesRows>;
+  constexpr int kInputBytes = SkinnyTraits<format>::kInputBytes;
+  auto* kernel = skinny<format, kTokenTiles, kZeroPoints, kGroups, kRows, kActivates>;
   const int warps = p.slots * p.chunks;
-  const int shared =
-      warps * kRing + (p.chunks == 1 ? 0 : warps * kTokenTiles * 4 * 32 * 4) +
-      (kMakesRows ? static_cast<int>(sizeof(RowScratch)) + p.m * made_row_bytes(p.k) : 0);
+  int shared = warps * kRing + (p.chunks > 1 || kActivates ? warps * kTokenTiles * 4 * 32 * 4 : 0);
+  if (kRows == SkinnyRows::kMadeByWarp)
+    shared += warps * skinny_warp_bytes(p.m, p.k, kInputBytes);
+  else if (kRows == SkinnyRows::kMadeByBlock)
+    shared += static_cast<int>(sizeof(RowScratch)) + p.m * made_row_bytes(p.k, kInputBytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         "shared memory of a linear");
   launch_dependent(kernel, dim3(p.blocks, (p.m + 8 * kTokenTiles - 1) / (8 * kTokenTiles)),
-                   dim3(p.slots * p.chunks * 32), shared, stream, p);
+                   dim3(32 * warps), shared, stream, p);
 }
 
 template <LinearFormat format, bool kZeroPoints, int kGroups>
 void launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
+  if (p.activated.y != nullptr)
+    return launch_skinny<format, 1, kZeroPoints, kGroups, SkinnyRows::kMadeByWarp, true>(p, stream);
+  if (skinny_warps_make(p))
+    return launch_skinny<format, 1, kZeroPoints, kGroups, SkinnyRows::kMadeByWarp>(p, stream);
   if constexpr (SkinnyTraits<format>::kCodes)
     if (p.source.kind != RowSource::Kind::kNone)
-      return launch_skinny<format, 1, kZeroPoints, kGroups, true>(p, stream);
+      return launch_skinny<format, 1, kZeroPoints, kGroups, SkinnyRows::kMadeByBlock>(p, stream);
   if (p.m <= 8)
-    launch_skinny<format, 1, kZeroPoints, kGroups, false>(p, stream);
+    launch_skinny<format, 1, kZeroPoints, kGroups, SkinnyRows::kGiven>(p, stream);
   else if (p.m <= 16)
-    launch_skinny<format, 2, kZeroPoints, kGroups, false>(p, stream);
+    launch_skinny<format, 2, kZeroPoints, kGroups, SkinnyRows::kGiven>(p, stream);
   else
-    launch_skinny<format, 4, kZeroPoints, kGroups, false>(p, stream);
+    launch_skinny<format, 4, kZeroPoints, kGroups, SkinnyRows::kGiven>(p, stream);
 }
 
 // Of 4 bits. Groups of 32 and 64 take zero points out always: one instance.

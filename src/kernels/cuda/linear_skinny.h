@@ -16,6 +16,9 @@ struct DeviceInfo {
   int capability = 0;  // 90 is SM 9.0
 };
 
+// Whether run_skinny takes ActivatedOutput of a product that makes its rows.
+bool skinny_activates(const LinearWeight& weight);
+
 // weight.format is one of the tiled ones. Same contract as LinearRunner::run.
 void run_skinny(const LinearArgs& args, const DeviceInfo& device, CUstream_st* stream);
 

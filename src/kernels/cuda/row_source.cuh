@@ -1,6 +1,6 @@
-// Rows of 8-bit activations made by each block of a product for itself, in its shared memory: while
-// its first weights are on their way, where a kernel before it would be waited for. The bits are
-// those of rows.cu.
+// Rows of activations made by each block of a product for itself, or by each of its warps, in
+// shared memory: while the first weights are on their way, where a kernel before it would be waited
+// for. The bits are those of rows.cu.
 #pragma once
 
 #include "kernels/cuda/linear.h"
@@ -9,8 +9,8 @@
 namespace whit::cuda {
 
 // Shared memory of one made row, and of what making it needs.
-__host__ __device__ inline int made_row_bytes(int64_t k) {
-  return static_cast<int>((k + 15) / 16 * 16);
+__host__ __device__ inline int made_row_bytes(int64_t k, int value_bytes = 1) {
+  return static_cast<int>((k * value_bytes + 15) / 16 * 16);
 }
 struct RowScratch {
   float reduce[2][32];
@@ -19,6 +19,119 @@ struct RowScratch {
 
 // Pieces of eight values that a thread keeps in registers.
 constexpr int kKeptPieces = 4;
+
+// Eight values from column i on, as a product's input.
+template <LinearInput input>
+__device__ __forceinline__ void write_piece(void* row, int i, const float (&v)[8], float inverse) {
+  if constexpr (input == LinearInput::kBf16) {
+    uint32_t words[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * j], v[2 * j + 1]);
+      words[j] = reinterpret_cast<const uint32_t&>(pair);
+    }
+    *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(row) + i) =
+        make_uint4(words[0], words[1], words[2], words[3]);
+  } else {
+    alignas(8) int8_t codes[8];
+    if constexpr (input == LinearInput::kE4m3)
+      to_e4m3(v, inverse, codes);
+    else
+      to_codes(v, inverse, codes);
+    *reinterpret_cast<uint2*>(static_cast<int8_t*>(row) + i) =
+        *reinterpret_cast<const uint2*>(codes);
+  }
+}
+template <LinearInput input>
+constexpr CodeType kCodeType = input == LinearInput::kE4m3 ? CodeType::kE4m3 : CodeType::kInt8;
+
+// A short row that each warp makes for itself: no barrier of the block, and one wait for memory, as
+// a norm's weights are asked for before the kernel ahead has ended. Of activated values, whose
+// scale is known, a warp makes the columns `from` … `to` that it multiplies, at most kMostWarpRow.
+template <LinearInput input>
+class WarpRows {
+ public:
+  __device__ __forceinline__ WarpRows(const RowSource& source, int k, int from, int to)
+      : source_(source),
+        k_(k),
+        norm_(source.kind == RowSource::Kind::kRmsNorm),
+        activated_(source.kind == RowSource::Kind::kActivated),
+        from_(activated_ ? from : 0),
+        to_(activated_ ? min(to, k) : k) {
+    if (!norm_) return;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece)
+      if (column(piece) < k) load(weight_[piece], source.weight, column(piece), k);
+  }
+
+  // Writes row `row`; returns its scale. The warp meets before it is read.
+  __device__ __forceinline__ float make(int64_t row, void* out) const {
+    const auto* floats = static_cast<const float*>(source_.x) + row * source_.x_stride;
+    const auto* halves = static_cast<const __nv_bfloat16*>(source_.x) + row * source_.x_stride;
+    float v[kPieces][8], magnitude = 0;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v[piece][j] = 0;
+      if (column(piece) >= to_) continue;
+      if (norm_ || activated_)
+        load(v[piece], floats, column(piece), k_);
+      else
+        load(v[piece], halves, column(piece), k_);
+    }
+    if (activated_) magnitude = __uint_as_float(source_.magnitude[row]);
+    if (norm_) {
+      // A piece is all that a thread of the kernel that makes rows alone adds up, and lanes with
+      // theirs are one of its warps.
+      static_assert(kPieces == 4);
+      float squares[kPieces] = {};
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) squares[piece] = fmaf(v[piece][j], v[piece][j], squares[piece]);
+        squares[piece] = warp_reduce(squares[piece], Add{});
+      }
+      const float sum = (squares[0] + squares[2]) + (squares[1] + squares[3]);
+      const float factor = 1.0f / sqrtf(sum / static_cast<float>(k_) + source_.eps);
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece)
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          if (column(piece) < k_) v[piece][j] = v[piece][j] * factor * weight_[piece][j];
+    }
+    float scale = 0, inverse = 0;
+    if constexpr (input != LinearInput::kBf16) {
+      scale = source_.static_scale;
+      if (!(scale > 0)) {
+        if (!activated_) {
+#pragma unroll
+          for (int piece = 0; piece < kPieces; ++piece) magnitude = largest(v[piece], magnitude);
+          // Of numbers that are not negative the order of bits is theirs, and NaNs are above them.
+          magnitude = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(magnitude)));
+        }
+        scale = __fdiv_rn(magnitude, largest_code(kCodeType<input>));
+      }
+      inverse = inverse_of_scale(scale);
+      if (scale < FLT_MIN) scale = 0.0f;
+    }
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece)
+      if (column(piece) < to_) write_piece<input>(out, column(piece), v[piece], inverse);
+    return scale;
+  }
+
+ private:
+  static constexpr int kPieces = kMostWarpRow / 256;
+  __device__ __forceinline__ int column(int piece) const {
+    return from_ + 8 * (32 * piece + static_cast<int>(threadIdx.x % 32));
+  }
+
+  const RowSource& source_;
+  int k_;
+  bool norm_, activated_;
+  int from_, to_;
+  float weight_[kPieces][8];
+};
 
 // Asks for what making a row needs and no kernel writes, before those are waited for.
 __device__ __forceinline__ void prepare_rows(const RowSource& source, int k) {

@@ -177,11 +177,15 @@ TEST_P(CudaRows, products_make_the_same) {
     return buffer;
   };
   const DeviceBuffer x = copy_floats(hidden), weight = copy_floats(norm), halves = copy(gate_);
-  for (const LinearFormat format : {LinearFormat::kW4A8, LinearFormat::kW4A8TwoLevel,
-                                    LinearFormat::kW8A8, LinearFormat::kW4AFp8}) {
-    const bool int4 = format != LinearFormat::kW8A8, fp8 = format == LinearFormat::kW4AFp8;
+  for (const auto& [format, group] :
+       {std::pair{LinearFormat::kW4A8, 128}, std::pair{LinearFormat::kW4A8, 64},
+        std::pair{LinearFormat::kW4A8TwoLevel, 128}, std::pair{LinearFormat::kW8A8, 0},
+        std::pair{LinearFormat::kW4AFp8, 64}, std::pair{LinearFormat::kW4A16, 128},
+        std::pair{LinearFormat::kW4A16, 64}, std::pair{LinearFormat::kW8A16, 0}}) {
+    const bool int4 = group > 0, fp8 = format == LinearFormat::kW4AFp8;
+    const bool floats = input_of(format) == LinearInput::kBf16;
     // In groups of 128 e4m3 rows are made before their product on Hopper.
-    const int64_t group_size = !int4 ? 0 : fp8 ? 64 : 128;
+    const int64_t group_size = group;
     auto made = random_weight(int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel, n, k,
                               group_size, int4, 1);
     if (format == LinearFormat::kW4A8TwoLevel) make_two_level(made, 2);
@@ -196,29 +200,32 @@ TEST_P(CudaRows, products_make_the_same) {
     args.y_type = OutputType::kF32;
     for (const float static_scale : {0.0f, 0.02f})
       for (int64_t m = 1; m <= kMostMadeRows; ++m) {
-        if (!runner.makes_rows(args.weight, m)) {
-          EXPECT_NE(k % 8, 0);
-          continue;
-        }
+        const auto makes = [&](RowSource::Kind kind) {
+          return runner.makes_rows(args.weight, m, kind);
+        };
+        EXPECT_EQ(makes(RowSource::Kind::kRmsNorm), k % 8 == 0 && (!floats || k <= kMostWarpRow));
+        EXPECT_EQ(makes(RowSource::Kind::kQuantize), k % 8 == 0 && !floats);
         args.m = m;
         const int64_t stride = round_up(k, 16);
-        DeviceBuffer q(*device_, m * stride, "a test"), scale(*device_, m * 4, "a test"),
-            y(*device_, m * n * 4, "a test");
+        DeviceBuffer q(*device_, m * stride * (floats ? 2 : 1), "a test"),
+            scale(*device_, m * 4, "a test"), y(*device_, m * n * 4, "a test");
         const auto product = [&](const RowSource& source) {
           args.source = source;
           args.x = q.as<void>();
           args.x_stride = stride;
-          args.x_scale = scale.as<float>();
+          args.x_scale = floats ? nullptr : scale.as<float>();
           args.y = y.as<void>();
           device_->fill_zero(y.as<void>(), y.bytes());
           runner.run(args, device_->stream());
           return read<uint32_t>(y, m * n);
         };
-        const RowsOut out{.q = q.as<int8_t>(),
-                          .codes = fp8 ? CodeType::kE4m3 : CodeType::kInt8,
-                          .q_stride = stride,
-                          .scale = scale.as<float>(),
-                          .static_scale = static_scale};
+        const RowsOut out = floats ? RowsOut{.y = q.as<void>(), .y_stride = stride}
+                                   : RowsOut{.q = q.as<int8_t>(),
+                                             .codes = fp8 ? CodeType::kE4m3 : CodeType::kInt8,
+                                             .q_stride = stride,
+                                             .scale = scale.as<float>(),
+                                             .static_scale = static_scale};
+        if (!makes(RowSource::Kind::kRmsNorm)) continue;
         small_ops().rms_norm({.x = x.as<float>(),
                               .rows = nullptr,
                               .weight = weight.as<float>(),
@@ -236,6 +243,7 @@ TEST_P(CudaRows, products_make_the_same) {
                            .static_scale = static_scale}),
                   normed)
             << name(format) << ", " << m << " rows";
+        if (!makes(RowSource::Kind::kQuantize)) continue;
         small_ops().quantize({.x = halves.as<void>(), .x_stride = k, .t = m, .k = k, .out = out},
                              device_->stream());
         const auto quantized = product({});
@@ -260,28 +268,38 @@ TEST(CudaActivatedRows, are_those_of_kernels_of_their_own) {
   }
   LinearRunner runner;
   ThreadPool pool(2);
-  const int64_t k = 256, f = 8448, n = 200;
-  std::mt19937 random(6);
-  std::normal_distribution<float> normal(0, 1);
-  std::vector<float> hidden(kMostMadeRows * k), norm(k, 1.0f);
-  for (float& value : hidden) value = normal(random);
-  const auto copy = [&](const void* data, int64_t bytes) {
-    DeviceBuffer buffer(*device, bytes, "a test");
-    device->upload_and_wait(buffer.as<void>(), data, bytes);
-    return buffer;
+  const int64_t n = 200;
+  struct Case {
+    LinearFormat format;
+    int64_t k, f, group_size;  // 0: of 8 bits
   };
-  const DeviceBuffer x = copy(hidden.data(), std::ssize(hidden) * 4),
-                     weight = copy(norm.data(), k * 4);
-  for (const LinearFormat format :
-       {LinearFormat::kW4A8, LinearFormat::kW4A8TwoLevel, LinearFormat::kW8A8}) {
-    const bool int4 = format != LinearFormat::kW8A8;
+  // The first three by the kernel that streams by bulk copies where there is one, the others in
+  // chunks of K by the portable kernel.
+  for (const auto& [format, k, f, group_size] :
+       {Case{LinearFormat::kW4A8, 256, 8448, 128},
+        Case{LinearFormat::kW4A8TwoLevel, 256, 8448, 128}, Case{LinearFormat::kW8A8, 256, 8448, 0},
+        Case{LinearFormat::kW4A8, 576, 1536, 64}, Case{LinearFormat::kW8A8, 576, 1536, 0},
+        Case{LinearFormat::kW4AFp8, 576, 1536, 64}, Case{LinearFormat::kW4A16, 576, 1536, 64},
+        Case{LinearFormat::kW8A16, 576, 1536, 0}}) {
+    const bool int4 = group_size > 0, floats = input_of(format) == LinearInput::kBf16;
+    std::mt19937 random(6);
+    std::normal_distribution<float> normal(0, 1);
+    std::vector<float> hidden(kMostMadeRows * k), norm(k, 1.0f);
+    for (float& value : hidden) value = normal(random);
+    const auto copy = [&](const void* from, int64_t bytes) {
+      DeviceBuffer buffer(*device, bytes, "a test");
+      device->upload_and_wait(buffer.as<void>(), from, bytes);
+      return buffer;
+    };
+    const DeviceBuffer x = copy(hidden.data(), std::ssize(hidden) * 4),
+                       weight = copy(norm.data(), k * 4);
     std::vector<DeviceBuffer> data;
     const auto linear = [&](int64_t rows, int64_t columns) {
       auto made = random_weight(int4 ? WeightFormat::kInt4Group : WeightFormat::kInt8Channel, rows,
-                                columns, int4 ? 128 : 0, int4, 1);
+                                columns, group_size, int4, 1);
       if (format == LinearFormat::kW4A8TwoLevel) make_two_level(made, 2);
       const WeightView view = made.view();
-      std::vector<std::byte> packed(packed_bytes(format, rows, columns, int4 ? 128 : 0));
+      std::vector<std::byte> packed(packed_bytes(format, rows, columns, group_size));
       LinearArgs args;
       args.weight = pack_linear(format, {&view, 1}, packed.data(), pool);
       data.push_back(copy(packed.data(), std::ssize(packed)));
@@ -290,7 +308,7 @@ TEST(CudaActivatedRows, are_those_of_kernels_of_their_own) {
     };
     LinearArgs gate_up = linear(2 * f, k), down = linear(n, f);
     DeviceBuffer halves(*device, kMostMadeRows * 2 * f * 2, "a test"),
-        q(*device, kMostMadeRows * f, "a test"), scale(*device, kMostMadeRows * 4, "a test"),
+        rows(*device, kMostMadeRows * f * 2, "a test"), scale(*device, kMostMadeRows * 4, "a test"),
         y(*device, kMostMadeRows * n * 4, "a test"),
         activated(*device, kMostMadeRows * f * 4, "a test"),
         magnitudes(*device, 2 * kMostMadeRows * 4, "a test");
@@ -303,7 +321,8 @@ TEST(CudaActivatedRows, are_those_of_kernels_of_their_own) {
     down.y_stride = n;
     down.y_type = OutputType::kF32;
     for (int64_t m = 1; m <= kMostMadeRows; ++m) {
-      if (!runner.activates(gate_up.weight, m)) GTEST_SKIP() << "not on this GPU";
+      EXPECT_TRUE(runner.activates(gate_up.weight, m));
+      EXPECT_EQ(runner.makes_rows(down.weight, m, RowSource::Kind::kActivated), !floats);
       gate_up.m = down.m = m;
       const auto result = [&] {
         device->fill_zero(y.as<void>(), y.bytes());
@@ -317,32 +336,42 @@ TEST(CudaActivatedRows, are_those_of_kernels_of_their_own) {
       gate_up.y = halves.as<void>();
       gate_up.y_stride = 2 * f;
       runner.run(gate_up, device->stream());
-      small_ops().silu_mul(
-          {.gate = halves.as<uint16_t>(),
-           .gate_stride = 2 * f,
-           .up = halves.as<uint16_t>() + f,
-           .up_stride = 2 * f,
-           .t = m,
-           .f = f,
-           .out = {.q = q.as<int8_t>(), .q_stride = f, .scale = scale.as<float>()}},
-          device->stream());
+      RowsOut out;
+      if (floats)
+        out = {.y = rows.as<void>(), .y_stride = f};
+      else
+        out = {.q = rows.as<int8_t>(),
+               .codes = input_of(format) == LinearInput::kE4m3 ? CodeType::kE4m3 : CodeType::kInt8,
+               .q_stride = f,
+               .scale = scale.as<float>()};
+      small_ops().silu_mul({.gate = halves.as<uint16_t>(),
+                            .gate_stride = 2 * f,
+                            .up = halves.as<uint16_t>() + f,
+                            .up_stride = 2 * f,
+                            .t = m,
+                            .f = f,
+                            .out = out},
+                           device->stream());
       down.source = {};
-      down.x = q.as<void>();
+      down.x = rows.as<void>();
       down.x_stride = f;
-      down.x_scale = scale.as<float>();
+      down.x_scale = floats ? nullptr : scale.as<float>();
       const auto expected = result();
       device->fill_zero(magnitudes.as<void>(), magnitudes.bytes());
       for (int turn = 0; turn < 4; ++turn) {
-        gate_up.activated = {
-            .y = activated.as<float>(),
-            .stride = f,
-            .magnitude = magnitudes.as<uint32_t>() + turn % 2 * kMostMadeRows,
-            .next_magnitude = magnitudes.as<uint32_t>() + (turn + 1) % 2 * kMostMadeRows};
+        gate_up.activated = {.y = activated.as<void>(), .stride = f};
+        if (floats) {
+          down.x = activated.as<void>();
+        } else {
+          gate_up.activated.magnitude = magnitudes.as<uint32_t>() + turn % 2 * kMostMadeRows;
+          gate_up.activated.next_magnitude =
+              magnitudes.as<uint32_t>() + (turn + 1) % 2 * kMostMadeRows;
+          down.source = {.kind = RowSource::Kind::kActivated,
+                         .x = activated.as<void>(),
+                         .x_stride = f,
+                         .magnitude = gate_up.activated.magnitude};
+        }
         runner.run(gate_up, device->stream());
-        down.source = {.kind = RowSource::Kind::kActivated,
-                       .x = activated.as<void>(),
-                       .x_stride = f,
-                       .magnitude = gate_up.activated.magnitude};
         EXPECT_EQ(result(), expected) << name(format) << ", " << m << " rows, turn " << turn;
       }
     }
@@ -350,7 +379,7 @@ TEST(CudaActivatedRows, are_those_of_kernels_of_their_own) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Widths, CudaRows,
-                         ::testing::Values(576, 1536, 4096, 8192, 14336, 8200, 9001));
+                         ::testing::Values(576, 1024, 1536, 4096, 8192, 14336, 8200, 9001));
 
 }  // namespace
 }  // namespace whit::cuda

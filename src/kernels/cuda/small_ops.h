@@ -175,7 +175,9 @@ inline int64_t attention_widened_bytes(int64_t chunks, int64_t kv_heads, int64_t
 struct ArgmaxArgs {
   const float* logits;  // [rows, V]
   int64_t rows, vocab;
-  uint64_t* keys;  // [rows], zero before
+  uint64_t* best;     // [rows], of blocks that have come: zero before, and after
+  uint32_t* arrived;  // [rows], those blocks: zero before, and after
+  uint64_t* keys;     // [rows]; may be page-locked memory of the host
 };
 inline int32_t argmax_token(uint64_t key) {
   return static_cast<int32_t>(~static_cast<uint32_t>(key));

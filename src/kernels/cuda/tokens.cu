@@ -61,7 +61,6 @@ constexpr int kMaxHalf = kMaxHeadDim / 2 / 32;
 
 __global__ void __launch_bounds__(32 * kRopeWarps) rope_kv_write_kernel(RopeKvArgs args) {
   let_next_kernel_launch();
-  wait_for_previous_kernel();
   const int heads = static_cast<int>(args.heads), kv_heads = static_cast<int>(args.cache.kv_heads);
   const int64_t item = int64_t{blockIdx.x} * kRopeWarps + threadIdx.x / 32;
   const int all = heads + 2 * kv_heads;
@@ -69,6 +68,8 @@ __global__ void __launch_bounds__(32 * kRopeWarps) rope_kv_write_kernel(RopeKvAr
   if (t >= args.batch.t) return;
   const int part = static_cast<int>(item % all), lane = threadIdx.x % 32;
   const int dim = static_cast<int>(args.cache.head_dim), half = dim / 2;
+  // Metadata was written before the step's first kernel, the tables long ago: both come while the
+  // kernel ahead ends.
   const int32_t slot = args.batch.slots[t];
   const bool is_q = part < heads, is_k = !is_q && part < heads + kv_heads;
   if (slot < 0) return;
@@ -77,9 +78,19 @@ __global__ void __launch_bounds__(32 * kRopeWarps) rope_kv_write_kernel(RopeKvAr
                        : is_k ? static_cast<const __nv_bfloat16*>(args.k) + t * args.k_stride
                               : static_cast<const __nv_bfloat16*>(args.v) + t * args.v_stride;
   source += head * dim;
+  const int64_t angle = int64_t{args.batch.positions[t]} * half;
+  float cos[kMaxHalf], sin[kMaxHalf];
+#pragma unroll
+  for (int j = 0; j < kMaxHalf; ++j) {
+    const int d = lane + 32 * j;
+    cos[j] = 1, sin[j] = 0;
+    if (d >= half || !(is_q || is_k)) continue;
+    cos[j] = args.cos[angle + d], sin[j] = args.sin[angle + d];
+  }
+  const int64_t page = slot / args.cache.page_tokens, offset = slot % args.cache.page_tokens;
+  wait_for_previous_kernel();
   float a[kMaxHalf], b[kMaxHalf];
   float magnitude = 0;
-  const int64_t angle = int64_t{args.batch.positions[t]} * half;
 #pragma unroll
   for (int j = 0; j < kMaxHalf; ++j) {
     const int d = lane + 32 * j;
@@ -87,10 +98,9 @@ __global__ void __launch_bounds__(32 * kRopeWarps) rope_kv_write_kernel(RopeKvAr
     a[j] = __bfloat162float(source[d]);
     b[j] = __bfloat162float(source[d + half]);
     if (is_q || is_k) {
-      const float cos = args.cos[angle + d], sin = args.sin[angle + d];
       const float x = a[j], y = b[j];
-      a[j] = x * cos - y * sin;
-      b[j] = y * cos + x * sin;
+      a[j] = x * cos[j] - y * sin[j];
+      b[j] = y * cos[j] + x * sin[j];
     }
     magnitude = fmaxf(magnitude, fmaxf(fabsf(a[j]), fabsf(b[j])));
   }
@@ -106,7 +116,6 @@ __global__ void __launch_bounds__(32 * kRopeWarps) rope_kv_write_kernel(RopeKvAr
     return;
   }
   const DeviceKv& cache = args.cache;
-  const int64_t page = slot / cache.page_tokens, offset = slot % cache.page_tokens;
   const int64_t token = (page * kv_heads + head) * cache.page_tokens + offset;
   void* destination = is_k ? cache.k : cache.v;
   if (cache.storage == KvStorage::kBf16) {
@@ -143,7 +152,7 @@ __global__ void __launch_bounds__(32 * kRopeWarps) rope_kv_write_kernel(RopeKvAr
 }
 
 constexpr int kArgmaxThreads = 256;
-constexpr int64_t kArgmaxPart = 8192;
+constexpr int64_t kArgmaxPart = 2048;
 
 // Floats as integers that compare alike; NaN below everything.
 __device__ __forceinline__ uint32_t ordered(float x) {
@@ -174,8 +183,12 @@ __global__ void __launch_bounds__(kArgmaxThreads) argmax_kernel(ArgmaxArgs args)
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (const unsigned long long other : best_of_warp) best = max(best, other);
-  // The largest key is the same in whatever order blocks come.
-  atomicMax(reinterpret_cast<unsigned long long*>(args.keys) + row, best);
+  // The largest key is the same in whatever order blocks come. Who comes last tells it.
+  auto* best_of_row = reinterpret_cast<unsigned long long*>(args.best) + row;
+  atomicMax(best_of_row, best);
+  __threadfence();
+  if (atomicInc(args.arrived + row, gridDim.x - 1) == gridDim.x - 1)
+    args.keys[row] = atomicExch(best_of_row, 0);
 }
 
 }  // namespace

@@ -34,7 +34,7 @@ struct LinearRunner::State {};
 LinearRunner::LinearRunner() { built_without_cuda(); }
 LinearRunner::~LinearRunner() = default;
 void LinearRunner::require(LinearFormat) const {}
-bool LinearRunner::makes_rows(const LinearWeight&, int64_t) const { return false; }
+bool LinearRunner::makes_rows(const LinearWeight&, int64_t, RowSource::Kind) const { return false; }
 bool LinearRunner::activates(const LinearWeight&, int64_t) const { return false; }
 void LinearRunner::run(const LinearArgs&, CUstream_st*) { built_without_cuda(); }
 

@@ -300,6 +300,8 @@ __global__ void __launch_bounds__(kThreads + 32, 2)
     asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::
                      : "memory");
   }
+  if (threadIdx.x == 32) prefetch_map(&key_map);
+  if (threadIdx.x == 64) prefetch_map(&value_map);
   const Run run(args);
   __syncthreads();
   let_next_kernel_launch();
@@ -310,6 +312,9 @@ __global__ void __launch_bounds__(kThreads + 32, 2)
     return;
   }
 
+  // Arguments come from memory too, once for each line of theirs.
+  asm volatile("" ::"l"(args.q), "l"(args.q_stride), "l"(args.out), "l"(args.out_stride),
+               "l"(args.partials), "f"(args.scale), "l"(args.cache.head_dim));
   wait_for_previous_kernel();
   const int group = static_cast<int>(args.heads / args.cache.kv_heads);
   const int dim = static_cast<int>(args.cache.head_dim);

@@ -10,6 +10,9 @@ namespace whit::cuda {
 constexpr int kRows = static_cast<int>(kDecodeRows);
 constexpr int kKeys = static_cast<int>(kChunk);
 
+// Chunks of a sequence that one block takes sooner than two blocks would merge them.
+constexpr int kUndivided = 2;
+
 // What a sequence's rows in this step are.
 struct Sequence {
   int start, tokens, context, first_chunk, chunks;  // chunks: 0 where the other kernel has it
@@ -40,11 +43,15 @@ struct Run {
     };
     const int of_first = chunks_of_lane(0);
     total = __reduce_add_sync(0xffffffffu, of_first);
+    int most = __reduce_max_sync(0xffffffffu, of_first);
 #pragma unroll 1
-    for (int base = 32; base < sequences; base += 32)
-      total += __reduce_add_sync(0xffffffffu, chunks_of_lane(base));
+    for (int base = 32; base < sequences; base += 32) {
+      const int of_lane = chunks_of_lane(base);
+      total += __reduce_add_sync(0xffffffffu, of_lane);
+      most = max(most, __reduce_max_sync(0xffffffffu, of_lane));
+    }
     total *= kv_heads;
-    blocks = min(static_cast<int>(gridDim.x), total);
+    blocks = min(static_cast<int>(gridDim.x), most == kUndivided ? total / most : total);
     begin = left = sequence = kv_head = chunk = chunks = 0;
     if (static_cast<int>(blockIdx.x) >= blocks) return;
     begin = first_of(blockIdx.x);

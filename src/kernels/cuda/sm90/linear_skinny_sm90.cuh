@@ -225,7 +225,7 @@ __global__ void __maxnreg__(stream_registers(kTokenTiles, kUnits))
         halves[u] = __bfloat162float(__float2bfloat16_rn(sum));
       }
       const float y = silu_mul(halves[0], halves[1]);
-      p.activated.y[at * p.activated.stride + row] = y;
+      static_cast<float*>(p.activated.y)[at * p.activated.stride + row] = y;
       largest_of[value % 2] = MaxNan{}(fabsf(y), largest_of[value % 2]);
     }
 #pragma unroll
