@@ -43,11 +43,20 @@ bool needs_portable(const LinearArgs& args, const DeviceInfo& device) {
          (args.activated.y != nullptr && !skinny_sm90_activates(args.weight, device));
 }
 
+// Whether a block has no more than two units of 16 rows, of which it is done before the kernel on
+// wgmma has begun.
+bool is_small(const LinearWeight& weight, const DeviceInfo& device) {
+  return weight.n <= int64_t{2} * kUnitRows * device.sms;
+}
+
 // Where the kernel on wgmma for few rows is the fastest, as measured: above 8 rows, above 4 where K
 // is not summed in chunks, and where activations do not fit beside the streaming kernel's weights;
 // of e4m3 at any number of rows, as its bits are the wide one's.
 bool narrows(const LinearArgs& args, const DeviceInfo& device) {
   if (!narrow_supports(args, device)) return false;
+  if (args.weight.format == LinearFormat::kW4A8 && args.m <= 16 && is_small(args.weight, device) &&
+      skinny_sm90_supports(args, device))
+    return false;
   if (args.weight.format == LinearFormat::kW4AFp8 || args.m > 8) return true;
   return args.m > kMostMadeRows && ((args.m > 4 && k_chunks(args.weight.n, args.weight.k) == 1) ||
                                     !skinny_sm90_supports(args, device));
