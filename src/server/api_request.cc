@@ -231,8 +231,8 @@ std::shared_ptr<const Grammar> parse_structure(const Fields& fields, const ApiCo
   if (const Json* format = fields.find("response_format")) {
     const auto type =
         format->is_object() ? Fields(*format, "response_format.").string("type", 64) : std::nullopt;
-    if (const Json* schema = type == "json_object" ? Fields(*format).find("schema") : nullptr) {
-      add_schema("response_format", *schema);  // as llama.cpp's server takes it
+    if (const Json* any = type == "json_object" ? Fields(*format).find("schema") : nullptr) {
+      add_schema("response_format", *any);  // as llama.cpp's server takes it
     } else if (type == "json_object") {
       add_object("response_format");
     } else if (type == "json_schema") {
