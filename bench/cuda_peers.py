@@ -97,12 +97,12 @@ class Attention:
 
 
 def compare(subject, count):
-    programs = {"Whit": subject.whit, **subject.peers()}
+    peers = subject.peers()
+    programs = {"Whit": subject.whit, **peers}
     rounds = []
     for index in range(count):
         order = list(programs)[:: 1 if index % 2 == 0 else -1]
         rounds.append({program: programs[program]() for program in order})
-    peers = list(subject.peers())
     print(f"\n| {subject.title} | Whit, us | {', us | '.join(peers)}, us | best peer ÷ Whit | least … most |")
     print("|---" + "|---:" * (len(peers) + 3) + "|")
     for point in rounds[0]["Whit"]:
