@@ -1,6 +1,6 @@
 // Times of attention and the small operations of every ISA that this CPU has, on SmolLM2-135M's
 // shapes.
-//   bench_small_ops [threads, default 1] [ISA, default all]
+//   bench_small_ops [threads, default 1] [ISA, default all] [keys and values, default f16]
 // 21 runs after a warm-up. Decode runs over parts of a ring of caches of 96 MiB in turn, so that no
 // run finds its keys in cache. Attention counts the 4·Dh flops of every visible (query, key) pair;
 // its peak is what a loop of independent 8-lane multiply-adds reaches.
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/cpu/table.h"
+#include "ops/kv_format.h"
 
 namespace whit::cpu {
 namespace {
@@ -64,9 +65,12 @@ double fma_peak() {
 }
 
 constexpr int64_t kHeads = 9, kKvHeads = 3, kHeadDim = 64, kPage = 64;
-constexpr KvType kType = KvType::kF16;
-const int64_t kPageBytes =
-    kKvHeads * (kPage / kKvBlockTokens) * value_block_bytes(kv_bits(kType), kHeadDim);
+KvType kv_type = KvType::kF16;
+int64_t page_bytes() {
+  const int64_t blocks = kKvHeads * (kPage / kKvBlockTokens);
+  return blocks * std::max(key_block_bytes(kv_type, KeyLayout::kToken, kHeadDim),
+                           value_block_bytes(kv_type, kHeadDim));
+}
 
 struct Problem {
   Problem(int64_t sequences, int64_t context, int64_t queries, uint32_t seed)
@@ -74,8 +78,8 @@ struct Problem {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     const int64_t pages = sequences * pages_each;
-    k = Buffer(pages * kPageBytes);
-    v = Buffer(pages * kPageBytes);
+    k = Buffer(pages * page_bytes());
+    v = Buffer(pages * page_bytes());
     const int64_t rows = sequences * queries;
     q.resize(rows * kHeads * kHeadDim);
     for (float& value : q) value = normal(random);
@@ -103,8 +107,8 @@ struct Problem {
                                        .cache = all.cache},
                                       {.index = 0, .count = 1});
     for (int64_t page = 1; page < pages; ++page) {
-      std::memcpy(k.as<std::byte>() + page * kPageBytes, k.as<void>(), kPageBytes);
-      std::memcpy(v.as<std::byte>() + page * kPageBytes, v.as<void>(), kPageBytes);
+      std::memcpy(k.as<std::byte>() + page * page_bytes(), k.as<void>(), page_bytes());
+      std::memcpy(v.as<std::byte>() + page * page_bytes(), v.as<void>(), page_bytes());
     }
   }
 
@@ -119,11 +123,11 @@ struct Problem {
                       .context_len = context_len.data(),
                       .block_table = table.data(),
                       .max_blocks = pages_each},
-            .cache = {.type = kType,
+            .cache = {.type = kv_type,
                       .k = k.as<void>(),
                       .v = v.as<void>(),
-                      .k_page_bytes = kPageBytes,
-                      .v_page_bytes = kPageBytes,
+                      .k_page_bytes = page_bytes(),
+                      .v_page_bytes = page_bytes(),
                       .page_tokens = kPage,
                       .kv_heads = kKvHeads,
                       .head_dim = kHeadDim},
@@ -166,7 +170,7 @@ void bench_attention(const SmallOps& ops, ThreadPool& pool, double peak) {
            ops.isa == Isa::kAvx2 ? peak * pool.size() : 0);
   }
   for (const int64_t context : {256, 2048}) {
-    const int64_t bytes = 2 * context / kPage * kPageBytes, copies = (int64_t{96} << 20) / bytes;
+    const int64_t bytes = 2 * context / kPage * page_bytes(), copies = (int64_t{96} << 20) / bytes;
     Problem problem(copies, context, 1, 2);
     const AttentionArgs all = problem.args();
     Buffer scratch(ops.attention_scratch_bytes(all) * pool.size());
@@ -270,6 +274,7 @@ int main(int argc, char** argv) {
   ThreadPool pool(argc > 1 ? std::atoi(argv[1]) : 1);
   const double peak = cpu::fma_peak();
   fmt::print("{} threads; {:.1f} GFLOP/s of 8-lane multiply-adds a thread\n", pool.size(), peak);
+  if (argc > 3) cpu::kv_type = parse_kv_type(argv[3]);
   const cpu::Isa only = cpu::parse_isa(argc > 2 ? argv[2] : "portable");
   for (const cpu::SmallOps& ops : cpu::small_ops_table()) {
     if (ops.isa > cpu::detected_isa() || (argc > 2 && ops.isa != only)) continue;

@@ -52,7 +52,8 @@ struct BuildConfig {
   std::filesystem::path engine_dir;     // empty: under ${XDG_CACHE_HOME:-~/.cache}/whit/engines
   int threads = 0;                      // 0: one for each CPU that the process may use
   int64_t max_model_len = 0;            // longest context; 0: the model's
-  std::string kv_cache_dtype = "auto";  // keys and values: "auto" (the model's), "f32", "f16",
+  std::string kv_cache_dtype = "auto";  // keys and values: "auto" (the model's; bf16 in
+                                        // place of f16 on a CPU with AMX), "f32", "f16", "bf16",
                                         // "int8", "int4" or, on a GPU, "fp8"
   std::string isa;  // "portable", "avx2", "avx512", "amx"; empty: the best that the CPU has
   // Where the model runs, and where it is calibrated and quantized (AUTO: on the CPU alone): "cpu"

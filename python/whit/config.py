@@ -9,7 +9,7 @@ from typing import Any
 from . import _checks, _native
 
 
-_KV_CACHE_DTYPES = ("auto", "f32", "f16", "int8", "int4", "fp8")
+_KV_CACHE_DTYPES = ("auto", "f32", "f16", "bf16", "int8", "int4", "fp8")
 
 
 def _kv_cache_dtype(name: str, value: Any) -> None:
@@ -52,7 +52,7 @@ class BuildConfig:
     backend: str = "cpu"
     """Where the model runs, and where it is calibrated and quantized (but by AUTO): "cpu", or "cuda" for an NVIDIA GPU."""
     kv_cache_dtype: str = "auto"
-    """Keys and values: "auto" (the model's), "f32", "f16", "int8", "int4" or, with backend="cuda", "fp8"."""
+    """Keys and values: "auto" (the model's; of 16 bits what is fastest there), "f32", "f16", "bf16", "int8", "int4" or, with backend="cuda", "fp8"."""
 
     def __post_init__(self) -> None:
         _checks.only_default("BuildConfig", vars(self), {"max_beam_width": 1}, "beam search is not implemented")
@@ -91,7 +91,7 @@ class KvCacheConfig:
     enable_partial_reuse: bool = True
     copy_on_partial_reuse: bool = True
     dtype: str = "auto"
-    """Of keys and values: "auto" (the model's), "f32", "f16", "int8" or "int4"."""
+    """Of keys and values: "auto" (the model's; of 16 bits what is fastest there), "f32", "f16", "bf16", "int8" or "int4"."""
     tokens_per_block: int = 32
     """Accepted and not needed: pages have 32 tokens."""
 

@@ -31,6 +31,15 @@ LoadedModel::LoadedModel(std::chrono::steady_clock::time_point begin, Model mode
   load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+KvFormat LoadedModel::kv_format(std::string_view dtype) const {
+  KvFormat format = model.kv_format(dtype);
+  const ExecutorOptions& options = executor->options();
+  if (dtype == "auto" && format.type == KvType::kF16 && options.backend == Backend::kCpu &&
+      options.isa == cpu::Isa::kAmx)
+    format.type = KvType::kBF16;
+  return format;
+}
+
 cpu::Isa resolve_isa(std::string_view name) {
   const cpu::Isa best = cpu::detected_isa();
   if (name.empty() || name == "auto") return best;

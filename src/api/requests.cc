@@ -25,7 +25,7 @@ EngineLoopOptions loop_options(const LoadedModel& loaded, const BuildConfig& con
                        .prefix_caching = config.prefix_caching};
   // A program's own requests wait for as long as it likes; a limit is for clients.
   options.max_queue = int64_t{1} << 40;
-  options.kv_dtype = loaded.model.kv_format(config.kv_cache_dtype);
+  options.kv_dtype = loaded.kv_format(config.kv_cache_dtype);
   options.hash_seed = random_seed();
   return options;
 }

@@ -144,7 +144,7 @@ int run_bench(const BenchOptionsOfUser& user) {
                       .backend = machine.backend},
                      machine.pool);
   BenchOptions options = user.bench;
-  options.kv_dtype = loaded.model.kv_format(user.kv_cache_dtype);
+  options.kv_dtype = loaded.kv_format(user.kv_cache_dtype);
   std::vector<int64_t> contexts = options.prompts;
   for (const int64_t length : options.generations) contexts.push_back(options.depth + length);
   for (const int64_t length : contexts)

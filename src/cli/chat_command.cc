@@ -79,7 +79,7 @@ class Conversation {
       : user_(user),
         loaded_(loaded),
         generator_(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
-                   loaded.model.kv_format(user.generation.kv_cache_dtype)) {
+                   loaded.kv_format(user.generation.kv_cache_dtype)) {
     reset();
   }
 

@@ -51,7 +51,7 @@ int eval(const EvalOptionsOfUser& user) {
                      TokenizerUse::kSoon);
   const std::vector<int32_t> ids = loaded.model.tokenizer().encode(text);
   EvalOptions options = user.eval;
-  options.kv_dtype = loaded.model.kv_format(user.kv_cache_dtype);
+  options.kv_dtype = loaded.kv_format(user.kv_cache_dtype);
   std::optional<LoadedModel> reference;
   if (!user.reference.empty()) {
     reference.emplace(user.reference, executor_options(user, machine), machine.pool);

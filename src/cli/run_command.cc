@@ -55,7 +55,7 @@ int run(const RunOptions& user) {
                      machine.pool, TokenizerUse::kSoon);
   const std::vector<int32_t> ids = prompt_ids(user, prompt, loaded.model);
   Generator generator(*loaded.executor, loaded.model.tokenizer(), loaded.model.stop_ids(),
-                      loaded.model.kv_format(user.generation.kv_cache_dtype));
+                      loaded.kv_format(user.generation.kv_cache_dtype));
   GenerationCallbacks callbacks;
   if (!user.json)
     callbacks.on_text = [](std::string_view text) {

@@ -100,7 +100,7 @@ int serve(const ServeOptions& user) {
   engine.max_queue = user.max_queue;
   engine.cache_bytes = user.cache_mebibytes << 20;
   engine.draft_tokens = draft_tokens(user);
-  engine.kv_dtype = loaded.model.kv_format(user.kv_cache_dtype);
+  engine.kv_dtype = loaded.kv_format(user.kv_cache_dtype);
   std::optional<LoadedModel> draft;
   if (!user.draft_model.empty()) {
     const int64_t context = loaded.executor->options().max_context;
@@ -114,7 +114,7 @@ int serve(const ServeOptions& user) {
                                   .backend = machine.backend},
                   machine.pool);
     engine.draft = draft->executor.get();
-    engine.draft_kv_dtype = draft->model.kv_format("auto");
+    engine.draft_kv_dtype = draft->kv_format("auto");
   }
   engine.hash_seed = uint64_t{std::random_device()()} << 32 | std::random_device()();
   Service service(loaded.model, *loaded.executor, options);

@@ -236,8 +236,9 @@ class CudaRunner : public ModelRunner {
   KvCache make_cache(const KvCacheOptions& options) const override {
     const KvType type = options.format.type;
     if (type == KvType::kInt4)
-      throw Error(ErrorKind::kUnsupported,
-                  "keys and values in int4 run on the CPU; on a GPU choose auto, f16, int8 or fp8");
+      throw Error(
+          ErrorKind::kUnsupported,
+          "keys and values in int4 run on the CPU; on a GPU choose auto, bf16, int8 or fp8");
     // Keys and values of a token share a scale for each head, whatever layout the CPU would choose.
     const KvType kept = type == KvType::kF32 ? KvType::kF16 : type;
     const cuda::KvStorage storage = kept == KvType::kInt8  ? cuda::KvStorage::kInt8

@@ -19,9 +19,9 @@ LayerShape shape_of(const Graph& graph, const Node& node, const KvFormat& format
 // Bytes of the keys, or values, of one page.
 int64_t part_bytes(const LayerShape& shape, KvType type, int64_t page_tokens, bool keys) {
   int64_t bytes;
-  if (has_codes(type)) {
-    const int64_t block = keys ? key_block_bytes(kv_bits(type), shape.keys, shape.head_dim)
-                               : value_block_bytes(kv_bits(type), shape.head_dim);
+  if (has_blocks(type)) {
+    const int64_t block = keys ? key_block_bytes(type, shape.keys, shape.head_dim)
+                               : value_block_bytes(type, shape.head_dim);
     bytes = page_tokens / kKvBlockTokens * block;
   } else {
     bytes = page_tokens * shape.head_dim * static_cast<int64_t>(sizeof(float));
@@ -31,15 +31,14 @@ int64_t part_bytes(const LayerShape& shape, KvType type, int64_t page_tokens, bo
 
 }  // namespace
 
-int64_t kv_page_multiple(KvType type) { return has_codes(type) ? kKvBlockTokens : 16; }
+int64_t kv_page_multiple(KvType type) { return has_blocks(type) ? kKvBlockTokens : 16; }
 
 KvCache::KvCache(const Graph& graph, NodeRange range, const KvCacheOptions& options)
     : format_(options.format), page_tokens_(options.page_tokens) {
   if (format_.type == KvType::kFp8)
-    throw Error(
-        ErrorKind::kUnsupported,
-        "keys and values in fp8 need --backend cuda; on a CPU choose auto, f32, f16, int8 or "
-        "int4");
+    throw Error(ErrorKind::kUnsupported,
+                "keys and values in fp8 need --backend cuda; on a CPU choose auto, f32, f16, bf16, "
+                "int8 or int4");
   if (page_tokens_ % kv_page_multiple(format_.type) != 0)
     throw Error(ErrorKind::kInvalidArgument,
                 "{} tokens a page; {} keys and values need a multiple of {}", page_tokens_,

@@ -10,6 +10,8 @@ std::string_view name(KvType type) {
       return "f32";
     case KvType::kF16:
       return "f16";
+    case KvType::kBF16:
+      return "bf16";
     case KvType::kInt8:
       return "int8";
     case KvType::kInt4:
@@ -25,12 +27,13 @@ std::string_view name(KeyLayout layout) {
 }
 
 KvType parse_kv_type(std::string_view text) {
-  for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kInt8, KvType::kInt4, KvType::kFp8})
+  for (const KvType type :
+       {KvType::kF32, KvType::kF16, KvType::kBF16, KvType::kInt8, KvType::kInt4, KvType::kFp8})
     if (name(type) == text) return type;
-  throw Error(
-      ErrorKind::kInvalidArgument,
-      "\"{}\" is no type of keys and values; the possible ones are f32, f16, int8, int4 and fp8",
-      text);
+  throw Error(ErrorKind::kInvalidArgument,
+              "\"{}\" is no type of keys and values; the possible ones are f32, f16, bf16, int8, "
+              "int4 and fp8",
+              text);
 }
 
 KeyLayout parse_key_layout(std::string_view text) {

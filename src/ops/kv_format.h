@@ -11,13 +11,13 @@
 
 namespace whit {
 
-std::string_view name(KvType type);       // "f32", "f16", "int8", "int4", "fp8"
+std::string_view name(KvType type);       // "f32", "f16", "bf16", "int8", "int4", "fp8"
 std::string_view name(KeyLayout layout);  // "token", "channel"
 // Throws kInvalidArgument with the possible names.
 KvType parse_kv_type(std::string_view name);
 KeyLayout parse_key_layout(std::string_view name);
 // What a user may ask for; "auto" is the model's own.
-inline constexpr std::array<std::string_view, 6> kKvCacheDtypes = {"auto", "f32",  "f16",
+inline constexpr std::array<std::string_view, 7> kKvCacheDtypes = {"auto", "f32",  "f16", "bf16",
                                                                    "int8", "int4", "fp8"};
 
 struct KvFormat {

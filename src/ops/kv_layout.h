@@ -3,6 +3,12 @@
 // f32 caches (layout: KvCacheView in ops/ops.h) hold numbers, all others blocks of 32 tokens of one
 // key/value head.
 //
+// bf16: numbers, clamped to ±65504 and rounded to nearest, ties to even; NaN, and what is below the
+// smallest normal number, becomes zero. They lose up to 2⁻⁹ of each number, and tiles multiply them
+// (AMX: tdpbf16ps) as they lie in memory. Writing the first token of a block makes the values of
+// the others zero: weights of tokens beyond the text are zero, and zero times what memory held
+// before must be.
+//
 // f16: signed codes c of 16 bits with x ≈ scale · c, scale in f32, taken over the Dh numbers of a
 // token. So that sums of 32 bits hold products of such codes,
 //   keys    scale = max(max |x| / 32767, ‖x‖ / 65536): with queries of ‖u‖ ≤ 32500 that is enough
@@ -32,9 +38,12 @@
 //   16 and 8 bits  a unit is 32 numbers in order
 //   4 bits         four units are 32 little-endian words of 16 bits: unit i is bits 4i … 4i + 3 of
 //                  each
-// Dh is rounded up to a multiple of 16; codes of the channels beyond are never written nor used.
+//   bf16           keys lie as codes of 16 bits do; values in [Dh/16][16 units], as one tile holds
+//                  all pairs of a block's tokens
+// Dh is rounded up to a multiple of 16; codes of the channels beyond are never written nor used. Of
+// bf16 it is a multiple of 32, and the numbers beyond are zero.
 // Behind the codes come the scales, then the minima: 32 of each, or Dh (zero beyond the real ones)
-// for kChannel; of 16 bits 32 scales alone, in as many bytes.
+// for kChannel; of 16 bits 32 scales alone, in as many bytes; of bf16 nothing.
 //
 // For ISA folders too: everything here has internal linkage.
 #pragma once
@@ -43,7 +52,7 @@
 
 namespace whit {
 
-enum class KvType : uint8_t { kF32, kF16, kInt8, kInt4, kFp8 };
+enum class KvType : uint8_t { kF32, kF16, kInt8, kInt4, kFp8, kBF16 };
 enum class KeyLayout : uint8_t { kToken, kChannel };
 
 namespace {
@@ -55,9 +64,11 @@ constexpr float kLargestKeyCode = 32767.0f, kKeyCodeNorm = 65536.0f, kLargestVal
 // taken back across a block's end.
 constexpr int64_t kKvTailTokens = 2 * kKvBlockTokens;
 
-inline bool has_codes(KvType type) { return type != KvType::kF32; }
+inline bool has_blocks(KvType type) { return type != KvType::kF32; }
+inline bool has_codes(KvType type) { return has_blocks(type) && type != KvType::kBF16; }
 // Those whose keys have a choice of layouts.
 inline bool is_integer(KvType type) { return type == KvType::kInt8 || type == KvType::kInt4; }
+// Of codes.
 inline int64_t kv_bits(KvType type) {
   return type == KvType::kF16 ? 16 : type == KvType::kInt4 ? 4 : 8;
 }
@@ -76,6 +87,18 @@ inline int64_t value_block_bytes(int64_t bits, int64_t dh) {
   return kv_code_bytes(bits, dh) + kKvBlockTokens * 4;
 }
 
+// Of bf16: channels, and bytes of a block's keys or values.
+inline int64_t bf16_head_dim(int64_t dh) { return (dh + 31) / 32 * 32; }
+inline int64_t bf16_block_bytes(int64_t dh) { return kKvBlockTokens * bf16_head_dim(dh) * 2; }
+
+// Of any cache of blocks.
+inline int64_t key_block_bytes(KvType type, KeyLayout keys, int64_t dh) {
+  return type == KvType::kBF16 ? bf16_block_bytes(dh) : key_block_bytes(kv_bits(type), keys, dh);
+}
+inline int64_t value_block_bytes(KvType type, int64_t dh) {
+  return type == KvType::kBF16 ? bf16_block_bytes(dh) : value_block_bytes(kv_bits(type), dh);
+}
+
 // Unit and lane of one number.
 struct KvPlace {
   int64_t unit, lane;
@@ -87,6 +110,28 @@ inline KvPlace value_place(int64_t token, int64_t d, int64_t dh) {
   return {(token / 16 * (padded_head_dim(dh) / 16) + d / 16) * 8 + token % 16 / 2,
           d % 16 * 2 + token % 2};
 }
+// Of bf16: where in a block the number lies.
+inline int64_t bf16_key_at(int64_t token, int64_t d, int64_t dh) {
+  return (token / 16 * (bf16_head_dim(dh) / 2) + d / 2) * 32 + token % 16 * 2 + d % 2;
+}
+inline int64_t bf16_value_at(int64_t token, int64_t d) {
+  return (d / 16 * 16 + token / 2) * 32 + d % 16 * 2 + token % 2;
+}
+inline uint16_t kv_bf16(float x) {
+  if (!(x == x)) return 0;
+  x = x < -65504.0f ? -65504.0f : x > 65504.0f ? 65504.0f : x;
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  if ((bits & 0x7f800000u) == 0) return static_cast<uint16_t>(bits >> 31 << 15);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+inline float kv_from_bf16(uint16_t number) {
+  const uint32_t bits = static_cast<uint32_t>(number) << 16;
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 inline uint32_t kv_code(const uint8_t* codes, int64_t bits, KvPlace place) {
   if (bits == 8) return codes[place.unit * 32 + place.lane];
   const uint8_t byte = codes[place.unit / 4 * 64 + place.lane * 2 + place.unit % 4 / 2];

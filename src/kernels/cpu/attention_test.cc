@@ -42,11 +42,10 @@ class PagedCache {
     pages_ = pages;
     const int64_t numbers = pages * shape.kv_heads * shape.page_tokens * shape.head_dim;
     const int64_t blocks = pages * shape.kv_heads * shape.page_tokens / kKvBlockTokens;
-    const int64_t bits = kv_bits(shape.type);
     k_bytes_ = v_bytes_ = numbers * 4;
-    if (has_codes(shape.type)) {
-      k_bytes_ = blocks * key_block_bytes(bits, shape.keys, shape.head_dim);
-      v_bytes_ = blocks * value_block_bytes(bits, shape.head_dim);
+    if (has_blocks(shape.type)) {
+      k_bytes_ = blocks * key_block_bytes(shape.type, shape.keys, shape.head_dim);
+      v_bytes_ = blocks * value_block_bytes(shape.type, shape.head_dim);
     }
     for (auto [buffer, bytes] : {std::pair{&k_, k_bytes_}, std::pair{&v_, v_bytes_}}) {
       *buffer = Buffer(bytes);
@@ -193,6 +192,11 @@ class Step {
       on_workers(workers, [&](const Worker& worker) { ops.attention_merge(args, worker); });
     return out_;
   }
+  // As tiles of bf16 multiply them.
+  void round_queries() {
+    const float scale = attention_args().scale * 0x1.715476p+0f;
+    for (float& q : q_) q = kv_from_bf16(kv_bf16(scale * q)) / scale;
+  }
   const std::vector<float>& attend_by_reference() {
     reference::attention(attention_args());
     return out_;
@@ -263,6 +267,9 @@ class AttentionTest : public testing::TestWithParam<Isa> {
     if (!cpu_has(GetParam())) GTEST_SKIP() << "this CPU has no " << isa_name(GetParam());
   }
   const SmallOps& ops() const { return small_ops(GetParam()); }
+  bool by_tiles(const Shape& shape) const {
+    return GetParam() == Isa::kAmx && shape.type == KvType::kBF16;
+  }
 
   void expect_matches_reference(const Shape& shape, const std::vector<Sequence>& sequences,
                                 int workers) {
@@ -278,10 +285,13 @@ class AttentionTest : public testing::TestWithParam<Isa> {
     // Without the commit: the oracle reads the tails too.
     on_workers(workers, [&](const Worker& worker) { ops().kv_write(step.write_args(), worker); });
     const std::vector<float>& got = step.attend(ops(), workers);
+    if (by_tiles(shape)) oracle.round_queries();
     const std::vector<float>& want = oracle.attend_by_reference();
     int64_t longest = 0;
     for (const Sequence& sequence : sequences) longest = std::max(longest, sequence.context);
-    const double allowed = tolerance(shape, longest);
+    // Tiles round weights to bf16, after 2^x within 0.75 · 10⁻⁴.
+    const double allowed =
+        tolerance(shape, longest) + (by_tiles(shape) ? 5.0 * (0x1p-8 + 0x1p-12) : 0);
     double worst = 0;
     for (size_t i = 0; i < want.size(); ++i) {
       const double difference = std::fabs(static_cast<double>(got[i]) - want[i]);
@@ -294,7 +304,7 @@ class AttentionTest : public testing::TestWithParam<Isa> {
 
 TEST_P(AttentionTest, kv_write_stores_what_the_reference_stores) {
   for (const int64_t head_dim : {8, 20, 24, 64})
-    for (const KvType dtype : {KvType::kF16, KvType::kF32}) {
+    for (const KvType dtype : {KvType::kF16, KvType::kBF16, KvType::kF32}) {
       const Shape shape{
           .heads = 2, .kv_heads = 2, .head_dim = head_dim, .page_tokens = 32, .type = dtype};
       const std::vector<Sequence> sequences = {{40, 40}, {1, 1}, {33, 33}};
@@ -302,6 +312,12 @@ TEST_P(AttentionTest, kv_write_stores_what_the_reference_stores) {
       texts[0].k[3] =
           1e9f;  // beyond f16: clamped, so that masked tokens contribute zero times a number
       texts[0].v[5] = -1e9f;
+      if (dtype == KvType::kBF16) {
+        texts[0].k[7] = std::numeric_limits<float>::quiet_NaN();
+        texts[0].v[9] = std::numeric_limits<float>::quiet_NaN();
+        texts[0].k[6] = -0x1p-130f;
+        texts[2].v[3] = 0x1.01p+3f;  // half way: to even
+      }
       PagedCache want(shape, contexts_of(sequences), 6), got(shape, contexts_of(sequences), 6);
       reference::kv_write(Step(shape, texts, sequences, want).write_args());
       Step step(shape, texts, sequences, got);
@@ -310,7 +326,7 @@ TEST_P(AttentionTest, kv_write_stores_what_the_reference_stores) {
     }
 }
 
-// Every integer cache there is.
+// Every integer cache there is, then bf16.
 std::vector<Shape> coded(Shape shape) {
   shape.page_tokens = 32;
   std::vector<Shape> shapes;
@@ -320,6 +336,9 @@ std::vector<Shape> coded(Shape shape) {
       shape.keys = keys;
       shapes.push_back(shape);
     }
+  shape.type = KvType::kBF16;
+  shape.keys = KeyLayout::kToken;
+  shapes.push_back(shape);
   return shapes;
 }
 
@@ -403,14 +422,14 @@ TEST_P(AttentionTest, decode_matches_the_reference_over_ragged_contexts) {
                                            {65, 1}, {130, 1}, {17, 1}};
   for (const auto& [heads, kv_heads] : {std::pair<int64_t, int64_t>{9, 3}, {4, 4}, {8, 1}})
     for (const int64_t head_dim : {8, 24, 64})
-      for (const KvType dtype : {KvType::kF16, KvType::kF32})
+      for (const KvType dtype : {KvType::kF16, KvType::kBF16, KvType::kF32})
         expect_matches_reference({heads, kv_heads, head_dim, 32, dtype}, sequences, 2);
   expect_matches_reference({.heads = 14, .kv_heads = 2, .head_dim = 128}, sequences, 3);
 }
 
 TEST_P(AttentionTest, prefill_matches_the_reference_over_ragged_shapes) {
-  for (const int64_t tokens : {2, 15, 16, 17, 64, 70})
-    for (const KvType dtype : {KvType::kF16, KvType::kF32})
+  for (const int64_t tokens : {2, 15, 16, 17, 64, 70, 300})
+    for (const KvType dtype : {KvType::kF16, KvType::kBF16, KvType::kF32})
       expect_matches_reference({.heads = 6, .kv_heads = 2, .type = dtype},
                                {{tokens, tokens}, {tokens + 5, tokens}}, 3);
   expect_matches_reference({.heads = 3, .kv_heads = 1}, {{129, 129}}, 2);
@@ -450,12 +469,16 @@ TEST_P(AttentionTest, codes_of_16_bits_lose_no_more_than_f16_would) {
 
 TEST_P(AttentionTest, large_and_odd_head_sizes_match_the_reference) {
   for (const int64_t head_dim : {20, 40, 72, 80, 96, 256})
-    expect_matches_reference({.heads = 4, .kv_heads = 2, .head_dim = head_dim, .page_tokens = 32},
-                             {{90, 90}, {70, 1}, {33, 7}}, 2);
+    for (const KvType type : {KvType::kF16, KvType::kBF16})
+      expect_matches_reference(
+          {.heads = 4, .kv_heads = 2, .head_dim = head_dim, .page_tokens = 32, .type = type},
+          {{90, 90}, {70, 1}, {33, 7}}, 2);
 }
 
 TEST_P(AttentionTest, one_big_page_and_mixed_batches_match_the_reference) {
-  expect_matches_reference({.page_tokens = 1024}, {{300, 20}, {200, 1}, {65, 65}, {700, 1}}, 4);
+  for (const KvType type : {KvType::kF16, KvType::kBF16})
+    expect_matches_reference({.page_tokens = 1024, .type = type},
+                             {{300, 20}, {200, 1}, {65, 65}, {700, 1}}, 4);
 }
 
 TEST_P(AttentionTest, sliding_windows_match_the_reference) {
@@ -467,7 +490,9 @@ TEST_P(AttentionTest, sliding_windows_match_the_reference) {
 }
 
 TEST_P(AttentionTest, more_heads_per_kv_head_than_a_block_of_rows_match_the_reference) {
-  expect_matches_reference({.heads = 200, .kv_heads = 2, .head_dim = 8}, {{20, 20}, {5, 1}}, 3);
+  for (const KvType type : {KvType::kF16, KvType::kBF16})
+    expect_matches_reference({.heads = 200, .kv_heads = 2, .head_dim = 8, .type = type},
+                             {{20, 20}, {5, 1}}, 3);
 }
 
 TEST_P(AttentionTest, scores_of_any_size_give_weights_that_sum_to_one) {
@@ -507,7 +532,9 @@ TEST_P(AttentionTest,
         Shape{.heads = 2, .kv_heads = 2, .head_dim = 20, .sliding_window = 70},
         coded({.heads = 6, .kv_heads = 2})[0], coded({.heads = 6, .kv_heads = 2})[1],
         coded({.heads = 6, .kv_heads = 2, .sliding_window = 37})[2],
-        coded({.heads = 2, .kv_heads = 2, .head_dim = 20})[3]}) {
+        coded({.heads = 2, .kv_heads = 2, .head_dim = 20})[3],
+        coded({.heads = 6, .kv_heads = 2})[4],
+        coded({.heads = 3, .kv_heads = 1, .head_dim = 20, .sliding_window = 37})[4]}) {
     const std::vector<Text> texts = {Text(shape, tokens, 8)};
     const std::vector<float> whole = in_steps(ops(), shape, texts, {tokens}, 1);
     const std::vector<std::vector<int64_t>> cuts = {{tokens},    {64, 64, 12},
@@ -529,7 +556,9 @@ TEST_P(AttentionTest, contexts_that_workers_divide_give_the_same_bits) {
        {Shape{.heads = 6, .kv_heads = 2}, Shape{.heads = 3, .kv_heads = 1, .sliding_window = 300},
         Shape{.heads = 4, .kv_heads = 2, .head_dim = 40, .type = KvType::kF32},
         coded({.heads = 6, .kv_heads = 2})[0], coded({.heads = 6, .kv_heads = 2})[1],
-        coded({.heads = 6, .kv_heads = 2, .sliding_window = 300})[2]}) {
+        coded({.heads = 6, .kv_heads = 2, .sliding_window = 300})[2],
+        coded({.heads = 6, .kv_heads = 2})[4],
+        coded({.heads = 6, .kv_heads = 2, .sliding_window = 300})[4]}) {
     const std::vector<Text> texts = {Text(shape, tokens, 9)};
     const std::vector<float> whole = in_steps(ops(), shape, texts, {tokens}, 1);
     for (const int workers : {1, 2, 3, 16}) {
@@ -576,7 +605,7 @@ TEST_P(AttentionTest, a_step_without_rows_and_sequences_without_queries_are_fine
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, AttentionTest,
-                         testing::Values(Isa::kPortable, Isa::kAvx2, Isa::kAvx512),
+                         testing::Values(Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAmx),
                          [](const auto& param) { return std::string(isa_name(param.param)); });
 
 }  // namespace

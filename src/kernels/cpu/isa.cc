@@ -42,7 +42,7 @@ Isa detect() {
 
   const bool f = bit(b, 16), dq = bit(b, 17), bw = bit(b, 30), vl = bit(b, 31), vnni = bit(c, 11);
   const uint32_t last_subleaf = a;
-  const bool tiles = bit(d, 24) && bit(d, 25) && (state & kTileState) == kTileState;
+  const bool tiles = bit(d, 22) && bit(d, 24) && bit(d, 25) && (state & kTileState) == kTileState;
   if (!f || !dq || !bw || !vl || !vnni || (state & 0xe6) != 0xe6 || last_subleaf < 1)
     return Isa::kAvx2;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return Isa::kAvx2;

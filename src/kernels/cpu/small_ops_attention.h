@@ -49,12 +49,59 @@ inline float* values_of(const KvCacheView& cache, int64_t page, int64_t head) {
 inline uint8_t* key_blocks_of(const KvCacheView& cache, int64_t page, int64_t head) {
   return static_cast<uint8_t*>(cache.k) + page * cache.k_page_bytes +
          head * (cache.page_tokens / kKvBlockTokens) *
-             key_block_bytes(kv_bits(cache.type), cache.key_layout, cache.head_dim);
+             key_block_bytes(cache.type, cache.key_layout, cache.head_dim);
 }
 inline uint8_t* value_blocks_of(const KvCacheView& cache, int64_t page, int64_t head) {
   return static_cast<uint8_t*>(cache.v) + page * cache.v_page_bytes +
          head * (cache.page_tokens / kKvBlockTokens) *
-             value_block_bytes(kv_bits(cache.type), cache.head_dim);
+             value_block_bytes(cache.type, cache.head_dim);
+}
+
+// Calls body(sequence, from, to, kv head) for this worker's share of the blocks that kv_write
+// writes: tokens [from, to), all in one block, of a cache of blocks.
+template <typename Body>
+void for_each_written_block(const KvWriteArgs& args, const Worker& worker, const Body& body) {
+  const bool tails = kv_has_tails(args.cache.type, args.cache.key_layout);
+  const auto for_each_block = [&](const auto& visit) {
+    for (int64_t b = 0; b < args.batch.b; ++b) {
+      const int64_t last = args.batch.context_len[b];
+      const int64_t first = last - (args.batch.query_start[b + 1] - args.batch.query_start[b]);
+      for (int64_t start = first / kKvBlockTokens * kKvBlockTokens; start < last;
+           start += kKvBlockTokens) {
+        const int64_t end = start + kKvBlockTokens < last ? start + kKvBlockTokens : last;
+        if (tails && end - start < kKvBlockTokens) continue;
+        visit(b, tails || start > first ? start : first, end);
+      }
+    }
+  };
+  int64_t blocks = 0;
+  for_each_block([&](int64_t, int64_t, int64_t) { ++blocks; });
+  const Range part = split(blocks * args.cache.kv_heads, 1, worker);
+  int64_t unit = 0;
+  for_each_block([&](int64_t b, int64_t from, int64_t to) {
+    for (int64_t head = 0; head < args.cache.kv_heads; ++head, ++unit)
+      if (unit >= part.begin && unit < part.end) body(b, from, to, head);
+  });
+}
+
+// Tokens [from, to), all in one block, of a bf16 cache.
+inline void write_bf16_tokens(const KvWriteArgs& args, int64_t b, int64_t from, int64_t to,
+                              int64_t head) {
+  const KvCacheView& cache = args.cache;
+  const int64_t dh = cache.head_dim, padded = bf16_head_dim(dh), bytes = bf16_block_bytes(dh);
+  const int64_t page = args.batch.block_table[b * args.batch.max_blocks + from / cache.page_tokens];
+  const int64_t index = from % cache.page_tokens / kKvBlockTokens;
+  auto* k = reinterpret_cast<uint16_t*>(key_blocks_of(cache, page, head) + index * bytes);
+  auto* v = reinterpret_cast<uint16_t*>(value_blocks_of(cache, page, head) + index * bytes);
+  if (from % kKvBlockTokens == 0) __builtin_memset(v, 0, bytes);
+  for (int64_t t = from; t < to; ++t) {
+    const int64_t row = args.batch.query_start[b + 1] - (args.batch.context_len[b] - t);
+    const int64_t at = t % kKvBlockTokens;
+    for (int64_t d = 0; d < padded; ++d) {
+      k[bf16_key_at(at, d, dh)] = d < dh ? kv_bf16(args.k[row * args.k_stride + head * dh + d]) : 0;
+      v[bf16_value_at(at, d)] = d < dh ? kv_bf16(args.v[row * args.v_stride + head * dh + d]) : 0;
+    }
+  }
 }
 
 struct AttentionUnit {

@@ -258,26 +258,8 @@ void write_code_block(const KvWriteArgs& args, int64_t b, int64_t from, int64_t 
 // Head sizes up to kLargestCodedHead.
 template <typename S>
 void kv_write_codes(const KvWriteArgs& args, const Worker& worker) {
-  const bool tails = kv_has_tails(args.cache.type, args.cache.key_layout);
-  const auto for_each_block = [&](const auto& body) {
-    for (int64_t b = 0; b < args.batch.b; ++b) {
-      const int64_t last = args.batch.context_len[b];
-      const int64_t first = last - (args.batch.query_start[b + 1] - args.batch.query_start[b]);
-      for (int64_t start = first / kKvBlockTokens * kKvBlockTokens; start < last;
-           start += kKvBlockTokens) {
-        const int64_t end = least(last, start + kKvBlockTokens);
-        if (tails && end - start < kKvBlockTokens) continue;
-        body(b, tails || start > first ? start : first, end);
-      }
-    }
-  };
-  int64_t blocks = 0;
-  for_each_block([&](int64_t, int64_t, int64_t) { ++blocks; });
-  const Range part = split(blocks * args.cache.kv_heads, 1, worker);
-  int64_t unit = 0;
-  for_each_block([&](int64_t b, int64_t from, int64_t to) {
-    for (int64_t head = 0; head < args.cache.kv_heads; ++head, ++unit)
-      if (unit >= part.begin && unit < part.end) write_code_block<S>(args, b, from, to, head);
+  for_each_written_block(args, worker, [&](int64_t b, int64_t from, int64_t to, int64_t head) {
+    write_code_block<S>(args, b, from, to, head);
   });
 }
 

@@ -1,5 +1,6 @@
-// Attention over f32 caches with an ISA's vector type S, flash-style, and what attention over
-// caches of codes shares with it: small_ops_attention.h states the arithmetic.
+// Attention over f32 and bf16 caches with an ISA's vector type S, flash-style, and what attention
+// over caches of codes shares with it: small_ops_attention.h states the arithmetic. A block of bf16
+// is widened to f32 before its use.
 //
 // Per unit and block of 64 tokens, row tiles of up to 6 rows (query × head) do
 //   scores  [6, 64] = q [6, Dh] · k      16 tokens × 6 rows of accumulators (12 ymm, or 24 zmm for
@@ -136,17 +137,22 @@ struct FlashScratch {
   std::byte* parts;
   float* q;               // [rows, Dh]
   float* p;               // [6, 64] scores, then probabilities
+  float *k, *v;           // of bf16: one block, as an f32 cache has it
   RowState chunk, total;  // of the chunk at hand, and of those before it
 };
 
 inline int64_t flash_rows(const AttentionArgs& args) {
   return query_block(args) * (args.heads / args.cache.kv_heads);
 }
+// Channels that are multiplied.
+inline int64_t flash_head_dim(const KvCacheView& cache) {
+  return cache.type == KvType::kBF16 ? bf16_head_dim(cache.head_dim) : cache.head_dim;
+}
 
 // One worker's, and how many bytes that is; `base` may be null.
 template <typename S>
 inline FlashScratch flash_scratch(const AttentionArgs& args, std::byte* base, int64_t* bytes) {
-  const int64_t dh = args.cache.head_dim, rows = flash_rows(args);
+  const int64_t dh = flash_head_dim(args.cache), rows = flash_rows(args);
   int64_t at = 0;
   const auto take = [&](int64_t floats) {
     auto* result = base == nullptr ? nullptr : reinterpret_cast<float*>(base + at);
@@ -157,6 +163,9 @@ inline FlashScratch flash_scratch(const AttentionArgs& args, std::byte* base, in
   scratch.parts = reinterpret_cast<std::byte*>(take(part_floats<S>(args, dh)));
   scratch.q = take(rows * dh);
   scratch.p = take(kRowTile * kBlockTokens);
+  const int64_t widened = args.cache.type == KvType::kBF16 ? kBlockTokens * dh : 0;
+  scratch.k = take(widened);
+  scratch.v = take(widened);
   scratch.chunk = row_state<S>(take(row_state_floats<S>(rows, dh)), rows, dh);
   scratch.total = row_state<S>(take(row_state_floats<S>(rows, dh)), rows, dh);
   *bytes = at;
@@ -415,11 +424,46 @@ void attend_block(const FlashBlock& block, const AttentionUnit& unit, int64_t ro
   }
 }
 
+// Tokens [start, last) of a bf16 cache, at most a block of 64, to scratch.k and scratch.v.
+inline void widen_bf16(const AttentionArgs& args, const AttentionUnit& unit, int64_t start,
+                       int64_t last, const FlashScratch& scratch) {
+  const KvCacheView& cache = args.cache;
+  const int64_t dh = bf16_head_dim(cache.head_dim), bytes = bf16_block_bytes(cache.head_dim);
+  const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
+  constexpr uint32_t kHigh = 0xffff0000u;
+  for (int64_t token = start; token < last; token += kKvBlockTokens) {
+    const int64_t page = pages[token / cache.page_tokens];
+    const int64_t index = token % cache.page_tokens / kKvBlockTokens;
+    const auto words = [&](uint8_t* blocks) {
+      return reinterpret_cast<const uint32_t*>(blocks + index * bytes);
+    };
+    const uint32_t* k = words(key_blocks_of(cache, page, unit.kv_head));
+    const uint32_t* v = words(value_blocks_of(cache, page, unit.kv_head));
+    auto* to_k = reinterpret_cast<uint32_t*>(scratch.k + (token - start) * dh);
+    auto* to_v = reinterpret_cast<uint32_t*>(scratch.v + (token - start) * dh);
+    for (int64_t pair = 0; pair < dh; ++pair)  // of channels: dh / 2 in each of two tiles
+      for (int64_t lane = 0; lane < kTileTokens; ++lane) {
+        const uint32_t word = k[pair * kTileTokens + lane];
+        to_k[2 * pair * kTileTokens + lane] = word << 16;
+        to_k[(2 * pair + 1) * kTileTokens + lane] = word & kHigh;
+      }
+    for (int64_t d = 0; d < dh; d += 16)
+      for (int64_t pair = 0; pair < kKvBlockTokens / 2; ++pair)
+        for (int64_t lane = 0; lane < 16; ++lane) {
+          const uint32_t word = v[d * 16 + pair * 16 + lane];
+          to_v[2 * pair * dh + d + lane] = word << 16;
+          to_v[(2 * pair + 1) * dh + d + lane] = word & kHigh;
+        }
+  }
+}
+
 template <typename S>
 void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, FlashScratch scratch) {
   using V = typename S::V;
   const KvCacheView& cache = args.cache;
-  const int64_t dh = cache.head_dim, heads = unit.head_end - unit.head_begin;
+  const bool bf16 = cache.type == KvType::kBF16;
+  const int64_t head_dim = cache.head_dim, dh = flash_head_dim(cache);
+  const int64_t heads = unit.head_end - unit.head_begin;
   const int64_t rows = (unit.row_end - unit.row_begin) * heads;
   const int64_t context = unit.position + unit.row_end - unit.row_begin;
   const int64_t window = args.sliding_window > 0 ? args.sliding_window : context;
@@ -429,9 +473,11 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, FlashScra
   const V scale = S::set1(args.scale * 0x1.715476p+0f);
   for (int64_t row = 0; row < rows; ++row) {
     const float* q = args.q + (unit.row_begin + row / heads) * args.q_stride +
-                     (unit.head_begin + row % heads) * dh;
-    for (int64_t d = 0; d < dh; d += S::kLanes)
-      S::store(scratch.q + row * dh + d, S::mul(S::load(q + d), scale));
+                     (unit.head_begin + row % heads) * head_dim;
+    if (dh != head_dim) std::memset(scratch.q + row * dh, 0, dh * sizeof(float));
+    for_each_vector<S>(0, head_dim, [&](int64_t d, int64_t n) {
+      store<S>(scratch.q + row * dh + d, S::mul(load<S>(q + d, n), scale), n);
+    });
   }
   clear_rows<S>(scratch.total, rows, dh);
 
@@ -441,6 +487,11 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, FlashScra
     FlashBlock block;
     block.start = start;
     for (int64_t tile = 0; tile < kTilesPerBlock; ++tile) {
+      if (bf16) {
+        block.k[tile] = scratch.k + tile * kTileTokens * dh;
+        block.v[tile] = scratch.v + tile * kTileTokens * dh;
+        continue;
+      }
       // Tiles past the end are computed together with the last one and masked: any address will do.
       const int64_t wanted = start + tile * kTileTokens;
       const int64_t token = wanted < last ? wanted : (last - 1) / kTileTokens * kTileTokens;
@@ -461,8 +512,9 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, FlashScra
       clear_rows<S>(scratch.chunk, rows, dh);
     }
     const FlashBlock next = more ? locate(start + kBlockTokens) : block;
-    block.prefetch_values = rows <= kDirectRows;
-    block.next_k = rows <= kDirectRows && more ? next.k : nullptr;
+    if (bf16) widen_bf16(args, unit, start, least(last, start + kBlockTokens), scratch);
+    block.prefetch_values = rows <= kDirectRows && !bf16;
+    block.next_k = block.prefetch_values && more ? next.k : nullptr;
     attend_block<S>(block, unit, rows, window, dh, scratch);
     block = next;
     if (unit.slot < 0 && (!more || (start + kBlockTokens) % kChunkTokens == 0))
@@ -483,7 +535,7 @@ template <typename S>
 void flash_merge(const AttentionArgs& args, const Worker& worker) {
   int64_t bytes = flash_scratch_bytes<S>(args);
   const FlashScratch scratch = flash_scratch<S>(args, args.scratch + worker.index * bytes, &bytes);
-  merge_parts<S>(args, worker, args.cache.head_dim, bytes, scratch.total);
+  merge_parts<S>(args, worker, flash_head_dim(args.cache), bytes, scratch.total);
 }
 
 }  // namespace

@@ -9,12 +9,10 @@
 
 namespace whit::cpu {
 
-inline std::string_view isa_name(Isa isa) {
-  constexpr std::string_view kNames[] = {"portable", "avx2", "avx512"};
-  return kNames[static_cast<int>(isa)];
-}
+inline std::string_view isa_name(Isa isa) { return name(isa); }
 
-// Asked of the CPU itself, so that these tests do not lean on the dispatch that other tests cover.
+// Asked of the CPU itself, so that these tests do not lean on the dispatch that other tests cover;
+// but tiles must be asked for, which is the dispatch's.
 inline bool cpu_has(Isa isa) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi2");
@@ -22,6 +20,7 @@ inline bool cpu_has(Isa isa) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
                       __builtin_cpu_supports("avx512bf16");
+  if (isa == Isa::kAmx) return detected_isa() == Isa::kAmx;
   return isa == Isa::kPortable || (isa == Isa::kAvx2 ? avx2 : avx512);
 }
 

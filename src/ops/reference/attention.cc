@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -22,6 +23,9 @@ float decoded(const KvCacheView& cache, Part part, int64_t page, int64_t head, i
   const int64_t bits = kv_bits(cache.type), dh = cache.head_dim;
   const int64_t token = offset % kKvBlockTokens;
   const uint8_t* block = kv_block(cache, part, page, head, offset);
+  if (cache.type == KvType::kBF16)
+    return kv_from_bf16(reinterpret_cast<const uint16_t*>(
+        block)[part == Part::kKeys ? bf16_key_at(token, d, dh) : bf16_value_at(token, d)]);
   const bool by_channel = part == Part::kKeys && cache.key_layout == KeyLayout::kChannel;
   const KvPlace place = part == Part::kKeys ? key_place(token, d, dh) : value_place(token, d, dh);
   if (bits == 16)
@@ -113,6 +117,16 @@ void write_block(const KvWriteArgs& args, int64_t b, int64_t from, int64_t to, i
       return exact(cache, args.batch, part, keys ? args.k : args.v,
                    keys ? args.k_stride : args.v_stride, b, from + token, head, d);
     };
+    if (cache.type == KvType::kBF16) {
+      if (!keys && from % kKvBlockTokens == 0) std::memset(block, 0, bf16_block_bytes(dh));
+      for (int64_t token = from; token < to; ++token)
+        for (int64_t d = 0; d < bf16_head_dim(dh); ++d) {
+          const int64_t at = token % kKvBlockTokens;
+          reinterpret_cast<uint16_t*>(block)[keys ? bf16_key_at(at, d, dh) : bf16_value_at(at, d)] =
+              d < dh ? kv_bf16(x(token - from, d)) : 0;
+        }
+      continue;
+    }
     if (keys && cache.key_layout == KeyLayout::kChannel) {
       const int64_t channels = padded_head_dim(dh);
       for (int64_t d = 0; d < channels; ++d) {
@@ -152,7 +166,7 @@ void write_block(const KvWriteArgs& args, int64_t b, int64_t from, int64_t to, i
 
 }  // namespace
 
-void kv_write_codes(const KvWriteArgs& args, int64_t head_begin, int64_t head_end) {
+void kv_write_blocks(const KvWriteArgs& args, int64_t head_begin, int64_t head_end) {
   const bool tails = kv_has_tails(args.cache.type, args.cache.key_layout);
   for (int64_t b = 0; b < args.batch.b; ++b) {
     const int64_t last = args.batch.context_len[b];
@@ -182,14 +196,14 @@ void attend(const AttentionArgs& args, int64_t b, int64_t t, int64_t position, i
                                 : position + 1;
   const auto key = [&](int64_t s, int64_t d) {
     const int64_t page = pages[s / cache.page_tokens], offset = s % cache.page_tokens;
-    if (!has_codes(cache.type))
+    if (!has_blocks(cache.type))
       return static_cast<const float*>(cache.k)[key_offset(cache, page, kv_head, offset, d)];
     if (s < own_block) return decoded(cache, Part::kKeys, page, kv_head, offset, d);
     return exact(cache, args.batch, Part::kKeys, args.k, args.k_stride, b, s, kv_head, d);
   };
   const auto value = [&](int64_t s, int64_t d) {
     const int64_t page = pages[s / cache.page_tokens], offset = s % cache.page_tokens;
-    if (!has_codes(cache.type))
+    if (!has_blocks(cache.type))
       return static_cast<const float*>(cache.v)[value_offset(cache, page, kv_head, offset, d)];
     if (s < own_block) return decoded(cache, Part::kValues, page, kv_head, offset, d);
     return exact(cache, args.batch, Part::kValues, args.v, args.v_stride, b, s, kv_head, d);
@@ -216,7 +230,7 @@ void attend(const AttentionArgs& args, int64_t b, int64_t t, int64_t position, i
 
 void kv_write(const KvWriteArgs& args) {
   const KvCacheView& cache = args.cache;
-  if (has_codes(cache.type)) return kv_write_codes(args, 0, cache.kv_heads);
+  if (has_blocks(cache.type)) return kv_write_blocks(args, 0, cache.kv_heads);
   for (int64_t t = 0; t < args.batch.t; ++t) {
     const int64_t page = args.batch.slots[t] / cache.page_tokens;
     const int64_t offset = args.batch.slots[t] % cache.page_tokens;

@@ -26,31 +26,31 @@ inline int64_t value_offset(const KvCacheView& cache, int64_t page, int64_t head
   return page * (cache.v_page_bytes / 4) + (head * cache.page_tokens + offset) * cache.head_dim + d;
 }
 
-// Of caches of codes.
+// Of caches of blocks.
 enum class Part { kKeys, kValues };
 inline uint8_t* kv_block(const KvCacheView& cache, Part part, int64_t page, int64_t head,
                          int64_t offset) {
-  const int64_t bits = kv_bits(cache.type);
   const int64_t block = head * (cache.page_tokens / kKvBlockTokens) + offset / kKvBlockTokens;
-  return part == Part::kKeys ? static_cast<uint8_t*>(cache.k) + page * cache.k_page_bytes +
-                                   block * key_block_bytes(bits, cache.key_layout, cache.head_dim)
-                             : static_cast<uint8_t*>(cache.v) + page * cache.v_page_bytes +
-                                   block * value_block_bytes(bits, cache.head_dim);
+  return part == Part::kKeys
+             ? static_cast<uint8_t*>(cache.k) + page * cache.k_page_bytes +
+                   block * key_block_bytes(cache.type, cache.key_layout, cache.head_dim)
+             : static_cast<uint8_t*>(cache.v) + page * cache.v_page_bytes +
+                   block * value_block_bytes(cache.type, cache.head_dim);
 }
 inline int64_t tail_offset(const KvCacheView& cache, int64_t tail, int64_t head, int64_t position) {
   return ((tail * cache.kv_heads + head) * kKvTailTokens + position % kKvTailTokens) *
          cache.head_dim;
 }
 
-// Key or value d of the token at (page, offset), from its codes.
+// Key or value d of the token at (page, offset), from its block.
 float decoded(const KvCacheView& cache, Part part, int64_t page, int64_t head, int64_t offset,
               int64_t d);
 // Key or value d of the token at `position` of sequence b before its block is full: of this step's
 // rows, else of the tail.
 float exact(const KvCacheView& cache, const BatchView& batch, Part part, const float* rows,
             int64_t stride, int64_t b, int64_t position, int64_t head, int64_t d);
-// kv_write of some heads of a cache of codes.
-void kv_write_codes(const KvWriteArgs& args, int64_t head_begin, int64_t head_end);
+// kv_write of some heads of a cache of blocks.
+void kv_write_blocks(const KvWriteArgs& args, int64_t head_begin, int64_t head_end);
 
 void kv_write(const KvWriteArgs& args);
 void kv_commit(const KvWriteArgs& args);

@@ -9,8 +9,8 @@ namespace whit::cpu::avx2 {
 namespace {
 
 bool runs_here(const KvCacheView& cache) {
-  return has_codes(cache.type) ? cache.head_dim <= kLargestCodedHead
-                               : cache.head_dim % Avx2::kLanes == 0;
+  return has_blocks(cache.type) ? cache.head_dim <= kLargestCodedHead
+                                : cache.head_dim % Avx2::kLanes == 0;
 }
 
 }  // namespace
@@ -20,6 +20,11 @@ void kv_write(const KvWriteArgs& args, const Worker& worker) {
   switch (args.cache.type) {
     case KvType::kF32:
       return kv_write_rows<Avx2>(args, worker);
+    case KvType::kBF16:
+      return for_each_written_block(args, worker,
+                                    [&](int64_t b, int64_t from, int64_t to, int64_t head) {
+                                      write_bf16_tokens(args, b, from, to, head);
+                                    });
     case KvType::kF16:
     case KvType::kInt8:
     case KvType::kInt4:
@@ -43,6 +48,7 @@ void attention(const AttentionArgs& args, const Worker& worker) {
   if (!runs_here(args.cache)) return portable::attention(args, worker);
   switch (args.cache.type) {
     case KvType::kF32:
+    case KvType::kBF16:
       return flash_attention<Avx2>(args, worker);
     case KvType::kF16:
       return codes_attention<Avx2, Words>(args, worker);

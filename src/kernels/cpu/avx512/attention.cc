@@ -2,6 +2,7 @@
 #include "kernels/cpu/avx512/attention.h"
 
 #include "kernels/cpu/avx2/attention.h"
+#include "kernels/cpu/avx512/bf16_write.h"
 #include "kernels/cpu/avx512/float_vector.h"
 #include "kernels/cpu/small_ops_codes.h"
 #include "kernels/cpu/small_ops_vector.h"
@@ -10,8 +11,8 @@ namespace whit::cpu::avx512 {
 namespace {
 
 bool runs_here(const KvCacheView& cache) {
-  return has_codes(cache.type) ? cache.head_dim <= kLargestCodedHead
-                               : cache.head_dim % Avx512::kLanes == 0;
+  return has_blocks(cache.type) ? cache.head_dim <= kLargestCodedHead
+                                : cache.head_dim % Avx512::kLanes == 0;
 }
 
 }  // namespace
@@ -21,6 +22,8 @@ void kv_write(const KvWriteArgs& args, const Worker& worker) {
   switch (args.cache.type) {
     case KvType::kF32:
       return kv_write_rows<Avx512>(args, worker);
+    case KvType::kBF16:
+      return kv_write_bf16(args, worker);
     case KvType::kF16:
     case KvType::kInt8:
     case KvType::kInt4:
@@ -44,6 +47,7 @@ void attention(const AttentionArgs& args, const Worker& worker) {
   if (!runs_here(args.cache)) return avx2::attention(args, worker);
   switch (args.cache.type) {
     case KvType::kF32:
+    case KvType::kBF16:
       return flash_attention<Avx512>(args, worker);
     case KvType::kF16:
       return codes_attention<Avx512, Words>(args, worker);

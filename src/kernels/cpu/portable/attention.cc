@@ -76,10 +76,10 @@ void load_words(const AttentionArgs& args, const AttentionUnit& unit, int64_t be
     }
 }
 
-// The same of an integer cache. All queries of a unit are in one block of 32 tokens where there are
-// tails, so that a token is read alike for all of them.
-void load_integer_block(const AttentionArgs& args, const AttentionUnit& unit, int64_t begin,
-                        int64_t end, const Block& block) {
+// The same of an integer or bf16 cache. All queries of a unit are in one block of 32 tokens where
+// there are tails, so that a token is read alike for all of them.
+void load_decoded(const AttentionArgs& args, const AttentionUnit& unit, int64_t begin, int64_t end,
+                  const Block& block) {
   using reference::Part;
   const KvCacheView& cache = args.cache;
   const int64_t dh = cache.head_dim, p = cache.page_tokens;
@@ -131,9 +131,9 @@ void attend_block(const Block& block, int64_t begin, int64_t end, const float* q
 }  // namespace
 
 void kv_write(const KvWriteArgs& args, const Worker& worker) {
-  if (!has_codes(args.cache.type)) return write_rows(args, worker);
+  if (!has_blocks(args.cache.type)) return write_rows(args, worker);
   const Range heads = split(args.cache.kv_heads, 1, worker);
-  reference::kv_write_codes(args, heads.begin, heads.end);
+  reference::kv_write_blocks(args, heads.begin, heads.end);
 }
 
 void kv_commit(const KvWriteArgs& args, const Worker& worker) {
@@ -169,8 +169,8 @@ void attention(const AttentionArgs& args, const Worker& worker) {
     const int64_t last = unit.position + rows;
     for (int64_t start = first; start < last; start += kBlockTokens) {
       const int64_t end = std::min(last, start + kBlockTokens);
-      if (is_integer(args.cache.type))
-        load_integer_block(args, unit, start, end, block);
+      if (is_integer(args.cache.type) || args.cache.type == KvType::kBF16)
+        load_decoded(args, unit, start, end, block);
       else if (args.cache.type == KvType::kF32)
         load_block(args, unit, start, end, block);
       else
