@@ -21,15 +21,20 @@ using testing::random_tokens;
 using testing::ScratchDirectory;
 using testing::with_tokenizer;
 
+constexpr int64_t kMostTokens = 320;
+
 // Logits [T, V] of a sequence, in steps of the given sizes.
 std::vector<float> run_in_chunks(const Model& model, int threads, std::span<const int32_t> ids,
-                                 std::span<const int64_t> chunks) {
+                                 std::span<const int64_t> chunks,
+                                 cpu::Isa isa = cpu::detected_isa()) {
   ThreadPool pool(threads);
-  Executor executor(
-      model.config(), model.graph(), model.weights(),
-      {.max_tokens = 64, .max_context = 64, .max_logit_rows = 64, .isa = cpu::detected_isa()},
-      pool);
-  KvCache cache = executor.make_cache(1, 64, DType::kF16);
+  Executor executor(model.config(), model.graph(), model.weights(),
+                    {.max_tokens = kMostTokens,
+                     .max_context = kMostTokens,
+                     .max_logit_rows = kMostTokens,
+                     .isa = isa},
+                    pool);
+  KvCache cache = executor.make_cache(1, kMostTokens, DType::kF16);
   std::vector<float> logits;
   int64_t start = 0;
   for (const int64_t count : chunks) {
@@ -76,6 +81,23 @@ TEST_P(InvarianceTest, chunking_and_thread_count_do_not_change_a_bit) {
       EXPECT_EQ(std::memcmp(logits.data(), whole.data(), whole.size() * 4), 0)
           << "plan of " << plan.size() << " steps, " << threads << " threads";
     }
+}
+
+TEST_P(InvarianceTest, rows_that_a_thread_takes_through_many_steps_give_the_bits_of_single_steps) {
+  const Model model = open();
+  const CalibrationData data = random_tokens(model, 1, 301, 11);
+  for (const cpu::Isa isa :
+       {cpu::Isa::kPortable, cpu::Isa::kAvx2, cpu::Isa::kAvx512, cpu::Isa::kAmx}) {
+    if (isa > cpu::detected_isa()) continue;
+    // Steps of fewer than 128 rows are done one by one, each by all threads.
+    const std::vector<float> single =
+        run_in_chunks(model, 2, data.ids, std::vector<int64_t>{101, 37, 99, 64}, isa);
+    const std::vector<std::vector<int64_t>> plans = {{301}, {129, 172}, {272, 29}};
+    for (const auto& plan : plans)
+      for (const int threads : {1, 2, 3})
+        EXPECT_EQ(run_in_chunks(model, threads, data.ids, plan, isa), single)
+            << name(isa) << ", first step " << plan[0] << ", " << threads << " threads";
+  }
 }
 
 TEST_P(InvarianceTest, a_sequence_alone_equals_the_same_sequence_in_a_batch) {

@@ -325,11 +325,14 @@ struct Lowering : LoweredRange {
     }
     touch_value(output_value, static_cast<int>(steps.size()));
 
-    std::vector<bool> is_int8(count, false);
-    for (const Int8Place& place : int8_places) is_int8[place.buffer] = true;
+    // Sums a row of int8 places, 0 of others. Buffers that share memory have each row at one place:
+    // threads that have rows of their own need not be at the same step.
+    std::vector<int64_t> sums(count, 0);
+    for (const Int8Place& place : int8_places)
+      sums[place.buffer] = ceil_div(place.k, place.group_size);
     std::vector<int> rename(count, -1), busy_until;
     std::vector<RowBuffer> physical;
-    std::vector<bool> physical_int8;
+    std::vector<int64_t> physical_sums;
     std::vector<int> order(count);
     for (int i = 0; i < count; ++i) order[i] = i;
     std::stable_sort(order.begin(), order.end(),
@@ -338,12 +341,12 @@ struct Lowering : LoweredRange {
       if (last_use[i] < 0) continue;
       for (size_t p = 0; p < physical.size() && rename[i] < 0; ++p)
         if (busy_until[p] < first_use[i] && physical[p].width == buffers[i].width &&
-            physical_int8[p] == is_int8[i] && physical[p].redundant == buffers[i].redundant)
+            physical_sums[p] == sums[i] && physical[p].redundant == buffers[i].redundant)
           rename[i] = static_cast<int>(p);
       if (rename[i] < 0) {
         rename[i] = static_cast<int>(physical.size());
         physical.push_back({.width = buffers[i].width, .redundant = buffers[i].redundant});
-        physical_int8.push_back(is_int8[i]);
+        physical_sums.push_back(sums[i]);
         busy_until.push_back(-1);
       }
       busy_until[rename[i]] = last_use[i];
@@ -352,7 +355,7 @@ struct Lowering : LoweredRange {
       RowBuffer& buffer = physical[p];
       int64_t rows = options.max_tokens;
       if (buffer.redundant) rows = std::max(rows, kRedundantRows * pool.size());
-      if (physical_int8[p]) {
+      if (physical_sums[p] > 0) {
         buffer.data = Buffer(rows * buffer.width);
         buffer.scales = Buffer(rows * 4);
         buffer.sums = Buffer(rows * ceil_div(buffer.width, 32) * 4);
@@ -371,6 +374,7 @@ struct Lowering : LoweredRange {
       if (step.kind == StepKind::kLinear)
         scratch_bytes = std::max(scratch_bytes, weights[step.weight].kernel->scratch_bytes(
                                                     weights[step.weight], options.max_tokens));
+    scratch_bytes = round_up(scratch_bytes, 64);
   }
 };
 

@@ -89,7 +89,7 @@ struct LoweredRange {
   std::vector<Int8Place> int8_places;
   std::vector<RoundedPlace> rounded_places;
   std::vector<Gathered> gathers;
-  int64_t scratch_bytes = 0;  // of one thread; attention needs its own besides
+  int64_t scratch_bytes = 0;  // of one thread, whole cache lines; attention needs its own besides
   ValueId input_value = -1, output_value = -1;
 
   bool placed(ValueId value) const { return value >= 0 && places[value].buffer >= 0; }
