@@ -16,7 +16,7 @@ using StepKind = LoweredRange::StepKind;
 // From so many rows a thread on, each thread takes its own rows through all steps between two that
 // mix rows, a few at a time: what a step writes is still in L2 when the next one reads it, and
 // nobody waits. It reads all weights anew for each block of rows, and so does every thread: of more
-// threads that has not been measured. Blocks of 64 rows, measured beside 96, 128 and 256
+// threads that has not been measured. Blocks of 64 rows were the fastest
 // (docs/cpu.md).
 constexpr int64_t kLeastOwnRows = 128, kOwnBlockRows = 64;
 constexpr int kMostOwnRowsThreads = 2;
