@@ -2,12 +2,14 @@
 
 #include <cmath>
 
-#include "base/json_depth.h"
+#include "base/json_bounds.h"
 
 namespace whit {
 namespace {
 
-constexpr int kMaxDepth = 128;
+// Of files: an object of 40 thousand members, which takes some seconds, is still read.
+constexpr JsonBounds kBounds{.levels = 128, .comparisons = uint64_t{1} << 30};
+constexpr size_t kShownBytes = 400;
 
 template <typename T>
 T convert(const Json& value, std::string_view key, std::string_view where);
@@ -55,12 +57,19 @@ std::string convert<std::string>(const Json& value, std::string_view key, std::s
 Json parse_json(std::string_view text, std::string_view where) {
   // Ahead of parsing: the parser's own callback, which could tell the depth too, makes it look at
   // all members of an object again whenever a value inside of it ends.
-  if (json_deeper_than(text, kMaxDepth))
-    throw Error(ErrorKind::kInvalidData, "{}: JSON nested deeper than {} levels", where, kMaxDepth);
+  if (const std::string excess = json_excess(text, kBounds); !excess.empty())
+    throw Error(ErrorKind::kInvalidData, "{}: the JSON {}", where, excess);
   try {
     return Json::parse(text);
   } catch (const Json::exception& error) {
-    throw Error(ErrorKind::kInvalidData, "{}: not valid JSON: {}", where, error.what());
+    // It quotes the token that it was reading, which may be the whole file.
+    std::string why = error.what();
+    if (why.size() > kShownBytes) {
+      size_t cut = kShownBytes;
+      while (cut > 0 && (static_cast<unsigned char>(why[cut]) & 0xc0) == 0x80) --cut;
+      why = why.substr(0, cut) + "…";
+    }
+    throw Error(ErrorKind::kInvalidData, "{}: not valid JSON: {}", where, why);
   }
 }
 

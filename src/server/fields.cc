@@ -2,12 +2,13 @@
 
 #include <cmath>
 
-#include "base/json_depth.h"
+#include "base/json_bounds.h"
 
 namespace whit {
 namespace {
 
-constexpr int kMaxDepth = 64;
+// Half a second at most.
+constexpr JsonBounds kBounds{.levels = 64, .comparisons = uint64_t{1} << 26};
 
 }  // namespace
 
@@ -22,9 +23,8 @@ std::string shown(const Json& value) {
 }
 
 Json parse_body(std::string_view body) {
-  if (json_deeper_than(body, kMaxDepth))
-    throw ApiError(400, "invalid_request_error",
-                   fmt::format("the body is JSON nested deeper than {} levels", kMaxDepth));
+  if (const std::string excess = json_excess(body, kBounds); !excess.empty())
+    throw ApiError(400, "invalid_request_error", fmt::format("the body {}", excess));
   Json result = Json::parse(body, nullptr, /*allow_exceptions=*/false);
   if (result.is_discarded())
     throw ApiError(400, "invalid_request_error", "the body is not valid JSON");
@@ -34,7 +34,7 @@ Json parse_body(std::string_view body) {
 }
 
 Json parse_inner(std::string_view text) {
-  if (json_deeper_than(text, kMaxDepth)) return Json(Json::value_t::discarded);
+  if (!json_excess(text, kBounds).empty()) return Json(Json::value_t::discarded);
   return Json::parse(text, nullptr, /*allow_exceptions=*/false);
 }
 
