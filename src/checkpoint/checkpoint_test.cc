@@ -100,6 +100,16 @@ TEST_F(Sharded, a_malformed_index_is_refused) {
   open_error(ErrorKind::kInvalidData, {"tensor x", "string"}, directory_.path());
   directory_.write("model.safetensors.index.json", "{");
   open_error(ErrorKind::kInvalidData, {"index.json", "not valid JSON"}, directory_.path());
+  write_index("[[[[[[[[1]]]]]]]]");
+  open_error(ErrorKind::kInvalidData, {"index.json", "deeper"}, directory_.path());
+}
+
+// A parser that looks at all members again at the end of each takes minutes.
+TEST_F(Sharded, the_time_an_index_takes_grows_with_its_size_alone) {
+  std::string map = "{";
+  for (int i = 0; i < 200'000; ++i) map += fmt::format("\"{}\":{{}},", i);
+  write_index(map + "\"x\":0}");
+  open_error(ErrorKind::kInvalidData, {"tensor 0", "string"}, directory_.path());
 }
 
 TEST(Checkpoint, says_what_is_missing_and_what_to_do) {

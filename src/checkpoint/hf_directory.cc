@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json_bounds.h"
 #include "checkpoint/contents.h"
 #include "checkpoint/safetensors.h"
 
@@ -18,6 +19,9 @@ namespace {
 // tokenizer's, some hundreds).
 constexpr uint64_t kMaxJsonBytes = uint64_t{256} << 20;
 constexpr uint64_t kMaxConfigBytes = uint64_t{4} << 20;
+
+// An index is parsed into sorted objects, whose keys cost little.
+constexpr JsonBounds kIndexBounds{.levels = 8, .comparisons = UINT64_MAX};
 
 bool is_file(const fs::path& path) {
   std::error_code error;
@@ -63,12 +67,12 @@ std::vector<std::pair<std::string, std::string>> read_index(const fs::path& path
   using SortedJson = nlohmann::json;
   SortedJson index;
   try {
-    index = SortedJson::parse(
-        read_file(path, kMaxJsonBytes), [&](int depth, SortedJson::parse_event_t, SortedJson&) {
-          if (depth > 8)
-            throw Error(ErrorKind::kInvalidData, "{}: nested too deeply", path.string());
-          return true;
-        });
+    const std::string text = read_file(path, kMaxJsonBytes);
+    // Not by the parser's callback: with it, the end of each value inside of an object makes the
+    // parser look at all members of that object again.
+    if (const std::string excess = json_excess(text, kIndexBounds); !excess.empty())
+      throw Error(ErrorKind::kInvalidData, "{}: the JSON {}", path.string(), excess);
+    index = SortedJson::parse(text);
   } catch (const SortedJson::exception& error) {
     throw Error(ErrorKind::kInvalidData, "{}: not valid JSON: {}", path.string(), error.what());
   }
