@@ -344,6 +344,9 @@ void EngineWriter::write_linear(const Node& node, const WeightView& weight) {
 void EngineWriter::write_salient(const Node& node, std::span<const int32_t> channels,
                                  const WeightView& weight) {
   const WeightEntries entries = weight_entries(module_of(node), node.n, node.k, manifest_);
+  if (!entries.salient_channels)
+    throw Error(ErrorKind::kInvalidArgument, "{}: the engine's plan has no salient channels of it",
+                module_of(node));
   weights_->write(entries.salient_channels->name,
                   {reinterpret_cast<const uint8_t*>(channels.data()), channels.size_bytes()});
   weights_->write(entries.salient_weight->name,

@@ -9,6 +9,8 @@ namespace {
 // Whoever adds a member to WeightView must keep it in the log as well.
 static_assert(sizeof(WeightView) == 8 * sizeof(int64_t));
 
+constexpr int64_t kMaxGroup = 1 << 20;
+
 class Reader {
  public:
   explicit Reader(std::span<const uint8_t> bytes) : rest_(bytes) {}
@@ -108,11 +110,15 @@ void LayerOutput::replay(std::span<const uint8_t> log) {
           throw Error(ErrorKind::kInvalidData, "a layer's log names an unknown format");
         view.format = static_cast<WeightFormat>(format);
         view.group_size = static_cast<int64_t>(reader.number());
-        if (view.format == WeightFormat::kInt4Group && view.group_size < 1)
+        const bool grouped = view.format == WeightFormat::kInt4Group;
+        if (view.group_size < (grouped ? 1 : 0) || view.group_size > kMaxGroup)
           throw Error(ErrorKind::kInvalidData, "a layer's log names a group of {}",
                       view.group_size);
         view.two_level = reader.number() != 0;
         const bool has_zeros = reader.number() != 0;
+        if (has_zeros && !grouped)
+          throw Error(ErrorKind::kInvalidData, "a layer's log gives zero points to {} weights",
+                      name(view.format));
         const auto data = copy(static_cast<uint64_t>(view.n * view.data_row_bytes()));
         const auto scales = copy(static_cast<uint64_t>(view.n * view.scale_row_bytes()));
         view.data = data.data();
@@ -150,8 +156,8 @@ void LayerOutput::replay(std::span<const uint8_t> log) {
         const uint64_t count = reader.number();
         std::vector<float> values(
             static_cast<size_t>(std::min<uint64_t>(count, log.size() / sizeof(float))));
-        std::memcpy(values.data(), reader.take(checked_mul(count, sizeof(float), "a layer's log")),
-                    values.size() * sizeof(float));
+        const uint8_t* from = reader.take(checked_mul(count, sizeof(float), "a layer's log"));
+        if (count > 0) std::memcpy(values.data(), from, values.size() * sizeof(float));
         write_vector(std::string(name.begin(), name.end()), values);
         break;
       }

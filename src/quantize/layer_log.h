@@ -26,6 +26,7 @@ class LayerOutput {
   void write_vector(const std::string& name, std::span<const float> values);
   // Throws kInvalidData where `log` is not what these functions kept of this graph.
   void replay(std::span<const uint8_t> log);
+  const Graph& graph() const { return graph_; }
   // How many salient channels the linears had that were written.
   const std::map<NodeId, int64_t>& salient() const { return salient_; }
 

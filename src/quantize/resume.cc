@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 
@@ -25,7 +26,11 @@ Json to_json(const Coverage& coverage) {
           coverage.least, coverage.worst,    coverage.gram_tokens};
 }
 
-Coverage coverage_from_json(const Json& json) {
+Coverage coverage_from_json(const Json& json, const std::string& where) {
+  const bool good = json.is_array() && json.size() == 7 && json[0].is_string() &&
+                    std::all_of(json.begin() + 1, json.end(),
+                                [](const Json& value) { return value.is_number(); });
+  if (!good) throw Error(ErrorKind::kInvalidData, "{}: \"coverage\" holds no coverage", where);
   return {.name = json.at(0).get<std::string>(),
           .channels = json.at(1).get<int64_t>(),
           .few = json.at(2).get<int64_t>(),
@@ -72,6 +77,16 @@ bool is_partial(const fs::path& path) {
 }
 
 std::string log_file(int index) { return fmt::format("layers-{}", index); }
+std::string state_file(int64_t done, size_t index) {
+  return fmt::format("state-{}-{}", done, index);
+}
+
+const Json& list_in(const Json& object, const char* key, const std::string& where) {
+  const auto found = object.find(key);
+  if (found == object.end() || !found->is_array())
+    throw Error(ErrorKind::kInvalidData, "{}: \"{}\" is no list", where, key);
+  return *found;
+}
 
 }  // namespace
 
@@ -185,33 +200,66 @@ void Checkpointer::open() {
   if (digest_of(body) != json_get<std::string>(file, "xxh3_128", where))
     throw Error(ErrorKind::kInvalidData, "{}: not what was written", where);
   found_ = parse_json(body, where);
-  logs_ = found_.at("logs");
+  const auto done = json_get<int64_t>(found_, "done", where);
+  logs_ = list_in(found_, "logs", where);
+  if (done < 1 || logs_.empty() || std::ssize(logs_) > done)
+    throw Error(ErrorKind::kInvalidData, "{}: {} logs of {} layers done", where, logs_.size(),
+                done);
   for (const Json& log : logs_) check_blob(log_file(logged_++), log);
-  for (const Json& tensor : found_.at("stream")) {
-    files_.push_back(tensor.at("file").get<std::string>());
-    check_blob(files_.back(), tensor.at("xxh3_128"));
+  for (const Json& tensor : list_in(found_, "stream", where)) {
+    // The names are our own: they are read and, behind the next checkpoint, removed.
+    if (const auto name = json_get<std::string>(tensor, "file", where);
+        name != state_file(done, files_.size()))
+      throw Error(ErrorKind::kInvalidData, "{}: \"{}\" is no name of hidden states", where, name);
+    files_.push_back(state_file(done, files_.size()));
+    check_blob(files_.back(), tensor.value("xxh3_128", Json()));
+    const Json& shape = list_in(tensor, "shape", where);
+    if (!std::all_of(shape.begin(), shape.end(),
+                     [](const Json& extent) { return extent.is_number_integer(); }))
+      throw Error(ErrorKind::kInvalidData, "{}: \"shape\" holds no numbers", where);
   }
+  for (const Json& report : list_in(found_, "reports", where))
+    group_report_from_json(report, where);
+  for (const Json& each : list_in(found_, "coverage", where)) coverage_from_json(each, where);
+  for (const Json& profile : list_in(found_, "profiles", where))
+    if (!profile.is_object())
+      throw Error(ErrorKind::kInvalidData, "{}: \"profiles\" holds no profile", where);
 }
 
 int Checkpointer::restore(LayerOutput& output, RunState state) {
   if (found_.is_null()) return 0;
-  for (int index = 0; index < logged_; ++index)
-    output.replay(MappedFile(directory_ / log_file(index)).bytes());
+  // Part of it may be in the output by now; the next run finds nothing and begins anew.
+  const auto refuse = [this](const std::string& name, const std::string& why) {
+    throw Error(ErrorKind::kInvalidData,
+                "{}: {}: what an interrupted run left is damaged and has been removed; give the "
+                "same command again",
+                (directory_ / name).string(), why);
+  };
+  const auto done = found_["done"].get<int64_t>();
+  if (done > output.graph().layers())
+    refuse(kIndex, fmt::format("{} layers done, of {}", done, output.graph().layers()));
+  if (files_.size() != state.stream.size())
+    refuse(kIndex, fmt::format("{} hidden states, not {}", files_.size(), state.stream.size()));
+  for (int index = 0; index < logged_; ++index) try {
+      output.replay(MappedFile(directory_ / log_file(index)).bytes());
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kIo) throw;
+      refuse(log_file(index), error.what());
+    }
   log_.clear();
-  for (const Json& report : found_.at("reports"))
-    state.reports.push_back(group_report_from_json(report, "the checkpoint"));
-  for (const Json& each : found_.at("coverage")) state.coverage.push_back(coverage_from_json(each));
-  for (const Json& profile : found_.at("profiles")) state.profiles.push_back(profile);
+  for (const Json& report : found_["reports"])
+    state.reports.push_back(group_report_from_json(report, kIndex));
+  for (const Json& each : found_["coverage"])
+    state.coverage.push_back(coverage_from_json(each, kIndex));
+  for (const Json& profile : found_["profiles"]) state.profiles.push_back(profile);
   for (size_t i = 0; i < state.stream.size(); ++i) {
-    const MappedFile file(directory_ / files_.at(i));
-    const auto shape = found_.at("stream").at(i).at("shape").get<Shape>();
-    if (shape != state.stream[i]->shape() ||
+    const MappedFile file(directory_ / files_[i]);
+    if (found_["stream"][i]["shape"].get<Shape>() != state.stream[i]->shape() ||
         file.bytes().size() != state.stream[i]->size() * sizeof(float))
-      throw Error(ErrorKind::kInvalidData, "{}: hidden states of another shape; remove {}",
-                  (directory_ / files_[i]).string(), directory_.string());
+      refuse(files_[i], "hidden states of another shape");
     std::memcpy(state.stream[i]->data<void>(), file.bytes().data(), file.bytes().size());
   }
-  return found_.at("done").get<int>();
+  return static_cast<int>(done);
 }
 
 void Checkpointer::layer_done(int done, const RunState& state) {
@@ -231,7 +279,7 @@ void Checkpointer::layer_done(int done, const RunState& state) {
   for (const Coverage& each : state.coverage) body["coverage"].push_back(to_json(each));
   std::vector<std::string> files;
   for (const Tensor* tensor : state.stream) {
-    files.push_back(fmt::format("state-{}-{}", done, files.size()));
+    files.push_back(state_file(done, files.size()));
     const std::string recorded =
         write_blob(files.back(), {tensor->data<uint8_t>(), tensor->size() * sizeof(float)});
     body["stream"].push_back(

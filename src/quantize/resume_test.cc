@@ -198,6 +198,52 @@ TEST_F(ResumeTest, a_damaged_checkpoint_is_begun_anew_and_said) {
   }
 }
 
+// Digests vouch for what was written, not for who wrote it.
+TEST_F(ResumeTest, a_forged_checkpoint_is_not_followed) {
+  const Recipe broken = recipe("awq", "w4a16", "engine");
+  const fs::path outside = scratch_.path() / "outside";
+  std::string refusal;
+  const auto resumed = [&](const std::function<void(Json&)>& forge) {
+    refusal.clear();
+    fs::remove_all(broken.output);
+    interrupt(broken, 1);
+    const fs::path index = kept() / "checkpoint.json";
+    write_file(outside, read_file(kept() / "state-1-0"));
+    Json body = parse_json(parse_json(read_file(index), "")["body"].get<std::string>(), "");
+    forge(body);
+    const std::string text = body.dump();
+    write_file(index, Json{{"body", text},
+                           {"xxh3_128",
+                            digest({reinterpret_cast<const uint8_t*>(text.data()), text.size()})}}
+                          .dump());
+    try {
+      const QuantizeSummary summary = run(broken);
+      if (!summary.warnings.empty()) refusal = summary.warnings[0];
+      return summary.resumed_layers;
+    } catch (const Error& error) {
+      refusal = error.what();
+      return -1;
+    }
+  };
+  ASSERT_EQ(resumed([](Json&) {}), 1);
+  EXPECT_EQ(resumed([](Json& body) { body["stream"][0]["file"] = "../outside"; }), 0);
+  EXPECT_TRUE(fs::exists(outside)) << "files that a checkpoint names are removed with the next";
+  EXPECT_THAT(refusal, HasSubstr("../outside"));
+  for (const Json& done : {Json(-1), Json(0), Json("1"), Json()}) {
+    EXPECT_LT(resumed([&](Json& body) { body["done"] = done; }), 1) << done;
+    EXPECT_THAT(refusal, HasSubstr("done")) << done;
+  }
+  for (const char* member : {"logs", "stream", "reports", "coverage", "profiles"})
+    for (const Json& value : {Json(7), Json::array({7}), Json::object()}) {
+      EXPECT_LT(resumed([&](Json& body) { body[member] = value; }), 1) << member << value;
+      EXPECT_THAT(refusal, ::testing::Not(HasSubstr("json.exception"))) << member << value;
+    }
+  EXPECT_LT(resumed([](Json& body) { body["done"] = 7; }), 1);
+  EXPECT_LT(resumed([](Json& body) { body["stream"] = Json::array(); }), 1);
+  EXPECT_LT(resumed([](Json& body) { body["stream"][0]["shape"] = {1, -1}; }), 1);
+  EXPECT_EQ(resumed([](Json&) {}), 1) << "what could not be continued has gone";
+}
+
 TEST_F(ResumeTest, two_processes_do_not_share_a_directory) {
   const Recipe broken = recipe("awq", "w4a16", "engine");
   interrupt(broken, 1);
