@@ -13,6 +13,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr uint64_t kMaxFileBytes = uint64_t{256} << 20;
+constexpr size_t kMaxTokens = kMaxFileBytes;  // what a text of that size can hold
 constexpr double kMaxWeight = 1e6;
 // Templates that print the date must give the same tokens every day: 2025-01-01.
 constexpr std::time_t kTemplateTime = 1735689600;
@@ -71,6 +72,11 @@ class JsonlReader {
       const std::string_view line = content.substr(0, end);
       content.remove_prefix(std::min(end + 1, content.size()));
       ++number;
+      // A template can make a thousand tokens of a line of twenty bytes.
+      if (ids_.size() > kMaxTokens)
+        throw Error(ErrorKind::kResource,
+                    "{}: over {} tokens in the lines before; give a smaller file", place(number),
+                    kMaxTokens);
       if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
       add(parse_json(line, place(number)), place(number));
     }

@@ -48,7 +48,9 @@ void check_quality(const Json& quality, const QualityLimits& limits, const std::
                   what, what);
     return found->get<double>();
   };
-  std::string text = quality.value("text", std::string("the text"));
+  const auto named = quality.find("text");
+  std::string text =
+      named != quality.end() && named->is_string() ? named->get<std::string>() : "the text";
   if (text == "built-in") text = "the built-in text";
   if (limits.ppl_increase) {
     const double increase = figure("ppl_ratio") - 1;

@@ -28,6 +28,8 @@ TEST(QualityGateTest, figures_beyond_a_limit_are_refused_with_both_numbers) {
   EXPECT_EQ(refusal(quality, {.ppl_increase = 0.06, .kld = 0.04}), "accepted");
   EXPECT_THAT(refusal(quality, {.ppl_increase = 0.04}),
               HasSubstr("5.00 % (21.000 instead of 20.000"));
+  for (const Json& damaged : {Json(), Json(5), Json::array({1}), Json{{"text", 5}, {"kld", 9.0}}})
+    EXPECT_THAT(refusal(damaged, {.kld = 0.1}), HasSubstr("ENGINE")) << damaged;
   EXPECT_THAT(refusal(quality, {.kld = 0.039}), HasSubstr("0.0400, beyond the limit of 0.0390"));
   EXPECT_EQ(refusal(Json::object(), {}), "accepted");
   EXPECT_THAT(refusal(Json::object(), {.kld = 1}), HasSubstr("--record"));

@@ -33,8 +33,10 @@ Json machine_json() {
 std::string weights_digest(const fs::path& engine) {
   const std::string where = (engine / "engine.json").string();
   const Json manifest = parse_json(read_file(where, 256 << 20), where);
-  const Json files = manifest.value("files", Json::object());
-  return json_get<std::string>(files.value("weights.safetensors", Json::object()), "xxh3_128",
+  const auto member = [](const Json& object, const char* key) {
+    return object.is_object() ? object.value(key, Json()) : Json();
+  };
+  return json_get<std::string>(member(member(manifest, "files"), "weights.safetensors"), "xxh3_128",
                                where);
 }
 

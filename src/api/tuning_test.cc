@@ -100,6 +100,17 @@ TEST_F(TuningTest, a_file_that_is_damaged_or_foreign_is_ignored_with_a_warning) 
   expect_ignored(path, "sse9");
 }
 
+TEST_F(TuningTest, an_engine_whose_manifest_is_damaged_has_no_choice) {
+  const fs::path path = engine("aa");
+  store_tuning(path, two_trials());
+  for (const char* manifest :
+       {"[]", "5", "{\"files\": 5}", "{\"files\": {\"weights.safetensors\": []}}", "{"}) {
+    write_file(path / "engine.json", manifest);
+    EXPECT_FALSE(stored(path).has_value()) << manifest;
+    EXPECT_THROW(store_tuning(path, two_trials()), Error) << manifest;
+  }
+}
+
 TEST_F(TuningTest, only_a_gain_that_is_no_noise_replaces_what_runs_anyway) {
   const TuningTrial usual = {cpu::Isa::kAvx2, 2, 1000, 100}, same = {cpu::Isa::kAvx2, 1, 1010, 101},
                     faster = {cpu::Isa::kAvx2, 1, 1000, 120};

@@ -90,7 +90,12 @@ StatisticsInfo info_from_json(const Json& json, const std::string& where) {
   info.data = json.value("data", Json::array());
   const Json tokens = json.value("tokens", Json::array());
   bool good = info.data.is_array() && !info.data.empty() && tokens.is_array() && tokens.size() == 2;
-  for (const Json& each : info.data) good = good && each.is_object();
+  const auto is_text = [](const Json& object, const char* key) {
+    return object.value(key, Json("")).is_string();
+  };
+  for (const Json& each : info.data)
+    good = good && each.is_object() && is_text(each, "source") && is_text(each, "digest") &&
+           each.value("samples", Json(0)).is_number_integer();
   for (size_t i = 0; good && i < 2; ++i) {
     good = tokens[i].is_number_integer() && tokens[i] >= 0 && tokens[i] <= kMaxTokens;
     if (good) info.tokens[i] = tokens[i].get<int64_t>();
@@ -111,8 +116,8 @@ class Reader {
     InputStats stats;
     stats.value = value;
     stats.k = graph_.value(value).width;
-    stats.mean_abs = tensor(prefix + "mean_abs", {stats.k});
-    stats.max_abs = tensor(prefix + "max_abs", {stats.k});
+    stats.mean_abs = magnitudes(prefix + "mean_abs", stats.k);
+    stats.max_abs = magnitudes(prefix + "max_abs", stats.k);
     int64_t counts[6];
     std::memcpy(counts, stored(prefix + "counts", StorageType::kI64, {6}).data.data(),
                 sizeof(counts));
@@ -160,6 +165,13 @@ class Reader {
       refuse(name, fmt::format("is {} {} where {} {} is expected", whit::name(found->type),
                                to_string(found->shape), whit::name(type), to_string(shape)));
     return *found;
+  }
+
+  Tensor magnitudes(const std::string& name, int64_t k) const {
+    Tensor values = tensor(name, {k});
+    for (const float value : values.f32())
+      if (value < 0) refuse(name, "holds a negative magnitude");
+    return values;
   }
 
   Tensor tensor(const std::string& name, const Shape& shape) const {

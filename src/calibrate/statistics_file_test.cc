@@ -153,6 +153,57 @@ TEST_F(StatisticsFileTest, damage_anywhere_is_noticed) {
   EXPECT_NE(refusal(path), "accepted");
 }
 
+// Digests vouch for what was written, not for who wrote it.
+TEST_F(StatisticsFileTest, forged_content_is_refused) {
+  const auto path = write(random_tokens(model_, 16, 24, 5), "a");
+  const std::string good = read_file(path);
+  // Overwrites `at` and makes the digest fit.
+  const auto forged = [&](size_t at, std::string_view bytes) {
+    std::string bad = good;
+    bad.replace(at, bytes.size(), bytes);
+    std::string covered;
+    size_t place = 0;
+    {
+      const SafetensorsFile file({reinterpret_cast<const uint8_t*>(bad.data()), bad.size()}, "");
+      covered = file.metadata().at("info");
+      for (const StoredTensor& tensor : file.tensors()) {
+        const auto* data = reinterpret_cast<const char*>(tensor.data.data());
+        if (tensor.name == "digest")
+          place = data - bad.data();
+        else
+          covered.append(data, tensor.data.size());
+      }
+    }
+    const std::string hexadecimal =
+        digest({reinterpret_cast<const uint8_t*>(covered.data()), covered.size()});
+    for (size_t i = 0; i < 16; ++i)
+      bad[place + i] = static_cast<char>(std::stoi(hexadecimal.substr(2 * i, 2), nullptr, 16));
+    write_file(path, bad);
+    return refusal(path);
+  };
+  const auto place_of = [&](std::string_view suffix) {
+    const SafetensorsFile file({reinterpret_cast<const uint8_t*>(good.data()), good.size()}, "");
+    for (const StoredTensor& tensor : file.tensors())
+      if (tensor.name.ends_with(suffix))
+        return static_cast<size_t>(reinterpret_cast<const char*>(tensor.data.data()) - good.data());
+    return size_t{0};
+  };
+  const auto bytes_of = [](auto value) {
+    return std::string(reinterpret_cast<const char*>(&value), sizeof(value));
+  };
+  ASSERT_EQ(forged(place_of(".mean_abs"), good.substr(place_of(".mean_abs"), 4)), "accepted");
+  EXPECT_THAT(forged(place_of(".mean_abs"), bytes_of(-1.0f)), HasSubstr("negative"));
+  EXPECT_THAT(forged(place_of(".max_abs"), bytes_of(-1.0f)), HasSubstr("negative"));
+  EXPECT_THAT(forged(place_of(".gram"), bytes_of(-1.0f)), HasSubstr("negative"));
+  EXPECT_THAT(forged(place_of(".sample"), bytes_of(NAN)), HasSubstr("not finite"));
+  EXPECT_THAT(forged(place_of(".counts"), bytes_of(INT64_MAX)), HasSubstr("contradict"));
+  EXPECT_THAT(forged(place_of(".counts") + 8, bytes_of(int64_t{-1})), HasSubstr("contradict"));
+  const std::string source = R"(\"random tokens\")";
+  const size_t at = good.find(source);
+  ASSERT_NE(at, good.npos);
+  EXPECT_THAT(forged(at, "5" + std::string(source.size() - 1, ' ')), HasSubstr("\"info\""));
+}
+
 TEST_F(StatisticsFileTest, statistics_of_another_model_are_refused) {
   const StatisticsFile file(write(random_tokens(model_, 16, 24, 5), "a"));
   try {

@@ -108,6 +108,9 @@ struct TokenizerFile {
   std::string_view vocab, merges;
 };
 
+// Files have a dozen. Each member is compared with those before it.
+constexpr size_t kMaxModelMembers = 256;
+
 TokenizerFile read_file_members(std::string_view json, std::string_view where) {
   TokenizerFile file;
   JsonScanner scanner(json, where);
@@ -123,8 +126,11 @@ TokenizerFile read_file_members(std::string_view json, std::string_view where) {
           file.vocab = value;
         else if (member == "merges")
           file.merges = value;
-        else
+        else if (file.model.size() < kMaxModelMembers)
           file.model[member] = parse_json(value, where);
+        else
+          throw Error(ErrorKind::kInvalidData, "{}: \"model\" has over {} members", where,
+                      kMaxModelMembers);
       }
       continue;
     }

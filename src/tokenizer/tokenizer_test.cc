@@ -253,6 +253,20 @@ TEST(TokenizerErrors, a_pattern_that_backtracks_without_bound_ends_as_an_error) 
   }
 }
 
+// Each is compared with those before it.
+TEST(TokenizerErrors, a_model_of_very_many_members_is_refused_at_once) {
+  std::string text = small_tokenizer().dump();
+  std::string members;
+  for (int i = 0; i < 200'000; ++i) members += fmt::format("\"{}\":0,", i);
+  text.insert(text.find("\"type\":\"BPE\""), members);
+  try {
+    Tokenizer::from_json(text, "tokenizer.json");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("members"));
+  }
+}
+
 TEST(TokenizerErrors, every_truncation_of_the_file_is_refused) {
   const std::string text = small_tokenizer().dump();
   for (size_t size = 0; size < text.size(); ++size)
