@@ -80,9 +80,7 @@ std::map<std::string, Json> studied_groups(const Json& mixed) {
   return groups;
 }
 
-}  // namespace
-
-Json report_engine(const std::string& name, const Model& engine, const QuantizeSummary* summary) {
+Json engine_json(const std::string& name, const Model& engine, const QuantizeSummary* summary) {
   Json json = {{"name", name},
                {"bytes", engine.stored_bytes()},
                {"bits_per_weight", engine.bits_per_weight()}};
@@ -123,7 +121,7 @@ Json report_engine(const std::string& name, const Model& engine, const QuantizeS
   return json;
 }
 
-Json recommend(const Json& engines) {
+Json recommendation(const Json& engines) {
   const std::vector<Measured> all = measured(engines);
   if (all.empty()) return nullptr;
   const auto least_kld = std::min_element(
@@ -175,6 +173,30 @@ Json recommend(const Json& engines) {
                   : "activations are even enough for int8 with little help"));
   }
   return {{"choice", choice + "."}, {"why", why}};
+}
+
+// Records are free in form and from a file: what is of another type than it was written with ends
+// as an error of ours.
+template <typename Make>
+Json from_records(const std::string& of, const Make& make) {
+  try {
+    return make();
+  } catch (const Json::exception& error) {
+    throw Error(ErrorKind::kInvalidData,
+                "{}: what its engine.json records of how it was made is damaged ({}): quantize the "
+                "model again, or leave out --report",
+                of, error.what());
+  }
+}
+
+}  // namespace
+
+Json report_engine(const std::string& name, const Model& engine, const QuantizeSummary* summary) {
+  return from_records(engine.description(), [&] { return engine_json(name, engine, summary); });
+}
+
+Json recommend(const Json& engines) {
+  return from_records("an engine", [&] { return recommendation(engines); });
 }
 
 }  // namespace whit
