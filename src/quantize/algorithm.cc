@@ -127,8 +127,9 @@ QuantizedLayer round_layer(const LayerTask& task, LayerWeights weights, LayerDec
         format, n, k, group_size, task.scheme.weights->symmetric, task.scheme.weights->two_level);
     const auto clip = decision.clips.find(id);
     const float* bounds = clip == decision.clips.end() ? nullptr : clip->second.data<float>();
+    const float* from = w.data<float>();
     task.pool().parallel_for(n, [&](int64_t begin, int64_t end) {
-      quantize_rows_rtn(w.data<float>() + begin * k, begin, end, bounds, quantized);
+      quantize_rows_rtn(from + begin * k, begin, end, bounds, quantized);
     });
     layer.linears[id] = std::move(quantized);
     w = Tensor();
