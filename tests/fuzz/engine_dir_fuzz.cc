@@ -1,29 +1,18 @@
 // libFuzzer target: an engine directory of arbitrary content, engine.json first, then a zero byte
 // and weights.safetensors. Sizes and digests are made to fit, so that what lies behind them is
 // reached. It is either refused with an Error or every weight of its plan is safe to read.
-#include <unistd.h>
-
 #include <cstdint>
-#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "api/quality_gate.h"
+#include "api/report_data.h"
 #include "base/error.h"
-#include "base/file.h"
 #include "engine/engine_dir.h"
+#include "fuzz/support.h"
 
 namespace {
-
-// Removed when the process ends.
-struct Directory {
-  Directory()
-      : path(std::filesystem::temp_directory_path() / fmt::format("whit-fuzz-{}", getpid())) {
-    std::filesystem::create_directory(path);
-  }
-  ~Directory() { std::filesystem::remove_all(path); }
-  std::filesystem::path path;
-};
 
 void read_linears(const whit::EngineDirectory& engine) {
   for (const auto& [module, scheme] : engine.manifest().linears)
@@ -43,7 +32,7 @@ void read_linears(const whit::EngineDirectory& engine) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const Directory scratch;
+  static const whit::fuzz::Directory scratch;
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   const size_t end = text.find('\0');
   if (end == text.npos) return 0;
@@ -60,6 +49,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const whit::EngineDirectory engine(scratch.path);
     read_linears(engine);
     engine.manifest().scheme_name();
+    if (engine.manifest().quality.is_object()) {
+      const whit::Json& config = whit::fuzz::tiny_model().checkpoint()->config();
+      whit::write_file(scratch.path / "config.json", config.dump());
+      const whit::Model model = whit::Model::open(scratch.path);
+      const whit::Json report = whit::report_engine("fuzz", model, nullptr);
+      whit::recommend(whit::Json::array({report}));
+      model.kv_format("int8");
+      model.kv_format("int4");
+    }
+    whit::check_quality(engine.manifest().quality, {.ppl_increase = 0.1, .kld = 0.1}, "fuzz");
   } catch (const whit::Error&) {
   }
   return 0;

@@ -7,47 +7,13 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "fuzz/support.h"
 #include "runtime/grammar/compile.h"
 #include "runtime/grammar/matcher.h"
 
-namespace {
-
-// A tokenizer whose tokens are the 256 bytes, spelled with GPT-2's stand-ins.
-std::shared_ptr<const whit::TokenTrie> byte_tokens() {
-  whit::Json vocabulary = whit::Json::object();
-  int next = 256;
-  for (int byte = 0; byte < 256; ++byte) {
-    const bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte != 0xad);
-    const int c = printable ? byte : next++;
-    std::string symbol;
-    if (c < 0x80) {
-      symbol = static_cast<char>(c);
-    } else {
-      symbol += static_cast<char>(0xc0 | c >> 6);
-      symbol += static_cast<char>(0x80 | (c & 63));
-    }
-    vocabulary[symbol] = byte;
-  }
-  const whit::Json byte_level = {{"type", "ByteLevel"},
-                                 {"add_prefix_space", false},
-                                 {"trim_offsets", true},
-                                 {"use_regex", true}};
-  const whit::Json json = {
-      {"version", "1.0"},
-      {"added_tokens", whit::Json::array()},
-      {"normalizer", nullptr},
-      {"pre_tokenizer", byte_level},
-      {"post_processor", nullptr},
-      {"decoder", byte_level},
-      {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", whit::Json::array()}}}};
-  return std::make_shared<const whit::TokenTrie>(
-      whit::Tokenizer::from_json(json.dump(), "tokenizer.json"));
-}
-
-}  // namespace
-
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const std::shared_ptr<const whit::TokenTrie> tokens = byte_tokens();
+  static const auto tokens = std::make_shared<const whit::TokenTrie>(
+      whit::Tokenizer::from_json(whit::fuzz::byte_tokenizer().dump(), "tokenizer.json"));
   if (size < 1) return 0;
   const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
   try {
