@@ -19,6 +19,7 @@
 
 #include <cuda_bf16.h>
 
+#include "kernels/cuda/bf16.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/small_ops.h"
 
@@ -31,11 +32,6 @@ __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
 }
 
 // Copies 16 bytes, or zeros where `valid` is false.

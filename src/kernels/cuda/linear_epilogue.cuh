@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/bf16.cuh"
 #include "kernels/cuda/linear.h"
 
 namespace whit::cuda {
@@ -88,14 +89,7 @@ struct Epilogue {
         values[i] = __fadd_rn(values[i], __uint_as_float(i % 2 == 0 ? words[i / 2] << 16
                                                                     : words[i / 2] & 0xffff0000u));
     }
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
-      words[i] = *reinterpret_cast<const uint32_t*>(&pair);
-    }
-    auto* to = static_cast<__nv_bfloat16*>(y) + row * y_stride + column;
-    *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+    store_bf16(values, static_cast<__nv_bfloat16*>(y) + row * y_stride + column);
   }
 };
 

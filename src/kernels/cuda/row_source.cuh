@@ -20,28 +20,6 @@ struct RowScratch {
 // Pieces of eight values that a thread keeps in registers.
 constexpr int kKeptPieces = 4;
 
-// Eight values from column i on, as a product's input.
-template <LinearInput input>
-__device__ __forceinline__ void write_piece(void* row, int i, const float (&v)[8], float inverse) {
-  if constexpr (input == LinearInput::kBf16) {
-    uint32_t words[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * j], v[2 * j + 1]);
-      words[j] = reinterpret_cast<const uint32_t&>(pair);
-    }
-    *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(row) + i) =
-        make_uint4(words[0], words[1], words[2], words[3]);
-  } else {
-    alignas(8) int8_t codes[8];
-    if constexpr (input == LinearInput::kE4m3)
-      to_e4m3(v, inverse, codes);
-    else
-      to_codes(v, inverse, codes);
-    *reinterpret_cast<uint2*>(static_cast<int8_t*>(row) + i) =
-        *reinterpret_cast<const uint2*>(codes);
-  }
-}
 template <LinearInput input>
 constexpr CodeType kCodeType = input == LinearInput::kE4m3 ? CodeType::kE4m3 : CodeType::kInt8;
 
@@ -115,8 +93,13 @@ class WarpRows {
       if (scale < FLT_MIN) scale = 0.0f;
     }
 #pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece)
-      if (column(piece) < to_) write_piece<input>(out, column(piece), v[piece], inverse);
+    for (int piece = 0; piece < kPieces; ++piece) {
+      if (column(piece) >= to_) continue;
+      if constexpr (input == LinearInput::kBf16)
+        store_bf16(v[piece], static_cast<__nv_bfloat16*>(out) + column(piece));
+      else
+        store_codes(kCodeType<input>, v[piece], inverse, static_cast<int8_t*>(out) + column(piece));
+    }
     return scale;
   }
 
@@ -162,12 +145,7 @@ __device__ __forceinline__ void make_row(const RowSource& source, int64_t row, i
     for (int i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
       float v[8];
       load(v, floats, i, k);
-      alignas(8) int8_t codes[8];
-      if constexpr (type == CodeType::kE4m3)
-        to_e4m3(v, inverse, codes);
-      else
-        to_codes(v, inverse, codes);
-      *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
+      store_codes(type, v, inverse, q + i);
     }
     __syncthreads();
     return;
@@ -256,24 +234,16 @@ __device__ __forceinline__ void make_row(const RowSource& source, int64_t row, i
   }
   const float inverse = inverse_of_scale(scale);
   if (threadIdx.x == 0) scratch.scale[row] = scale < FLT_MIN ? 0.0f : scale;
-  const auto write = [&](int i, const float(&from)[8]) {
-    alignas(8) int8_t codes[8];
-    if constexpr (type == CodeType::kE4m3)
-      to_e4m3(from, inverse, codes);
-    else
-      to_codes(from, inverse, codes);
-    *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
-  };
   if (keeps) {
 #pragma unroll
     for (int piece = 0; piece < kKeptPieces; ++piece) {
       const int i = 8 * (piece * blockDim.x + threadIdx.x);
-      if (i < k) write(i, kept[piece]);
+      if (i < k) store_codes(type, kept[piece], inverse, q + i);
     }
   } else {
     for (int i = 8 * threadIdx.x; i < k; i += 8 * blockDim.x) {
       values(i, v);
-      write(i, v);
+      store_codes(type, v, inverse, q + i);
     }
   }
   __syncthreads();

@@ -8,6 +8,7 @@
 #include <cfloat>
 #include <cstdint>
 
+#include "kernels/cuda/bf16.cuh"
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/code_type.h"
 
@@ -84,11 +85,27 @@ __device__ __forceinline__ void to_e4m3(const float (&v)[N], float inverse, int8
   }
 }
 template <int N>
-__device__ __forceinline__ void to_codes(const float (&v)[N], float inverse, int8_t (&codes)[N]) {
+__device__ __forceinline__ void to_int8(const float (&v)[N], float inverse, int8_t (&codes)[N]) {
 #pragma unroll
   for (int j = 0; j < N; ++j)
     codes[j] =
         static_cast<int8_t>(static_cast<int>(fminf(fmaxf(rintf(v[j] * inverse), -127.0f), 127.0f)));
+}
+template <int N>
+__device__ __forceinline__ void to_codes(CodeType type, const float (&v)[N], float inverse,
+                                         int8_t (&codes)[N]) {
+  if (type == CodeType::kE4m3)
+    to_e4m3(v, inverse, codes);
+  else
+    to_int8(v, inverse, codes);
+}
+
+// Of eight values, to 8 bytes that are aligned.
+__device__ __forceinline__ void store_codes(CodeType type, const float (&v)[8], float inverse,
+                                            int8_t* to) {
+  alignas(8) int8_t codes[8];
+  to_codes(type, v, inverse, codes);
+  *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(codes);
 }
 
 }  // namespace whit::cuda

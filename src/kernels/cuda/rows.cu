@@ -101,17 +101,10 @@ __device__ __forceinline__ void write_row(const RowsOut& out, const Part& part, 
     auto* y = static_cast<__nv_bfloat16*>(out.y) + row * out.y_stride;
     for (int i = part.begin + N * threadIdx.x; i < n; i += N * blockDim.x) {
       load(v, kept, i, n);
-      if constexpr (kWide) {
-        uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * j], v[2 * j + 1]);
-          words[j] = reinterpret_cast<const uint32_t&>(pair);
-        }
-        *reinterpret_cast<uint4*>(y + i) = make_uint4(words[0], words[1], words[2], words[3]);
-      } else {
+      if constexpr (kWide)
+        store_bf16(v, y + i);
+      else
         for (int j = 0; j < N && i + j < n; ++j) y[i + j] = __float2bfloat16_rn(v[j]);
-      }
     }
   }
   if (out.q == nullptr) return;
@@ -123,15 +116,13 @@ __device__ __forceinline__ void write_row(const RowsOut& out, const Part& part, 
   int8_t* q = static_cast<int8_t*>(out.q) + row * out.q_stride;
   for (int i = part.begin + N * threadIdx.x; i < n; i += N * blockDim.x) {
     load(v, kept, i, n);
-    alignas(8) int8_t codes[N];
-    if (out.codes == CodeType::kE4m3)
-      to_e4m3(v, inverse, codes);
-    else
-      to_codes(v, inverse, codes);
-    if constexpr (kWide)
-      *reinterpret_cast<uint2*>(q + i) = *reinterpret_cast<const uint2*>(codes);
-    else
+    if constexpr (kWide) {
+      store_codes(out.codes, v, inverse, q + i);
+    } else {
+      int8_t codes[N];
+      to_codes(out.codes, v, inverse, codes);
       for (int j = 0; j < N && i + j < n; ++j) q[i + j] = codes[j];
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 // How a warpgroup of linear_wide.cuh stores rows of bf16 to which nothing is added but a bias.
 #pragma once
 
+#include "kernels/cuda/bf16.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sm90/linear_wide_shape.cuh"
 
@@ -61,8 +62,7 @@ __device__ __forceinline__ void store_direct(const WideParams& p, int block, int
           if constexpr (S::kCodes) values[e] = __fmul_rn(values[e], e == 0 ? scales.x : scales.y);
           if (p.epilogue.bias != nullptr) values[e] = __fadd_rn(values[e], terms.biases[i % 2]);
         }
-        const __nv_bfloat162 both = __floats2bfloat162_rn(values[0], values[1]);
-        matrices[i] = *reinterpret_cast<const uint32_t*>(&both);
+        matrices[i] = pack_bf16(values[0], values[1]);
       }
       store_transposed(to + pair * (16 * 128), matrices);
     }
