@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/bf16.cuh"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_layout.h"
 
 namespace whit::cuda {
 
@@ -92,6 +93,36 @@ struct Epilogue {
     store_bf16(values, static_cast<__nv_bfloat16*>(y) + row * y_stride + column);
   }
 };
+
+// Whether sums are integers to the end, and whether rows of the weight have one scale each.
+constexpr bool has_exact_sums(LinearFormat format) {
+  return format == LinearFormat::kW8A8 || format == LinearFormat::kW4A8TwoLevel;
+}
+constexpr bool has_row_scales(LinearFormat format) {
+  return has_exact_sums(format) || format == LinearFormat::kW8A16;
+}
+constexpr bool has_token_scales(LinearFormat format) {
+  return format != LinearFormat::kW4A16 && format != LinearFormat::kW8A16;
+}
+
+// The scale of the weight's row, 1 where groups have been scaled.
+template <LinearFormat format>
+__device__ __forceinline__ float row_scale_of(const uint8_t* weight, const TileLayout& layout,
+                                              int row) {
+  if constexpr (has_row_scales(format))
+    return reinterpret_cast<const float*>(weight + layout.scales_offset())[row];
+  else
+    return 1;
+}
+// What a sum, an integer's bits where sums are exact, becomes with its scales.
+template <LinearFormat format>
+__device__ __forceinline__ float scaled(uint32_t bits, float row_scale, float x_scale) {
+  float sum = __uint_as_float(bits);
+  if constexpr (has_exact_sums(format)) sum = __int2float_rn(static_cast<int>(bits));
+  if constexpr (has_row_scales(format)) sum = __fmul_rn(sum, row_scale);
+  if constexpr (has_token_scales(format)) sum = __fmul_rn(sum, x_scale);
+  return sum;
+}
 
 inline Epilogue epilogue_of(const LinearArgs& args) {
   return {.x_scale = args.x_scale,

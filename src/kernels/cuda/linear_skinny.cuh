@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_activate.cuh"
 #include "kernels/cuda/linear_epilogue.cuh"
 #include "kernels/cuda/linear_layout.h"
 #include "kernels/cuda/linear_skinny.h"
@@ -43,8 +44,7 @@ struct SkinnyTraits {
       format == LinearFormat::kW4A8 || format == LinearFormat::kW4A16 || kTwoLevel || kFp8;
   static constexpr bool kInteger =
       format == LinearFormat::kW4A8 || format == LinearFormat::kW8A8 || kTwoLevel;
-  // Whether sums are integers to the end.
-  static constexpr bool kExact = format == LinearFormat::kW8A8 || kTwoLevel;
+  static constexpr bool kExact = has_exact_sums(format);
   static constexpr int kTileK = kInt4 ? 128 : 64;
   static constexpr bool kCodes = kInteger || kFp8;  // what inputs are
   static constexpr int kInputBytes = kCodes ? 1 : 2;
@@ -417,8 +417,7 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     const int row = row_of(value), at = token_of(value);
     Extras extras = {1, 1, 0};
     if (row >= p.n || at >= p.m) return extras;
-    if constexpr (!T::kInt4 || T::kTwoLevel)
-      extras.row_scale = reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row];
+    extras.row_scale = row_scale_of<format>(p.weight, p.layout, row);
     if constexpr (T::kCodes) extras.x_scale = x_scale[at];
     extras.residual = p.epilogue.residual_at(at, row);
     return extras;
@@ -426,11 +425,8 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
   auto store = [&](uint32_t bits, int value, const Extras& extras) {
     const int row = row_of(value), at = token_of(value);
     if (row >= p.n || at >= p.m) return;
-    float sum = __uint_as_float(bits);
-    if constexpr (T::kExact) sum = __int2float_rn(static_cast<int>(bits));
-    if constexpr (!T::kInt4 || T::kTwoLevel) sum = __fmul_rn(sum, extras.row_scale);
-    if constexpr (T::kCodes) sum = __fmul_rn(sum, extras.x_scale);
-    p.epilogue.store_scaled(sum, at, row, extras.residual);
+    p.epilogue.store_scaled(scaled<format>(bits, extras.row_scale, extras.x_scale), at, row,
+                            extras.residual);
   };
   // The sum of the chunks' parts of one value.
   auto total_of = [&](const uint32_t* parts, int value) {
@@ -444,39 +440,27 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     }
     return total;
   };
-  // Of the pair's parts, gates first: as a kernel of its own would from rows of bf16.
+  // Of the pair's parts, gates first.
   [[maybe_unused]] auto activate = [&](const uint32_t* parts, int value) {
     const int column = unit * kUnitRows + r + 8 * (value % 4 / 2), at = token_of(value);
     float y = 0;
     if (at < p.m) {
-      float halves[2];
+      float sums[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = column + half * p.up_units * kUnitRows;
-        const uint32_t bits = total_of(parts + half * p.chunks * kValues * 32, value);
-        float sum = __uint_as_float(bits);
-        if constexpr (T::kExact) sum = __int2float_rn(static_cast<int>(bits));
-        if constexpr (!T::kInt4 || T::kTwoLevel)
-          sum = __fmul_rn(sum,
-                          reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row]);
-        if constexpr (T::kCodes) sum = __fmul_rn(sum, x_scale[at]);
-        if (p.epilogue.bias != nullptr) sum = __fadd_rn(sum, p.epilogue.bias[row]);
-        halves[half] = __bfloat162float(__float2bfloat16_rn(sum));
-      }
-      y = silu_mul(halves[0], halves[1]);
+      for (int half = 0; half < 2; ++half)
+        sums[half] = scaled<format>(
+            total_of(parts + half * p.chunks * kValues * 32, value),
+            row_scale_of<format>(p.weight, p.layout, column + half * p.up_units * kUnitRows),
+            T::kCodes ? x_scale[at] : 1.0f);
+      y = activated(p.epilogue, sums[0], sums[1], column, column + p.up_units * kUnitRows);
       const int64_t place = at * p.activated.stride + column;
       if (p.activated.magnitude == nullptr)
         static_cast<__nv_bfloat16*>(p.activated.y)[place] = __float2bfloat16_rn(y);
       else
         static_cast<float*>(p.activated.y)[place] = y;
     }
-    if (p.activated.magnitude == nullptr) return;
-    float largest = fabsf(y);
-#pragma unroll
-    for (int offset = 4; offset < 32; offset *= 2)
-      largest = MaxNan{}(__shfl_xor_sync(0xffffffffu, largest, offset), largest);
-    // Of numbers that are not negative the order of bits is theirs, and NaNs are above them.
-    if (r == 0 && at < p.m) atomicMax(p.activated.magnitude + at, __float_as_uint(largest));
+    if (p.activated.magnitude != nullptr)
+      raise_magnitude(p.activated.magnitude + at, fabsf(y), r == 0 && at < p.m);
   };
 
   SkinnyInputs<format, kTokenTiles> inputs[kInputBuffers];

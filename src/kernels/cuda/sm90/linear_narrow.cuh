@@ -321,13 +321,9 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
       }
     }
     if (!works || row >= p.n || token >= p.m) return;
-    float sum = __uint_as_float(bits);
-    if constexpr (S::kExact) sum = __int2float_rn(static_cast<int>(bits));
-    if constexpr (!S::kGrouped)
-      sum =
-          __fmul_rn(sum, reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row]);
-    if constexpr (S::kCodes) sum = __fmul_rn(sum, x_scale);
-    p.epilogue.store_scaled(sum, token, row, residual);
+    p.epilogue.store_scaled(
+        scaled<format>(bits, row_scale_of<format>(p.weight, p.layout, row), x_scale), token, row,
+        residual);
   };
   auto bits_of = [&](int value) {
     if constexpr (S::kGrouped)

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_epilogue.cuh"
 #include "kernels/cuda/linear_layout.h"
 #include "kernels/cuda/linear_unpack.cuh"
 #include "kernels/cuda/sm90/ptx_sm90.cuh"
@@ -23,14 +24,13 @@ constexpr bool is_bf16(LinearFormat format) {
 
 template <LinearFormat format>
 struct OperandTraits {
+  static constexpr LinearFormat kFormat = format;
   static constexpr bool kInt4 = !is_8_bits(format);
-  static constexpr bool kCodes = !is_bf16(format);  // what inputs are
+  static constexpr bool kCodes = has_token_scales(format);  // what inputs are
   static constexpr bool kInteger = kCodes && format != LinearFormat::kW4AFp8;
   // Whether each group's sums are scaled before the next one's are added.
-  static constexpr bool kGrouped = kInt4 && format != LinearFormat::kW4A8TwoLevel;
-  // Whether sums are integers to the end.
-  static constexpr bool kExact =
-      format == LinearFormat::kW8A8 || format == LinearFormat::kW4A8TwoLevel;
+  static constexpr bool kGrouped = !has_row_scales(format);
+  static constexpr bool kExact = has_exact_sums(format);
   using Product = std::conditional_t<kInteger, int, float>;
   // Swizzled rows of 128 bytes of inputs that 128 of K take.
   static constexpr int kRuns = kCodes ? 1 : 2;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_activate.cuh"
 #include "kernels/cuda/linear_epilogue.cuh"
 #include "kernels/cuda/linear_layout.h"
 #include "kernels/cuda/ptx.cuh"
@@ -194,14 +195,9 @@ __global__ void __maxnreg__(stream_registers(kTokenTiles, kUnits))
     const int row = row_of(u, value), at = token_of(value);
     const float scale = T::kInteger ? __shfl_sync(0xffffffff, token_scale, at) : 1.0f;
     if (row >= p.n || at >= p.m) return;
-    float sum = __uint_as_float(bits);
-    if constexpr (T::kExact) {
-      sum = __int2float_rn(static_cast<int>(bits));
-      sum =
-          __fmul_rn(sum, reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row]);
-    }
-    if constexpr (T::kInteger) sum = __fmul_rn(sum, scale);
-    p.epilogue.store_scaled(sum, at, row, residual);
+    p.epilogue.store_scaled(
+        scaled<format>(bits, row_scale_of<format>(p.weight, p.layout, row), scale), at, row,
+        residual);
   };
 
   [[maybe_unused]] auto activate = [&](const auto& sums) {
@@ -213,30 +209,18 @@ __global__ void __maxnreg__(stream_registers(kTokenTiles, kUnits))
       if (at >= p.m) continue;
       float halves[2];
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        const int weight_row = row + u * p.up_units * kUnitRows;
-        float sum = __uint_as_float(sums.bits(u, value));
-        if constexpr (T::kExact)
-          sum = __fmul_rn(
-              __int2float_rn(static_cast<int>(sums.bits(u, value))),
-              reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[weight_row]);
-        sum = __fmul_rn(sum, scale);
-        if (p.epilogue.bias != nullptr) sum = __fadd_rn(sum, p.epilogue.bias[weight_row]);
-        halves[u] = __bfloat162float(__float2bfloat16_rn(sum));
-      }
-      const float y = silu_mul(halves[0], halves[1]);
+      for (int u = 0; u < 2; ++u)
+        halves[u] = scaled<format>(
+            sums.bits(u, value),
+            row_scale_of<format>(p.weight, p.layout, row + u * p.up_units * kUnitRows), scale);
+      const float y =
+          activated(p.epilogue, halves[0], halves[1], row, row + p.up_units * kUnitRows);
       static_cast<float*>(p.activated.y)[at * p.activated.stride + row] = y;
       largest_of[value % 2] = MaxNan{}(fabsf(y), largest_of[value % 2]);
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2)
-        largest_of[i] = MaxNan{}(__shfl_xor_sync(0xffffffff, largest_of[i], offset), largest_of[i]);
-      // Of numbers that are not negative the order of bits is theirs, and NaNs are above them.
-      if (r == 0 && 2 * t + i < p.m)
-        atomicMax(p.activated.magnitude + 2 * t + i, __float_as_uint(largest_of[i]));
-    }
+    for (int i = 0; i < 2; ++i)
+      raise_magnitude(p.activated.magnitude + 2 * t + i, largest_of[i], r == 0 && 2 * t + i < p.m);
   };
   const uint32_t codes =
       ring_address + ((t / 2) * 256 + r * 32 + (t % 2) * 16) / (T::kInt4 ? 1 : 2);

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_epilogue.cuh"
 #include "kernels/cuda/linear_layout.h"
 #include "kernels/cuda/linear_unpack.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -16,7 +17,7 @@ struct StreamTraits {
   static constexpr bool kTwoLevel = format == LinearFormat::kW4A8TwoLevel;
   static constexpr bool kInt4 = format != LinearFormat::kW8A8;
   static constexpr bool kInteger = format != LinearFormat::kW4A16;
-  static constexpr bool kExact = format == LinearFormat::kW8A8 || kTwoLevel;
+  static constexpr bool kExact = has_exact_sums(format);
   static constexpr int kTileK = kInt4 ? 128 : 64;
   static constexpr int kInputBytes = kInteger ? 1 : 2;
   // 8-byte pieces of a lane's inputs of one tile and token, 32 bytes apart.

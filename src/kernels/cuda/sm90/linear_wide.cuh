@@ -374,14 +374,11 @@ __global__ void __launch_bounds__(kWideThreads, 1)
       // share the tokens.
       const int block = row_block(tile) + group;
       const int row = block * kTileRows + thread % 8 * 8;
+      const int scales_row = min(block, p.layout.row_blocks - 1) * kTileRows + thread % 8 * 8;
       float row_scales[8];
-      if constexpr (!kGrouped) {
-        const int from = min(block, p.layout.row_blocks - 1) * kTileRows + thread % 8 * 8;
 #pragma unroll
-        for (int e = 0; e < 8; ++e)
-          row_scales[e] =
-              reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[from + e];
-      }
+      for (int e = 0; e < 8; ++e)
+        row_scales[e] = row_scale_of<format>(p.weight, p.layout, scales_row + e);
 #pragma unroll
       for (int piece = 0; piece < kTokens / kPiece; ++piece) {
         const int own_tokens = kPiece / p.parts;
@@ -441,12 +438,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           }
           float values[8];
 #pragma unroll
-          for (int e = 0; e < 8; ++e) {
-            values[e] = __uint_as_float(bits[e]);
-            if constexpr (kExact) values[e] = __int2float_rn(static_cast<int>(bits[e]));
-            if constexpr (!kGrouped) values[e] = __fmul_rn(values[e], row_scales[e]);
-            if constexpr (S::kCodes) values[e] = __fmul_rn(values[e], x_scale);
-          }
+          for (int e = 0; e < 8; ++e) values[e] = scaled<format>(bits[e], row_scales[e], x_scale);
           p.epilogue.store_8(values, token, row, p.n, p.vectors);
         }
       }

@@ -19,8 +19,7 @@ struct RowTerms {
     for (int half = 0; half < 2; ++half) {
       const int row = block * kTileRows + warp * 16 + half * 8 + r;
       if (row >= p.n) continue;
-      if constexpr (!S::kGrouped)
-        scales[half] = reinterpret_cast<const float*>(p.weight + p.layout.scales_offset())[row];
+      scales[half] = row_scale_of<S::kFormat>(p.weight, p.layout, row);
       if (p.epilogue.bias != nullptr) biases[half] = p.epilogue.bias[row];
     }
   }
