@@ -186,16 +186,12 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
         mma_s8(integers[nt], a, x.words[nt][2 * jj], x.words[nt][2 * jj + 1]);
     }
   } else if constexpr (format == LinearFormat::kW4A8TwoLevel) {
-    const uint32_t word_low = tile.scales[0].x, word_high = tile.scales[0].y;
-    const uint32_t multiples[2] = {multiple_of(word_low), multiple_of(word_high)};
-    const uint32_t offsets[2] = {two_level_offset_of(word_low), two_level_offset_of(word_high)};
+    const TwoLevelCodes codes(tile.scales[0]);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      const int i = step / 2, jj = step % 2;
-      const uint32_t a[4] = {int8_of_two_level(low[jj], i, multiples[0], offsets[0]),
-                             int8_of_two_level(high[jj], i, multiples[1], offsets[1]),
-                             int8_of_two_level(low[2 + jj], i, multiples[0], offsets[0]),
-                             int8_of_two_level(high[2 + jj], i, multiples[1], offsets[1])};
+      uint32_t a[4];
+      unpack_operand(a, tile.half, step % 2,
+                     [&](uint32_t word, int row) { return codes.of(word, step / 2, row); });
 #pragma unroll
       for (int nt = 0; nt < kTokenTiles; ++nt)
         mma_s8(integers[nt], a, x.words[nt][2 * step], x.words[nt][2 * step + 1]);
@@ -205,8 +201,9 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int jj = 0; jj < 2; ++jj) {
-        const uint32_t a[4] = {bf16_of_bytes(low[jj], i), bf16_of_bytes(high[jj], i),
-                               bf16_of_bytes(low[2 + jj], i), bf16_of_bytes(high[2 + jj], i)};
+        uint32_t a[4];
+        unpack_operand(a, tile.half, jj,
+                       [&](uint32_t word, int) { return bf16_of_bytes(word, i); });
 #pragma unroll
         for (int nt = 0; nt < kTokenTiles; ++nt)
           mma_bf16(sums[nt], a, x.words[nt][4 * i + 2 * jj], x.words[nt][4 * i + 2 * jj + 1]);
@@ -218,14 +215,13 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
       int products[kTokenTiles][4] = {};
       float float_products[kTokenTiles][4] = {};
       if constexpr (format == LinearFormat::kW4A8) {
-        const uint32_t zero_low = zero_bytes_of(word_low), zero_high = zero_bytes_of(word_high);
+        const uint32_t zeros[2] = {zero_bytes_of(word_low), zero_bytes_of(word_high)};
 #pragma unroll
         for (int step = g * 4 / kGroups; step < (g + 1) * 4 / kGroups; ++step) {
-          const int i = step / 2, jj = step % 2;
-          const uint32_t a[4] = {int8_of_nibbles<kZeroPoints>(low[jj], i, zero_low),
-                                 int8_of_nibbles<kZeroPoints>(high[jj], i, zero_high),
-                                 int8_of_nibbles<kZeroPoints>(low[2 + jj], i, zero_low),
-                                 int8_of_nibbles<kZeroPoints>(high[2 + jj], i, zero_high)};
+          uint32_t a[4];
+          unpack_operand(a, tile.half, step % 2, [&](uint32_t word, int row) {
+            return int8_of_nibbles<kZeroPoints>(word, step / 2, zeros[row]);
+          });
 #pragma unroll
           for (int nt = 0; nt < kTokenTiles; ++nt)
             mma_s8(products[nt], a, x.words[nt][2 * step], x.words[nt][2 * step + 1]);
@@ -248,15 +244,15 @@ __device__ __forceinline__ void multiply_tile(const SkinnyTile<kGroups>& tile,
             }
           }
       } else {
-        const uint32_t zero_low = minus_zero_of(word_low), zero_high = minus_zero_of(word_high);
+        const uint32_t zeros[2] = {minus_zero_of(word_low), minus_zero_of(word_high)};
 #pragma unroll
         for (int i = g * 4 / kGroups; i < (g + 1) * 4 / kGroups; ++i)
 #pragma unroll
           for (int jj = 0; jj < 2; ++jj) {
-            const uint32_t a[4] = {bf16_of_nibbles(low[jj], i, zero_low),
-                                   bf16_of_nibbles(high[jj], i, zero_high),
-                                   bf16_of_nibbles(low[2 + jj], i, zero_low),
-                                   bf16_of_nibbles(high[2 + jj], i, zero_high)};
+            uint32_t a[4];
+            unpack_operand(a, tile.half, jj, [&](uint32_t word, int row) {
+              return bf16_of_nibbles(word, i, zeros[row]);
+            });
 #pragma unroll
             for (int nt = 0; nt < kTokenTiles; ++nt)
               mma_bf16(float_products[nt], a, x.words[nt][4 * i + 2 * jj],

@@ -33,6 +33,19 @@ __device__ __forceinline__ void load_core_matrices(uint32_t own, uint4 (&half)[2
   }
 }
 
+// Operand A of the product of words jj of a unit, a lane's [row half][upper][jj]:
+// unpack(word, row half) of its rows r and r + 8, then of the same rows' upper columns.
+template <typename Unpack>
+__device__ __forceinline__ void unpack_operand(uint32_t (&a)[4], const uint4 (&half)[2], int jj,
+                                               const Unpack& unpack) {
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const uint4& words = half[row];
+    a[row] = unpack(jj == 0 ? words.x : words.y, row);
+    a[2 + row] = unpack(jj == 0 ? words.z : words.w, row);
+  }
+}
+
 // The low f16 of a scale word, and its zero point in all four bytes.
 __device__ __forceinline__ float scale_of(uint32_t word) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xffff)));
@@ -68,6 +81,21 @@ __device__ __forceinline__ uint32_t int8_of_two_level(uint32_t word, int i, uint
                                                       uint32_t offset) {
   return (((i == 0 ? word : word >> 4) & 0x0f0f0f0fu) * multiple + offset) ^ 0x80808080u;
 }
+
+// Of a unit's rows r and r + 8, by the scale words of both.
+class TwoLevelCodes {
+ public:
+  __device__ __forceinline__ explicit TwoLevelCodes(uint2 scale_words)
+      : multiples_{multiple_of(scale_words.x), multiple_of(scale_words.y)},
+        offsets_{two_level_offset_of(scale_words.x), two_level_offset_of(scale_words.y)} {}
+  // Nibble i of each byte of a word of row r, or r + 8 where `row` is 1.
+  __device__ __forceinline__ uint32_t of(uint32_t word, int i, int row) const {
+    return int8_of_two_level(word, i, multiples_[row], offsets_[row]);
+  }
+
+ private:
+  uint32_t multiples_[2], offsets_[2];
+};
 
 // kW4AFp8: code − zero as e4m3, exact, since integers up to 16 are: a table of sixteen bytes for
 // each zero point, which prmt looks codes up in, eight at a time by their low three bits.

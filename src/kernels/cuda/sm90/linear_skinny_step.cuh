@@ -107,11 +107,11 @@ struct StreamSums {
     }
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      const uint32_t low[4] = {step.half[u][0].x, step.half[u][0].y, step.half[u][0].z,
-                               step.half[u][0].w};
-      const uint32_t high[4] = {step.half[u][1].x, step.half[u][1].y, step.half[u][1].z,
-                                step.half[u][1].w};
       if constexpr (format == LinearFormat::kW8A8) {
+        const uint32_t low[4] = {step.half[u][0].x, step.half[u][0].y, step.half[u][0].z,
+                                 step.half[u][0].w};
+        const uint32_t high[4] = {step.half[u][1].x, step.half[u][1].y, step.half[u][1].z,
+                                  step.half[u][1].w};
 #pragma unroll
         for (int jj = 0; jj < 2; ++jj) {
           const uint32_t a[4] = {low[2 * jj], high[2 * jj], low[2 * jj + 1], high[2 * jj + 1]};
@@ -120,36 +120,31 @@ struct StreamSums {
             mma_s8(products[u][nt], a, step.x[nt][jj].x, step.x[nt][jj].y);
         }
       } else if constexpr (format == LinearFormat::kW4A16) {
-        const uint32_t zero_low = minus_zero_of(scales[u].x),
-                       zero_high = minus_zero_of(scales[u].y);
+        const uint32_t zeros[2] = {minus_zero_of(scales[u].x), minus_zero_of(scales[u].y)};
 #pragma unroll
         for (int run = 0; run < 8; ++run) {
-          const int i = run / 2, jj = run % 2;
-          const uint32_t a[4] = {bf16_of_nibbles(low[jj], i, zero_low),
-                                 bf16_of_nibbles(high[jj], i, zero_high),
-                                 bf16_of_nibbles(low[2 + jj], i, zero_low),
-                                 bf16_of_nibbles(high[2 + jj], i, zero_high)};
+          uint32_t a[4];
+          unpack_operand(a, step.half[u], run % 2, [&](uint32_t word, int row) {
+            return bf16_of_nibbles(word, run / 2, zeros[row]);
+          });
 #pragma unroll
           for (int nt = 0; nt < kTokenTiles; ++nt)
             mma_bf16(products[u][nt], a, step.x[nt][run].x, step.x[nt][run].y);
         }
       } else {
-        const uint32_t multiples[2] = {multiple_of(scales[u].x), multiple_of(scales[u].y)};
-        const uint32_t offsets[2] = {two_level_offset_of(scales[u].x),
-                                     two_level_offset_of(scales[u].y)};
+        [[maybe_unused]] const TwoLevelCodes codes(scales[u]);
 #pragma unroll
         for (int run = 0; run < 4; ++run) {
-          const int i = run / 2, jj = run % 2;
-          auto operand = [&](uint32_t word, int row) {
+          const int i = run / 2;
+          uint32_t a[4];
+          unpack_operand(a, step.half[u], run % 2, [&](uint32_t word, int row) {
             if constexpr (T::kTwoLevel)
-              return int8_of_two_level(word, i, multiples[row], offsets[row]);
+              return codes.of(word, i, row);
             else if constexpr (kZeroPoints)
               return (i == 0 ? word : word >> 4) & 0x0f0f0f0fu;
             else
               return int8_of_nibbles<false>(word, i, 0);
-          };
-          const uint32_t a[4] = {operand(low[jj], 0), operand(high[jj], 1), operand(low[2 + jj], 0),
-                                 operand(high[2 + jj], 1)};
+          });
 #pragma unroll
           for (int nt = 0; nt < kTokenTiles; ++nt)
             mma_s8(products[u][nt], a, step.x[nt][run].x, step.x[nt][run].y);
