@@ -4,13 +4,6 @@
 #include "kernels/cuda/sm90/linear_narrow.h"
 
 namespace whit::cuda {
-namespace {
-
-// Stages whose weights are asked for before inputs, which wait behind what memory has been asked
-// for: in a model the kernel before has ended long before a whole ring has come (docs/cuda.md).
-constexpr int kEarlyStages = 3;
-
-}  // namespace
 
 bool narrow_supports(const LinearArgs& args, const DeviceInfo& device) {
   const int most = args.weight.format == LinearFormat::kW4A16 ? 32 : 64;
@@ -33,7 +26,6 @@ void run_narrow(const LinearArgs& args, const DeviceInfo& device, CUstream_st* s
   p.x_row_bytes = args.x_stride * element;
   p.k_bytes = static_cast<int>(weight.k) * element;
   p.steps = p.layout.tiles;
-  p.early = kEarlyStages;
   p.chunks_log = std::countr_zero(static_cast<unsigned>(chunks));
   p.blocks = std::min(device.sms, units);
   p.block_units = units / p.blocks;

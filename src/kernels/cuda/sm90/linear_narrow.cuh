@@ -18,6 +18,9 @@ constexpr int kNarrowThreads = (kNarrowWarps + 4) * 32;
 constexpr int kNarrowMostChunks = 4;
 constexpr int kNarrowBarrier = 15;  // of all that multiply
 constexpr int kNarrowRoom = 227 * 1024;
+// Stages whose weights are asked for before inputs, which wait behind what memory has been asked
+// for: in a model the kernel before has ended long before a whole ring has come (docs/cuda.md).
+constexpr int kNarrowEarlyStages = 3;
 
 struct NarrowParams {
   const uint8_t* weight;
@@ -34,7 +37,6 @@ struct NarrowParams {
   int64_t x_row_bytes;
   int k_bytes;  // of x
   int blocks;
-  int early;  // stages whose weights are asked for before inputs
 };
 
 // kHalves: row halves of a unit, 8 rows each, that a warp has.
@@ -159,15 +161,16 @@ __global__ void __launch_bounds__(kNarrowThreads, 1)
     // Weights do not depend on the kernel before: the first stages' are asked for at once.
     // By one thread, by elect, or ptxas wraps every copy in a loop over the lanes that might
     // differ.
+    const int early = min(kNarrowEarlyStages, p.stages);
     if (has_weights && elected)
 #pragma unroll 1
-      for (int i = 0; i < min(p.early, all); ++i) copy_weights();
+      for (int i = 0; i < min(early, all); ++i) copy_weights();
     // The copying warps of a chunk take turns with its inputs.
     const int turns = 4 >> p.chunks_log, eager = min(min(p.stages, own_steps), S::kEager);
     uint32_t full = first_full, to = first_inputs, phase = 1;
     int step = 0, stage = 0;  // step: in the chunk
     auto copy_stage = [&] {
-      if (stage >= p.early) {
+      if (stage >= early) {
         if (stage >= p.stages) barrier_wait(full + 8, phase);
         if (has_weights) copy_weights();
       }
@@ -435,7 +438,6 @@ void launch_narrow(const LinearArgs& args, NarrowParams p, cudaStream_t stream) 
   const int stage = chunks * (S::kInputBytes + 24) + workers * S::kWeightBytes;
   p.stages = std::clamp((kNarrowRoom - fixed) / stage / 2 * 2, 2, 16);
   const int shared_bytes = fixed + p.stages * stage;
-  p.early = std::min(p.early, p.stages);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
         "shared memory of a linear");
   const int groups = (p.slots + S::kGroupUnits - 1) / S::kGroupUnits * chunks;
