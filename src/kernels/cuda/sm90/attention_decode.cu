@@ -24,6 +24,7 @@
 #include "kernels/cuda/sm90/attention_run.cuh"
 #include "kernels/cuda/sm90/attention_sm90.h"
 #include "kernels/cuda/sm90/ptx_sm90.cuh"
+#include "kernels/cuda/sm90/shared_memory.h"
 
 namespace whit::cuda {
 namespace {
@@ -50,8 +51,8 @@ struct Shape {
   static constexpr int kUnits = kBoxBytes / 16;
   static constexpr int kDataBytes = kKeys * kRowBytes;  // of a chunk's keys, or values
   static constexpr int kScaleBytes = kCoded ? kKeys * 4 : 0;
-  // Two blocks share 227 KB and have a kilobyte of the system's each; one goes for alignment.
-  static constexpr int kMostBytes = 115712 - 1024 - static_cast<int>(sizeof(Control));
+  // Of a block's half a kilobyte goes for alignment.
+  static constexpr int kMostBytes = kHalfSharedBytes - 1024 - static_cast<int>(sizeof(Control));
   static constexpr int kStages = std::min(kMostStages, kMostBytes / (kDataBytes + kScaleBytes));
   static constexpr int kSharedBytes =
       1024 + static_cast<int>(sizeof(Control)) + kStages * (kDataBytes + kScaleBytes);

@@ -21,6 +21,7 @@
 #include "kernels/cuda/sm90/attention_map.cuh"
 #include "kernels/cuda/sm90/attention_sm90.h"
 #include "kernels/cuda/sm90/ptx_sm90.cuh"
+#include "kernels/cuda/sm90/shared_memory.h"
 
 namespace whit::cuda {
 namespace {
@@ -46,7 +47,7 @@ struct Shape {
   static constexpr int kSharedBytes =
       1024 + kGroups * kQueryBytes + (kStages + kValueStages) * kStageBytes + kScaleBytes + 512;
 };
-static_assert(Shape<128, false>::kSharedBytes <= 232448);
+static_assert(Shape<128, false>::kSharedBytes <= kMostSharedBytes);
 
 // A tile of one key/value head.
 struct Item {

@@ -10,6 +10,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sm90/linear_operands.cuh"
 #include "kernels/cuda/sm90/ptx_sm90.cuh"
+#include "kernels/cuda/sm90/shared_memory.h"
 
 namespace whit::cuda {
 
@@ -17,7 +18,6 @@ constexpr int kNarrowWarps = 16;  // that multiply
 constexpr int kNarrowThreads = (kNarrowWarps + 4) * 32;
 constexpr int kNarrowMostChunks = 4;
 constexpr int kNarrowBarrier = 15;  // of all that multiply
-constexpr int kNarrowRoom = 227 * 1024;
 // Stages whose weights are asked for before inputs, which wait behind what memory has been asked
 // for: in a model the kernel before has ended long before a whole ring has come (docs/cuda.md).
 constexpr int kNarrowEarlyStages = 3;
@@ -436,7 +436,7 @@ void launch_narrow(const LinearArgs& args, NarrowParams p, cudaStream_t stream) 
   p.partial_bytes = chunks == 1 || once ? 0 : workers * (2 / kHalves) * S::kPartialBytes;
   const int fixed = 1024 + p.partial_bytes;
   const int stage = chunks * (S::kInputBytes + 24) + workers * S::kWeightBytes;
-  p.stages = std::clamp((kNarrowRoom - fixed) / stage / 2 * 2, 2, 16);
+  p.stages = std::clamp((kMostSharedBytes - fixed) / stage / 2 * 2, 2, 16);
   const int shared_bytes = fixed + p.stages * stage;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
         "shared memory of a linear");

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/sm90/linear_skinny_sm90.cuh"
 #include "kernels/cuda/sm90/linear_skinny_sm90.h"
+#include "kernels/cuda/sm90/shared_memory.h"
 
 namespace whit::cuda {
 namespace {
@@ -29,9 +30,10 @@ Plan plan_of(const LinearArgs& args, const DeviceInfo& device) {
   const int most = stream_warps(plan.units) / plan.chunks;
   const int rounds = (items + most - 1) / most;
   plan.slots = (items + rounds - 1) / rounds;
-  plan.room = kHalfRoom - x_bytes >= kLeastRing    ? kHalfRoom
-              : kWholeRoom - x_bytes >= kLeastRing ? kWholeRoom
-                                                   : 0;
+  // Half of an SM is left to other kernels where that is enough.
+  plan.room = kHalfSharedBytes - x_bytes >= kLeastRing   ? kHalfSharedBytes
+              : kMostSharedBytes - x_bytes >= kLeastRing ? kMostSharedBytes
+                                                         : 0;
   return plan;
 }
 
@@ -57,7 +59,7 @@ bool skinny_sm90_supports(const LinearArgs& args, const DeviceInfo& device) {
   const Plan plan = plan_of(args, device);
   // Where K has chunks and activations fill the SM, the portable kernel, which reads them through
   // L1, is as fast or faster.
-  return plan.room == kHalfRoom || (plan.room == kWholeRoom && plan.chunks == 1);
+  return plan.room == kHalfSharedBytes || (plan.room == kMostSharedBytes && plan.chunks == 1);
 }
 
 bool skinny_sm90_activates(const LinearWeight& weight, const DeviceInfo& device) {

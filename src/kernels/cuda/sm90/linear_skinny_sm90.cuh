@@ -34,10 +34,6 @@ struct StreamParams {
   int blocks;
 };
 
-// Shared memory of a block that leaves half of an SM's 228 KB to other kernels, and of one that has
-// an SM for itself.
-constexpr int kHalfRoom = 113 * 1024, kWholeRoom = 227 * 1024;
-
 // Parts of K whose activations a block waits for one after the other.
 constexpr int kStreamPieces = 4;
 // Between rows of activations in shared memory, beyond K: 32 bytes, so that the four rows that a

@@ -6,6 +6,7 @@
 #include "kernels/cuda/linear_epilogue.cuh"
 #include "kernels/cuda/linear_layout.h"
 #include "kernels/cuda/sm90/linear_operands.cuh"
+#include "kernels/cuda/sm90/shared_memory.h"
 
 namespace whit::cuda {
 
@@ -61,9 +62,9 @@ struct WideShape : OperandTraits<format> {
   // Of one warpgroup: sums or rows of bf16.
   static constexpr int kSumBytes = std::max(kAreas * kAreaFloats * 4, kDirectTokens* kTileRows * 2);
   static constexpr int kScaleBytes = T::kCodes ? kTokens * 4 : 0;  // of the tokens
-  // As many stages as fit in 227 KB beside the sums, 1 KB of barriers and 1 KB of alignment.
-  static constexpr int kStages =
-      std::min(8, (232448 - 2048 - kScaleBytes - kWideConsumers * kSumBytes) / kStageBytes);
+  // As many stages as fit beside the sums, 1 KB of barriers and 1 KB of alignment.
+  static constexpr int kStages = std::min(
+      8, (kMostSharedBytes - 2048 - kScaleBytes - kWideConsumers * kSumBytes) / kStageBytes);
   static constexpr int kSharedBytes =
       2048 + kScaleBytes + kStages * kStageBytes + kWideConsumers * kSumBytes;
 };
