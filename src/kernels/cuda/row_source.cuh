@@ -24,8 +24,9 @@ template <LinearInput input>
 constexpr CodeType kCodeType = input == LinearInput::kE4m3 ? CodeType::kE4m3 : CodeType::kInt8;
 
 // A short row that each warp makes for itself: no barrier of the block, and one wait for memory, as
-// a norm's weights are asked for before the kernel ahead has ended. Of activated values, whose
-// scale is known, a warp makes the columns `from` … `to` that it multiplies, at most kMostWarpRow.
+// a norm's weights are asked for before the kernel ahead has ended. A warp writes the columns
+// `from` … `to` that it multiplies, multiples of 8; of activated values, whose scale is known, it
+// reads no others either, and at most kMostWarpRow.
 template <LinearInput input>
 class WarpRows {
  public:
@@ -35,8 +36,11 @@ class WarpRows {
         norm_(source.kind == RowSource::Kind::kRmsNorm),
         activated_(source.kind == RowSource::Kind::kActivated),
         from_(activated_ ? from : 0),
-        to_(activated_ ? min(to, k) : k) {
+        to_(activated_ ? min(to, k) : k),
+        multiplied_from_(from),
+        multiplied_to_(min(to, k)) {
     if (!norm_) return;
+    reciprocal_ = 1.0f / static_cast<float>(k);
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece)
       if (column(piece) < k) load(weight_[piece], source.weight, column(piece), k);
@@ -70,7 +74,8 @@ class WarpRows {
         squares[piece] = warp_reduce(squares[piece], Add{});
       }
       const float sum = (squares[0] + squares[2]) + (squares[1] + squares[3]);
-      const float factor = 1.0f / sqrtf(sum / static_cast<float>(k_) + source_.eps);
+      const float mean = divide(sum, static_cast<float>(k_), reciprocal_);
+      const float factor = 1.0f / sqrtf(mean + source_.eps);
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece)
 #pragma unroll
@@ -87,14 +92,14 @@ class WarpRows {
           // Of numbers that are not negative the order of bits is theirs, and NaNs are above them.
           magnitude = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(magnitude)));
         }
-        scale = __fdiv_rn(magnitude, largest_code(kCodeType<input>));
+        scale = scale_of_magnitude(magnitude, kCodeType<input>);
       }
       inverse = inverse_of_scale(scale);
       if (scale < FLT_MIN) scale = 0.0f;
     }
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
-      if (column(piece) >= to_) continue;
+      if (column(piece) < multiplied_from_ || column(piece) >= multiplied_to_) continue;
       if constexpr (input == LinearInput::kBf16)
         store_bf16(v[piece], static_cast<__nv_bfloat16*>(out) + column(piece));
       else
@@ -112,7 +117,9 @@ class WarpRows {
   const RowSource& source_;
   int k_;
   bool norm_, activated_;
-  int from_, to_;
+  int from_, to_;  // the columns that it reads
+  int multiplied_from_, multiplied_to_;
+  float reciprocal_ = 0;  // of k
   float weight_[kPieces][8];
 };
 
@@ -138,7 +145,7 @@ __device__ __forceinline__ void make_row(const RowSource& source, int64_t row, i
     // Its largest magnitude is known: once over the row.
     const float scale = source.static_scale > 0
                             ? source.static_scale
-                            : __fdiv_rn(__uint_as_float(source.magnitude[row]), largest_code(type));
+                            : scale_of_magnitude(__uint_as_float(source.magnitude[row]), type);
     const float inverse = inverse_of_scale(scale);
     if (threadIdx.x == 0) scratch.scale[row] = scale < FLT_MIN ? 0.0f : scale;
 #pragma unroll 4
@@ -230,7 +237,7 @@ __device__ __forceinline__ void make_row(const RowSource& source, int64_t row, i
         magnitude = largest(v, magnitude);
       }
     }
-    scale = __fdiv_rn(block_reduce(magnitude, scratch.reduce[1], MaxNan{}), largest_code(type));
+    scale = scale_of_magnitude(block_reduce(magnitude, scratch.reduce[1], MaxNan{}), type);
   }
   const float inverse = inverse_of_scale(scale);
   if (threadIdx.x == 0) scratch.scale[row] = scale < FLT_MIN ? 0.0f : scale;

@@ -55,22 +55,42 @@ __device__ __forceinline__ void load(float (&v)[N], const __nv_bfloat16* x, int 
 
 template <int N>
 __device__ __forceinline__ float largest(const float (&v)[N], float magnitude) {
+  float of[N];
 #pragma unroll
-  for (int j = 0; j < N; ++j) magnitude = MaxNan{}(fabsf(v[j]), magnitude);
-  return magnitude;
+  for (int j = 0; j < N; ++j) of[j] = fabsf(v[j]);
+    // In pairs, of which many are compared at once.
+#pragma unroll
+  for (int half = N / 2; half > 0; half /= 2)
+#pragma unroll
+    for (int j = 0; j < half; ++j) of[j] = MaxNan{}(of[j], of[j + half]);
+  return MaxNan{}(of[0], magnitude);
 }
 
 __device__ __forceinline__ float silu_mul(float gate, float up) {
   return gate / (1.0f + expf(-gate)) * up;
 }
 
+// a / b, where `reciprocal` is 1 / b rounded to nearest: the bits of the division by three
+// operations that wait for each other instead of a dozen (Markstein, IBM J. Res. Dev. 34, 1990).
+// Compared with a / b for every mantissa of a and each b that is a multiple of 8 up to 1024.
+__device__ __forceinline__ float divide(float a, float b, float reciprocal) {
+  if (!(a >= 0x1p-90f && a <= 0x1p120f)) return __fdiv_rn(a, b);
+  const float quotient = __fmul_rn(a, reciprocal);
+  return fmaf(fmaf(-quotient, b, a), reciprocal, quotient);
+}
+
 // The codes of values, by the inverse of their scale.
 __device__ __forceinline__ float inverse_of_scale(float scale) {
-  return scale >= FLT_MIN && scale <= FLT_MAX ? __fdiv_rn(1.0f, scale) : 0.0f;
+  return scale >= FLT_MIN && scale <= FLT_MAX ? __frcp_rn(scale) : 0.0f;
 }
 // The largest magnitude of codes: what a row's largest becomes.
 __host__ __device__ constexpr float largest_code(CodeType type) {
   return type == CodeType::kInt8 ? 127.0f : 448.0f;
+}
+__device__ __forceinline__ float scale_of_magnitude(float magnitude, CodeType type) {
+  const float reciprocal = type == CodeType::kInt8 ? 1.0f / largest_code(CodeType::kInt8)
+                                                   : 1.0f / largest_code(CodeType::kE4m3);
+  return divide(magnitude, largest_code(type), reciprocal);
 }
 // e4m3, nearest, at most 448 in magnitude; never NaN (ops/reference/quantize.h).
 template <int N>
@@ -84,12 +104,15 @@ __device__ __forceinline__ void to_e4m3(const float (&v)[N], float inverse, int8
     codes[j + 1] = static_cast<int8_t>(pair >> 8);
   }
 }
+// Nearest, ties to even, at most 127 in magnitude: a number of such magnitude plus 1.5 · 2²³ is
+// rounded so, and its low byte is the code. NaN becomes −127.
 template <int N>
 __device__ __forceinline__ void to_int8(const float (&v)[N], float inverse, int8_t (&codes)[N]) {
 #pragma unroll
-  for (int j = 0; j < N; ++j)
-    codes[j] =
-        static_cast<int8_t>(static_cast<int>(fminf(fmaxf(rintf(v[j] * inverse), -127.0f), 127.0f)));
+  for (int j = 0; j < N; ++j) {
+    const float bounded = fminf(fmaxf(v[j] * inverse, -127.0f), 127.0f);
+    codes[j] = static_cast<int8_t>(__float_as_uint(__fadd_rn(bounded, 12582912.0f)) & 0xff);
+  }
 }
 template <int N>
 __device__ __forceinline__ void to_codes(CodeType type, const float (&v)[N], float inverse,

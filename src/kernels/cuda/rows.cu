@@ -109,7 +109,7 @@ __device__ __forceinline__ void write_row(const RowsOut& out, const Part& part, 
   }
   if (out.q == nullptr) return;
   float scale = out.static_scale;
-  if (!(scale > 0)) scale = __fdiv_rn(largest_of_row(magnitude, shared), largest_code(out.codes));
+  if (!(scale > 0)) scale = scale_of_magnitude(largest_of_row(magnitude, shared), out.codes);
   const float inverse = inverse_of_scale(scale);
   if (scale < FLT_MIN) scale = 0.0f;
   if (threadIdx.x == 0 && part.begin == 0) out.scale[row] = scale;

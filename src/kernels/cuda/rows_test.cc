@@ -3,7 +3,9 @@
 // Where there is no GPU the reason is printed and the tests are skipped.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
+#include <limits>
 #include <random>
 
 #include "base/checked.h"
@@ -139,6 +141,37 @@ TEST_P(CudaRows, are_the_formula) {
       ASSERT_NEAR(got.q[row * q_stride + i] * (largest / 127), expected[i], largest / 127 * 0.501)
           << row << ", " << i;
     }
+  }
+}
+
+// The CPU's, bit by bit: of the least and the greatest numbers too, and where some are none.
+TEST_P(CudaRows, of_int8_are_the_reference) {
+  const std::array<float, 14> factors = {0,         0x1p-133f, 0x1p-126f, 0x1p-122f, 0x1p-121f,
+                                         0x1p-120f, 0x1p-91f,  0x1p-90f,  1,         0x1p60f,
+                                         0x1p117f,  0x1p118f,  0x1p120f,  0x1p124f};
+  const int64_t t = std::ssize(factors) + 2;
+  for (int64_t row = 0; row < t; ++row)
+    for (int64_t i = 0; i < width_; ++i) {
+      uint16_t& value = gate_[row * width_ + i];
+      value = f32_to_bf16(bf16_to_f32(value) * factors[row % std::ssize(factors)]);
+    }
+  gate_[(t - 2) * width_ + 5] = f32_to_bf16(std::numeric_limits<float>::infinity());
+  gate_[(t - 1) * width_ + width_ - 1] = f32_to_bf16(std::numeric_limits<float>::quiet_NaN());
+  const Rows got = quantize(t);
+  const int64_t q_stride = round_up(width_, 16);
+  std::vector<float> x(width_);
+  std::vector<int8_t> codes(width_);
+  for (int64_t row = 0; row < t; ++row) {
+    for (int64_t i = 0; i < width_; ++i) x[i] = bf16_to_f32(gate_[row * width_ + i]);
+    float scale = 0;
+    reference::quantize_row(x.data(), width_,
+                            {.q = codes.data(), .stride = width_, .scale = &scale}, 0);
+    if (std::isnan(scale))
+      EXPECT_TRUE(std::isnan(got.scale[row])) << row;
+    else
+      EXPECT_EQ(got.scale[row], scale) << row;
+    for (int64_t i = 0; i < width_; ++i)
+      ASSERT_EQ(got.q[row * q_stride + i], codes[i]) << row << ", " << i;
   }
 }
 
