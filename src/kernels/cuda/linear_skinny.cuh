@@ -369,6 +369,41 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
       p.activated.next_magnitude[threadIdx.x] = 0;
 
   const float* x_scale = p.epilogue.x_scale;
+  // What a sum becomes with its scales and residual. Those of the first value that a lane stores
+  // are asked for before the sums are known, and before rows are made.
+  struct Extras {
+    float row_scale, x_scale, residual;
+  };
+  auto row_of = [&](int value) { return (unit + up_units) * kUnitRows + r + 8 * (value % 4 / 2); };
+  auto token_of = [&](int value) { return token + value / 4 * 8 + 2 * t + value % 2; };
+  auto extras_of = [&](int value) {
+    const int row = row_of(value), at = token_of(value);
+    Extras extras = {1, 1, 0};
+    if (row >= p.n || at >= p.m) return extras;
+    extras.row_scale = row_scale_of<format>(p.weight, p.layout, row);
+    if constexpr (T::kCodes && kRows == SkinnyRows::kGiven) extras.x_scale = x_scale[at];
+    extras.residual = p.epilogue.residual_at(at, row);
+    return extras;
+  };
+  // Of a pair's value that is activated: the scales of its rows.
+  [[maybe_unused]] auto pair_scales_of = [&](int value) {
+    const int column = unit * kUnitRows + r + 8 * (value % 4 / 2);
+    return make_float2(row_scale_of<format>(p.weight, p.layout, column),
+                       row_scale_of<format>(p.weight, p.layout, column + p.up_units * kUnitRows));
+  };
+  const int first_unit = unit;
+  const int first_value = kActivates ? slot % 2 * p.chunks + chunk : p.chunks == 1 ? 0 : chunk;
+  Extras first_extras = {1, 1, 0};
+  float2 first_scales = make_float2(1, 1);
+  auto ask_for_first = [&] {
+    if (unit >= end_unit) return;
+    if constexpr (kActivates)
+      first_scales = pair_scales_of(first_value);
+    else
+      first_extras = extras_of(first_value);
+  };
+  ask_for_first();
+
   const uint8_t* x = p.x;
   int64_t x_row_bytes = p.x_row_bytes;
   if constexpr (kRows != SkinnyRows::kGiven) {
@@ -402,26 +437,12 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     rows[nt] =
         x + int64_t{min(token + nt * 8 + r, p.m - 1)} * x_row_bytes + t * T::kRun * T::kInputBytes;
 
-  // What a sum becomes with its scales and residual. Those of the first value that a lane stores
-  // are asked for before the sums are known.
-  struct Extras {
-    float row_scale, x_scale, residual;
-  };
-  auto row_of = [&](int value) { return (unit + up_units) * kUnitRows + r + 8 * (value % 4 / 2); };
-  auto token_of = [&](int value) { return token + value / 4 * 8 + 2 * t + value % 2; };
-  auto extras_of = [&](int value) {
-    const int row = row_of(value), at = token_of(value);
-    Extras extras = {1, 1, 0};
-    if (row >= p.n || at >= p.m) return extras;
-    extras.row_scale = row_scale_of<format>(p.weight, p.layout, row);
-    if constexpr (T::kCodes) extras.x_scale = x_scale[at];
-    extras.residual = p.epilogue.residual_at(at, row);
-    return extras;
-  };
   auto store = [&](uint32_t bits, int value, const Extras& extras) {
     const int row = row_of(value), at = token_of(value);
     if (row >= p.n || at >= p.m) return;
-    p.epilogue.store_scaled(scaled<format>(bits, extras.row_scale, extras.x_scale), at, row,
+    float token_scale = extras.x_scale;
+    if constexpr (T::kCodes && kRows != SkinnyRows::kGiven) token_scale = x_scale[at];
+    p.epilogue.store_scaled(scaled<format>(bits, extras.row_scale, token_scale), at, row,
                             extras.residual);
   };
   // The sum of the chunks' parts of one value.
@@ -437,17 +458,16 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
     return total;
   };
   // Of the pair's parts, gates first.
-  [[maybe_unused]] auto activate = [&](const uint32_t* parts, int value) {
+  [[maybe_unused]] auto activate = [&](const uint32_t* parts, int value, float2 scales) {
     const int column = unit * kUnitRows + r + 8 * (value % 4 / 2), at = token_of(value);
     float y = 0;
     if (at < p.m) {
       float sums[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        sums[half] = scaled<format>(
-            total_of(parts + half * p.chunks * kValues * 32, value),
-            row_scale_of<format>(p.weight, p.layout, column + half * p.up_units * kUnitRows),
-            T::kCodes ? x_scale[at] : 1.0f);
+        sums[half] =
+            scaled<format>(total_of(parts + half * p.chunks * kValues * 32, value),
+                           half == 0 ? scales.x : scales.y, T::kCodes ? x_scale[at] : 1.0f);
       y = activated(p.epilogue, sums[0], sums[1], column, column + p.up_units * kUnitRows);
       const int64_t place = at * p.activated.stride + column;
       if (p.activated.magnitude == nullptr)
@@ -464,7 +484,7 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
   for (; unit < end_unit; unit += step_units) {
     float sums[kTokenTiles][4] = {};
     int integers[kTokenTiles][4] = {};
-    const Extras first_extras = extras_of(p.chunks == 1 ? 0 : chunk);
+    if (unit != first_unit) ask_for_first();
     auto step = [&](int tile, SkinnyInputs<format, kTokenTiles>& now,
                     SkinnyInputs<format, kTokenTiles>& next) {
       // The next tile's inputs, or the next unit's first, come while this one is multiplied.
@@ -500,7 +520,7 @@ __global__ void __launch_bounds__(kSkinnyWarps * 32, 1)
       named_barrier(1 + slot / 2, 2 * p.chunks * 32);
       const uint32_t* parts = partials + slot / 2 * 2 * p.chunks * kValues * 32 + lane;
       for (int value = slot % 2 * p.chunks + chunk; value < kValues; value += 2 * p.chunks)
-        activate(parts, value);
+        activate(parts, value, value == first_value ? first_scales : pair_scales_of(value));
       if (unit + step_units < end_unit) named_barrier(1 + slot / 2, 2 * p.chunks * 32);
       continue;
     }
