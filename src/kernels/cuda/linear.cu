@@ -36,10 +36,12 @@ bool takes_source(const LinearWeight& weight, int64_t m, RowSource::Kind kind,
 }
 
 // Rows of bf16 are made by the portable kernel alone, and what the other does not activate is
-// activated by it.
+// activated by it. Short rows of activated values its warps make without meeting.
 bool needs_portable(const LinearArgs& args, const DeviceInfo& device) {
   return (args.source.kind != RowSource::Kind::kNone &&
           input_of(args.weight.format) == LinearInput::kBf16) ||
+         (args.source.kind == RowSource::Kind::kActivated &&
+          args.weight.format == LinearFormat::kW8A8 && args.weight.k <= 2 * kMostWarpRow) ||
          (args.activated.y != nullptr && !skinny_sm90_activates(args.weight, device));
 }
 
