@@ -51,11 +51,11 @@ std::vector<std::string> all_tap_names(const Graph& graph) {
 // Runs the model layer by layer over one prompt and keeps what was asked for.
 class TapRun {
  public:
-  TapRun(const Model& model, std::span<const int32_t> prompt, std::set<std::string> wanted,
-         cpu::Isa isa, ThreadPool& pool)
+  TapRun(const Model& model, KvFormat kv_format, std::span<const int32_t> prompt,
+         std::set<std::string> wanted, cpu::Isa isa, ThreadPool& pool)
       : graph_(model.graph()),
         weights_(model.weights()),
-        kv_dtype_(model.default_kv_dtype()),
+        kv_format_(std::move(kv_format)),
         prompt_(prompt),
         count_(static_cast<int64_t>(prompt.size())),
         wanted_(std::move(wanted)),
@@ -99,7 +99,7 @@ class TapRun {
   void run_layer(int layer) {
     const NodeRange range = graph_.layer(layer);
     Program program(graph_, range, weights_, options_, pool_);
-    KvCache cache(graph_, range, kv_dtype_, 1, round_up(count_, kKvBlockTokens));
+    KvCache cache(graph_, range, kv_format_, 1, round_up(count_, kKvBlockTokens));
     const int64_t starts[] = {0}, counts[] = {count_};
     const ContiguousBatch batch(starts, counts, cache.page_tokens());
     Program::Input input;
@@ -128,7 +128,7 @@ class TapRun {
 
   const Graph& graph_;
   const WeightProvider weights_;
-  const DType kv_dtype_;
+  const KvFormat kv_format_;
   std::span<const int32_t> prompt_;
   const int64_t count_;
   const std::set<std::string> wanted_;
@@ -158,7 +158,7 @@ Array LLMEngine::logits(std::span<const int32_t> prompt) {
   const int64_t vocabulary = executor.config().vocab_size;
   Array result{.shape = {count, vocabulary}, .values = std::vector<float>(count * vocabulary)};
   state_->requests.exclusively([&] {
-    KvCache cache = executor.make_cache(1, count, state_->loaded.model.default_kv_dtype());
+    KvCache cache = executor.make_cache(1, count, state_->loaded.kv_format("auto"));
     for (int64_t begin = 0; begin < count;) {
       check_interrupt();
       const int64_t starts[] = {begin},
@@ -193,7 +193,7 @@ std::map<std::string, Array> LLMEngine::taps(std::span<const int32_t> prompt,
                   name);
   std::map<std::string, Array> found;
   state_->requests.exclusively([&] {
-    found = TapRun(model, prompt, {names.begin(), names.end()},
+    found = TapRun(model, state_->loaded.kv_format("auto"), prompt, {names.begin(), names.end()},
                    state_->loaded.executor->options().isa, state_->pool)
                 .run();
   });

@@ -34,8 +34,9 @@ LoadedModel::LoadedModel(std::chrono::steady_clock::time_point begin, Model mode
 KvFormat LoadedModel::kv_format(std::string_view dtype) const {
   KvFormat format = model.kv_format(dtype);
   const ExecutorOptions& options = executor->options();
-  if (dtype == "auto" && format.type == KvType::kF16 && options.backend == Backend::kCpu &&
-      options.isa == cpu::Isa::kAmx)
+  const bool quantized = model.engine() != nullptr || model.prequantized() != nullptr;
+  if (dtype == "auto" && quantized && format.type == KvType::kF16 &&
+      options.backend == Backend::kCpu && options.isa == cpu::Isa::kAmx)
     format.type = KvType::kBF16;
   return format;
 }

@@ -24,8 +24,8 @@ struct LoadedModel {
               const ExecutorOptions& options, ThreadPool& pool,
               TokenizerUse tokenizer = TokenizerUse::kMaybe);
 
-  // As Model::kv_format, but that "auto" with 16 bits is bf16 on a CPU with AMX, whose tiles
-  // multiply it.
+  // As Model::kv_format, but that "auto" with 16 bits is bf16 for quantized weights on a CPU with
+  // AMX, whose tiles multiply it.
   KvFormat kv_format(std::string_view dtype) const;
 
   std::chrono::steady_clock::time_point start;  // of loading

@@ -85,7 +85,6 @@ TuningTrial measure(const fs::path& engine, cpu::Isa isa, int threads) {
   ThreadPool pool(threads);
   Model model = Model::open(engine, Verification::kLater);
   const int64_t context = std::min<int64_t>(512, model.config().max_position_embeddings);
-  const KvFormat kv_format = model.default_kv_dtype();
   LoadedModel loaded(std::chrono::steady_clock::now(), std::move(model),
                      {.max_tokens = 256, .max_context = context, .max_logit_rows = 1, .isa = isa},
                      pool);
@@ -93,7 +92,7 @@ TuningTrial measure(const fs::path& engine, cpu::Isa isa, int threads) {
                                            {.prompts = {std::min<int64_t>(256, context)},
                                             .generations = {std::min<int64_t>(64, context)},
                                             .repetitions = 3,
-                                            .kv_dtype = kv_format},
+                                            .kv_dtype = loaded.kv_format("auto")},
                                            MachineLimits());
   return {isa, threads, rows.at(0).tokens_per_s, rows.at(1).tokens_per_s};
 }

@@ -53,7 +53,7 @@ void add_kv_cache_dtype(CLI::App& app, std::string& dtype) {
   app.add_option(
          "--kv-cache-dtype", dtype,
          "Keys and values in f32, f16, bf16, or by codes of 8 or 4 bits, fp8 on a GPU alone; auto: "
-         "the model's, bf16 in place of f16 on a CPU with AMX")
+         "the model's, bf16 in place of f16 for quantized weights on a CPU with AMX")
       ->check(CLI::IsMember(std::vector<std::string>(kKvCacheDtypes.begin(), kKvCacheDtypes.end())))
       ->capture_default_str();
 }

@@ -140,7 +140,7 @@ TEST(KvLayoutTest, an_engine_carries_the_choice_and_others_follow_the_biases) {
     plain.kv_format("int9");
     FAIL();
   } catch (const Error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("auto, f32, f16, int8, int4"));
+    EXPECT_THAT(error.what(), HasSubstr("auto, f32, f16, bf16, int8, int4"));
   }
 }
 
