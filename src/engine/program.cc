@@ -15,10 +15,10 @@ using StepKind = LoweredRange::StepKind;
 
 // From so many rows a thread on, each thread takes its own rows through all steps between two that
 // mix rows, a few at a time: what a step writes is still in L2 when the next one reads it, and
-// nobody waits. It reads all weights anew for each block of rows, and so does every thread: of more
-// threads that has not been measured. Blocks of 64 rows were the fastest
-// (docs/cpu.md).
-constexpr int64_t kLeastOwnRows = 128, kOwnBlockRows = 64;
+// nobody waits. It reads all weights anew for each block of rows, and so does every thread: weights
+// of a layer must stay in a small last-level cache, and of more threads that has not been measured.
+// Blocks of 64 rows were the fastest (docs/cpu.md).
+constexpr int64_t kLeastOwnRows = 128, kOwnBlockRows = 64, kMostOwnRowsBytes = int64_t{8} << 20;
 constexpr int kMostOwnRowsThreads = 2;
 // Rows of a tile, and of the two that kernels multiply at once.
 constexpr int64_t kTileRows = 16, kTilePairRows = 32;
@@ -31,6 +31,8 @@ struct Program::Impl : LoweredRange {
   ThreadPool& pool;
   const cpu::SmallOps& ops;
   Buffer scratch;
+  // Of the weights between two steps that mix rows, at most.
+  int64_t most_stage_bytes = 0;
 
   // Of the run in progress.
   const Input* input = nullptr;
@@ -41,7 +43,14 @@ struct Program::Impl : LoweredRange {
         graph(g),
         options(o),
         pool(p),
-        ops(cpu::small_ops(o.isa)) {}
+        ops(cpu::small_ops(o.isa)) {
+    int64_t bytes = 0;
+    for (const Step& step : steps) {
+      if (mixes_rows(step)) bytes = 0;
+      if (step.kind == StepKind::kLinear) bytes += weights[step.weight].payload_bytes;
+      most_stage_bytes = std::max(most_stage_bytes, bytes);
+    }
+  }
 
   // Rows [begin, begin + count) of every value, as one worker sees them: of buffers that each
   // worker has of its own they are `copy` rows further.
@@ -102,7 +111,8 @@ struct Program::Impl : LoweredRange {
   // Whether every thread takes rows of its own through all steps up to the next one that mixes
   // rows.
   bool own_rows(int64_t t, bool tapped) const {
-    return !tapped && pool.size() <= kMostOwnRowsThreads && t >= kLeastOwnRows * pool.size();
+    return !tapped && pool.size() <= kMostOwnRowsThreads && t >= kLeastOwnRows * pool.size() &&
+           most_stage_bytes <= kMostOwnRowsBytes;
   }
   static bool mixes_rows(const Step& step) {
     return step.kind == StepKind::kKvWrite || step.kind == StepKind::kAttention ||
