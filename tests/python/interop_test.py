@@ -108,9 +108,10 @@ class Export(ModelTest):
         self.addCleanup(exported.shutdown)
         for name in llm.weight_names():
             np.testing.assert_array_equal(exported.weight(name), llm.weight(name))
-        # Keys and values are kept in 16 bits by the engine, in 32 by a float32 model.
+        # Keys and values are kept in 16 bits by the engine (bf16, whose unit roundoff is 2⁻⁸, where there is AMX), in
+        # 32 by a float32 model.
         expected = llm.logits(PROMPT)
-        self.assertLess(np.linalg.norm(exported.logits(PROMPT) - expected) / np.linalg.norm(expected), 8 * 2**-11)
+        self.assertLess(np.linalg.norm(exported.logits(PROMPT) - expected) / np.linalg.norm(expected), 8 * 2**-8)
         with safetensors.safe_open(self.folder / "exported/model.safetensors", "np") as ours, \
                 safetensors.safe_open(self.model / "model.safetensors", "np") as theirs:
             self.assertEqual(set(ours.keys()), set(theirs.keys()))
