@@ -84,16 +84,24 @@ void for_each_written_block(const KvWriteArgs& args, const Worker& worker, const
   });
 }
 
+// Where the block of a token of a bf16 cache is.
+struct Bf16Block {
+  uint16_t *k, *v;
+};
+inline Bf16Block bf16_block_of(const KvCacheView& cache, const BatchView& batch, int64_t b,
+                               int64_t token, int64_t head) {
+  const int64_t page = batch.block_table[b * batch.max_blocks + token / cache.page_tokens];
+  const int64_t at = token % cache.page_tokens / kKvBlockTokens * bf16_block_bytes(cache.head_dim);
+  return {reinterpret_cast<uint16_t*>(key_blocks_of(cache, page, head) + at),
+          reinterpret_cast<uint16_t*>(value_blocks_of(cache, page, head) + at)};
+}
+
 // Tokens [from, to), all in one block, of a bf16 cache.
 inline void write_bf16_tokens(const KvWriteArgs& args, int64_t b, int64_t from, int64_t to,
                               int64_t head) {
-  const KvCacheView& cache = args.cache;
-  const int64_t dh = cache.head_dim, padded = bf16_head_dim(dh), bytes = bf16_block_bytes(dh);
-  const int64_t page = args.batch.block_table[b * args.batch.max_blocks + from / cache.page_tokens];
-  const int64_t index = from % cache.page_tokens / kKvBlockTokens;
-  auto* k = reinterpret_cast<uint16_t*>(key_blocks_of(cache, page, head) + index * bytes);
-  auto* v = reinterpret_cast<uint16_t*>(value_blocks_of(cache, page, head) + index * bytes);
-  if (from % kKvBlockTokens == 0) __builtin_memset(v, 0, bytes);
+  const int64_t dh = args.cache.head_dim, padded = bf16_head_dim(dh);
+  const auto [k, v] = bf16_block_of(args.cache, args.batch, b, from, head);
+  if (from % kKvBlockTokens == 0) __builtin_memset(v, 0, bf16_block_bytes(dh));
   for (int64_t t = from; t < to; ++t) {
     const int64_t row = args.batch.query_start[b + 1] - (args.batch.context_len[b] - t);
     const int64_t at = t % kKvBlockTokens;

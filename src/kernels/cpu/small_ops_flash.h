@@ -428,17 +428,12 @@ void attend_block(const FlashBlock& block, const AttentionUnit& unit, int64_t ro
 inline void widen_bf16(const AttentionArgs& args, const AttentionUnit& unit, int64_t start,
                        int64_t last, const FlashScratch& scratch) {
   const KvCacheView& cache = args.cache;
-  const int64_t dh = bf16_head_dim(cache.head_dim), bytes = bf16_block_bytes(cache.head_dim);
-  const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
+  const int64_t dh = bf16_head_dim(cache.head_dim);
   constexpr uint32_t kHigh = 0xffff0000u;
   for (int64_t token = start; token < last; token += kKvBlockTokens) {
-    const int64_t page = pages[token / cache.page_tokens];
-    const int64_t index = token % cache.page_tokens / kKvBlockTokens;
-    const auto words = [&](uint8_t* blocks) {
-      return reinterpret_cast<const uint32_t*>(blocks + index * bytes);
-    };
-    const uint32_t* k = words(key_blocks_of(cache, page, unit.kv_head));
-    const uint32_t* v = words(value_blocks_of(cache, page, unit.kv_head));
+    const Bf16Block block = bf16_block_of(cache, args.batch, unit.sequence, token, unit.kv_head);
+    const auto* k = reinterpret_cast<const uint32_t*>(block.k);
+    const auto* v = reinterpret_cast<const uint32_t*>(block.v);
     auto* to_k = reinterpret_cast<uint32_t*>(scratch.k + (token - start) * dh);
     auto* to_v = reinterpret_cast<uint32_t*>(scratch.v + (token - start) * dh);
     for (int64_t pair = 0; pair < dh; ++pair)  // of channels: dh / 2 in each of two tiles

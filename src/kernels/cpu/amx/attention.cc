@@ -14,6 +14,7 @@
 
 #include "kernels/cpu/amx/tiles.h"
 #include "kernels/cpu/avx512/attention.h"
+#include "kernels/cpu/avx512/bf16_write.h"
 #include "kernels/cpu/avx512/float_vector.h"
 #include "kernels/cpu/small_ops_flash.h"
 
@@ -79,10 +80,7 @@ void load_queries(const AttentionArgs& args, const AttentionUnit& unit, int64_t 
     for (int64_t head = unit.head_begin; head < unit.head_end; ++head, ++row) {
       const float* from = args.q + query * args.q_stride + head * head_dim;
       put_row(row, [&](int64_t d) {
-        const int64_t n = head_dim - d;
-        if (n <= 0) return _mm512_setzero_ps();
-        return _mm512_mul_ps(
-            scale, n >= 16 ? _mm512_loadu_ps(from + d) : Avx512::load_partial(from + d, n, 0.0f));
+        return _mm512_mul_ps(scale, first_numbers(from + d, head_dim - d));
       });
     }
   for (; row < round_up(rows, kTileRows); ++row)
@@ -240,12 +238,11 @@ void attend_chunk(const ChunkBlocks& blocks, int64_t rows, int64_t tile_rows, in
 
 void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, Scratch scratch) {
   const KvCacheView& cache = args.cache;
-  const int64_t dh = bf16_head_dim(cache.head_dim), bytes = bf16_block_bytes(cache.head_dim);
+  const int64_t dh = bf16_head_dim(cache.head_dim);
   const int64_t rows = (unit.row_end - unit.row_begin) * (unit.head_end - unit.head_begin);
   const int64_t context = unit.position + unit.row_end - unit.row_begin;
   const int64_t window = args.sliding_window > 0 ? args.sliding_window : context;
   const int64_t begin = begin_of_chunks(unit, window), last = end_of_chunks(unit, context);
-  const int32_t* pages = args.batch.block_table + unit.sequence * args.batch.max_blocks;
 
   load_queries(args, unit, rows, dh, scratch.q);
   // Parts keep kDirectRows rows; others have room for whole tiles.
@@ -257,10 +254,9 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, Scratch s
     for (int64_t block = 0; block < kBlocksPerChunk; ++block) {
       const int64_t token = start + block * kKvBlockTokens;
       if (token + kKvBlockTokens <= begin || token >= last) continue;
-      const int64_t page = pages[token / cache.page_tokens];
-      const int64_t at = token % cache.page_tokens / kKvBlockTokens * bytes;
-      blocks.k[block] = key_blocks_of(cache, page, unit.kv_head) + at;
-      blocks.v[block] = value_blocks_of(cache, page, unit.kv_head) + at;
+      const Bf16Block at = bf16_block_of(cache, args.batch, unit.sequence, token, unit.kv_head);
+      blocks.k[block] = reinterpret_cast<const uint8_t*>(at.k);
+      blocks.v[block] = reinterpret_cast<const uint8_t*>(at.v);
     }
     find_tokens(unit, start, window, scratch);
     // The first chunk added to nothing is itself.

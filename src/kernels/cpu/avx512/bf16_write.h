@@ -63,12 +63,10 @@ inline void transpose_words(__m512i (&rows)[16]) {
 // Tokens [from, to), all in one block.
 inline void write_bf16_block(const KvWriteArgs& args, int64_t b, int64_t from, int64_t to,
                              int64_t head) {
-  const KvCacheView& cache = args.cache;
-  const int64_t dh = cache.head_dim, padded = bf16_head_dim(dh), bytes = bf16_block_bytes(dh);
-  const int64_t page = args.batch.block_table[b * args.batch.max_blocks + from / cache.page_tokens];
-  const int64_t index = from % cache.page_tokens / kKvBlockTokens;
-  auto* k = reinterpret_cast<uint32_t*>(key_blocks_of(cache, page, head) + index * bytes);
-  auto* v = reinterpret_cast<uint16_t*>(value_blocks_of(cache, page, head) + index * bytes);
+  const int64_t dh = args.cache.head_dim, padded = bf16_head_dim(dh);
+  const Bf16Block block = bf16_block_of(args.cache, args.batch, b, from, head);
+  auto* k = reinterpret_cast<uint32_t*>(block.k);
+  uint16_t* v = block.v;
   const int64_t first_row = args.batch.query_start[b + 1] - args.batch.context_len[b];
   const auto key = [&](int64_t t) { return args.k + (first_row + t) * args.k_stride + head * dh; };
   const auto value = [&](int64_t t) {
@@ -96,7 +94,8 @@ inline void write_bf16_block(const KvWriteArgs& args, int64_t b, int64_t from, i
     }
     ++t;
   }
-  if (from % kKvBlockTokens == 0 && to % kKvBlockTokens != 0) __builtin_memset(v, 0, bytes);
+  if (from % kKvBlockTokens == 0 && to % kKvBlockTokens != 0)
+    __builtin_memset(v, 0, bf16_block_bytes(dh));
   for (int64_t t = from; t < to;) {
     const int64_t at = t % kKvBlockTokens;
     const bool odd = at % 2 != 0, both = !odd && t + 1 < to;
