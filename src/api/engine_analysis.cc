@@ -158,7 +158,7 @@ Array LLMEngine::logits(std::span<const int32_t> prompt) {
   const int64_t vocabulary = executor.config().vocab_size;
   Array result{.shape = {count, vocabulary}, .values = std::vector<float>(count * vocabulary)};
   state_->requests.exclusively([&] {
-    KvCache cache = executor.make_cache(1, count, state_->loaded.kv_format("auto"));
+    KvCache cache = executor.make_cache(1, count, state_->requests.kv_format());
     for (int64_t begin = 0; begin < count;) {
       check_interrupt();
       const int64_t starts[] = {begin},
@@ -193,7 +193,7 @@ std::map<std::string, Array> LLMEngine::taps(std::span<const int32_t> prompt,
                   name);
   std::map<std::string, Array> found;
   state_->requests.exclusively([&] {
-    found = TapRun(model, state_->loaded.kv_format("auto"), prompt, {names.begin(), names.end()},
+    found = TapRun(model, state_->requests.kv_format(), prompt, {names.begin(), names.end()},
                    state_->loaded.executor->options().isa, state_->pool)
                 .run();
   });

@@ -241,6 +241,23 @@ TEST_F(LLMEngineTest, logits_are_the_same_beside_requests_and_of_a_request) {
   ASSERT_TRUE(beside.wait());
 }
 
+TEST_F(LLMEngineTest, logits_and_taps_keep_keys_and_values_as_requests_do) {
+  std::map<std::string, std::vector<float>> seen;
+  for (const std::string dtype : {"f32", "bf16", "int8"}) {
+    BuildConfig build = config();
+    build.kv_cache_dtype = dtype;
+    LLMEngine engine = LLMEngine::from_pretrained(files_.path(), QuantMode::NONE, {}, build);
+    const std::vector<int32_t> ids = engine.encode("Once upon a time, at the end of a long road");
+    const RequestOutput output = engine.generate(
+        ids, {.max_tokens = 1, .temperature = 0, .return_context_logits = true}, {});
+    EXPECT_EQ(engine.logits(ids).values, output.context_logits.values) << dtype;
+    const std::vector<std::string> taps = {"model.norm.output"};
+    seen[dtype] = engine.taps(ids, taps).at(taps[0]).values;
+  }
+  EXPECT_NE(seen["f32"], seen["bf16"]);
+  EXPECT_NE(seen["f32"], seen["int8"]);
+}
+
 TEST_F(LLMEngineTest, the_public_config_is_read_from_config_json) {
   const PretrainedConfig config = PretrainedConfig::from_json_file(files_.path() / "config.json");
   EXPECT_EQ(config.architecture, "LlamaForCausalLM");

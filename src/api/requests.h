@@ -28,6 +28,9 @@ class Requests {
   std::vector<RequestOutput> answer(std::vector<std::vector<int32_t>> prompts,
                                     const SamplingParams& params, const StreamCallbacks& callbacks);
 
+  // What BuildConfig::kv_cache_dtype means for this model.
+  const KvFormat& kv_format() const { return options_.kv_dtype; }
+
   // Runs `work` in the calling thread while no step and no other such work runs.
   void exclusively(const std::function<void()>& work);
 

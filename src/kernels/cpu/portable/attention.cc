@@ -76,7 +76,21 @@ void load_words(const AttentionArgs& args, const AttentionUnit& unit, int64_t be
     }
 }
 
-// The same of an integer or bf16 cache. All queries of a unit are in one block of 32 tokens where
+void load_bf16(const AttentionArgs& args, const AttentionUnit& unit, int64_t begin, int64_t end,
+               const Block& block) {
+  const KvCacheView& cache = args.cache;
+  const int64_t dh = cache.head_dim;
+  for (int64_t token = begin; token < end; ++token) {
+    const auto [k, v] = bf16_block_of(cache, args.batch, unit.sequence, token, unit.kv_head);
+    const int64_t at = token % kKvBlockTokens, to = (token - begin) * dh;
+    for (int64_t d = 0; d < dh; ++d) {
+      block.k[to + d] = kv_from_bf16(k[bf16_key_at(at, d, dh)]);
+      block.v[to + d] = kv_from_bf16(v[bf16_value_at(at, d)]);
+    }
+  }
+}
+
+// The same of an integer cache. All queries of a unit are in one block of 32 tokens where
 // there are tails, so that a token is read alike for all of them.
 void load_decoded(const AttentionArgs& args, const AttentionUnit& unit, int64_t begin, int64_t end,
                   const Block& block) {
@@ -169,8 +183,10 @@ void attention(const AttentionArgs& args, const Worker& worker) {
     const int64_t last = unit.position + rows;
     for (int64_t start = first; start < last; start += kBlockTokens) {
       const int64_t end = std::min(last, start + kBlockTokens);
-      if (is_integer(args.cache.type) || args.cache.type == KvType::kBF16)
+      if (is_integer(args.cache.type))
         load_decoded(args, unit, start, end, block);
+      else if (args.cache.type == KvType::kBF16)
+        load_bf16(args, unit, start, end, block);
       else if (args.cache.type == KvType::kF32)
         load_block(args, unit, start, end, block);
       else
