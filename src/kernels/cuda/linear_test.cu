@@ -346,6 +346,20 @@ TEST(CudaLinear, halves_of_tiles_are_right_and_the_same_bits_for_every_M) {
   }
 }
 
+// Several tiles a block, whose warpgroups take turns, and a ring that is filled anew within each;
+// with f32 results the same sums come from tiles that both share.
+TEST(CudaLinear, w8a8_by_warpgroups_in_turns_has_the_same_bits) {
+  if (!has_gpu()) GTEST_SKIP() << "no CUDA GPU";
+  LinearRunner runner;
+  for (const int64_t k : {1104, 832}) {
+    Product product({LinearFormat::kW8A8, 17000, k, 0, false}, 600);
+    for (const int64_t m : {600, 384, 513})
+      for (const bool bias : {false, true})
+        expect_rounded(product.run(runner, m, OutputType::kBf16, false, bias),
+                       product.run(runner, m, OutputType::kF32, false, bias), m);
+  }
+}
+
 TEST(CudaLinear, refuses_arguments_that_break_its_rules) {
   if (!has_gpu()) GTEST_SKIP() << "no CUDA GPU";
   LinearRunner runner;
