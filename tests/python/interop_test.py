@@ -103,7 +103,7 @@ class StateDicts(ModelTest):
 class Export(ModelTest):
     def test_an_exported_engine_computes_what_the_engine_computes(self):
         # Int4 weights, floating-point activations; keys and values as a float32 model keeps them.
-        llm = self.engine(quant_mode=whit.QuantMode.AWQ, kv_cache_dtype="f32")
+        llm = self.engine(quant_mode=whit.QuantMode.AWQ, build_config=whit.BuildConfig(kv_cache_dtype="f32"))
         llm.export_hf(self.folder / "exported")
         exported = whit.LLMEngine.from_pretrained(self.folder / "exported")
         self.addCleanup(exported.shutdown)
