@@ -7,9 +7,11 @@
 // and chunks are put together in ascending order. A row of a tile does not depend on the others, so
 // a query's result has the same bits in a tile of one row and of sixteen.
 //
-// Three passes over a tile of rows and a chunk, each through a buffer in L1: scores, weights, sums.
-// A tile load waits for stores on their way to L1, so a pass must be long (with passes of 64 tokens
-// tiles gain nothing over vectors).
+// Three passes over two tiles of rows and a chunk, through a buffer in L1: scores, weights in their
+// place, sums. A tile load waits for stores on their way to L1, so a pass must be long (with passes
+// of 64 tokens tiles gain nothing over vectors). Keys and values of a chunk come from L2 for each
+// two tiles. Weights are made of eight rows at a time, whose largest scores are found together: one
+// row's would be waited for.
 #include "kernels/cpu/amx/attention.h"
 
 #include "kernels/cpu/amx/tiles.h"
@@ -25,12 +27,18 @@ using V = Avx512::V;
 
 constexpr int64_t kBlocksPerChunk = kChunkTokens / kKvBlockTokens;
 constexpr int64_t kTileNumbers = 16 * 32;  // of bf16: 1 KB
+// Floats from a tile of scores to the next: with 256 a row's loads would have the low address bits
+// of the stores two tiles before, and wait for them.
+constexpr int64_t kScorePitch = 16 * 16 + 16;
+constexpr int64_t kChunkScores = kChunkTokens / 16 * kScorePitch;  // of a row tile
+constexpr int kWeighedRows = 8;                                    // at a time
 
 struct Scratch {
   std::byte* parts;
-  uint16_t* q;            // [row tiles][Dh / 32][16][32]
-  float* scores;          // [16 tiles of tokens][16 rows][16]
-  uint16_t* p;            // [8 blocks of tokens][16 rows][32]
+  uint16_t* q;  // [row tiles][Dh / 32][16][32]
+  // [2 row tiles][16 tiles of tokens][16 rows][16], kScorePitch and kChunkScores apart; of each two
+  // tiles the first becomes weights, [16 rows][32] in bf16.
+  float* scores;
   int64_t *begin, *end;   // [rows] tokens of the chunk that a row sees
   RowState chunk, total;  // of the chunk at hand, and of those before it
 };
@@ -52,8 +60,7 @@ Scratch scratch_at(const AttentionArgs& args, std::byte* base, int64_t* bytes) {
   Scratch scratch;
   scratch.parts = take(part_floats<Avx512>(args, dh) * 4);
   scratch.q = reinterpret_cast<uint16_t*>(take(rows * dh * 2));
-  scratch.scores = floats(kTileRows * kChunkTokens);
-  scratch.p = reinterpret_cast<uint16_t*>(take(kTileRows * kChunkTokens * 2));
+  scratch.scores = floats(2 * kChunkScores);
   scratch.begin = reinterpret_cast<int64_t*>(take(rows * 8));
   scratch.end = reinterpret_cast<int64_t*>(take(rows * 8));
   scratch.chunk = row_state<Avx512>(floats(row_state_floats<Avx512>(rows, dh)), rows, dh);
@@ -95,23 +102,48 @@ struct ChunkBlocks {
   const uint8_t *k[kBlocksPerChunk], *v[kBlocksPerChunk];
 };
 
-// scores of the tile's rows with blocks [first, last).
+// A tile of keys or values, to L1, a block of tokens before its use.
+void prefetch_next(const uint8_t* at) {
+  for (int64_t i = 0; i < 16; ++i)
+    _mm_prefetch(reinterpret_cast<const char*>(at + 64 * i), _MM_HINT_T0);
+}
+
+// scores of the tiles' rows with blocks [first, last).
+template <int kRowTiles>
 void score(const uint16_t* q, const ChunkBlocks& blocks, int64_t first, int64_t last, int64_t dh,
            float* scores) {
   memory_is_written();
   for (int64_t block = first; block < last; ++block) {
     const uint8_t* k = blocks.k[block];
+    const uint8_t* next = block + 1 < last ? blocks.k[block + 1] : blocks.v[first];
     _tile_zero(0);
     _tile_zero(1);
-    for (int64_t step = 0; step < dh / 32; ++step) {
-      _tile_loadd(4, q + step * kTileNumbers, 64);
-      _tile_loadd(6, k + step * 1024, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, k + dh * 32 + step * 1024, 64);
-      _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kRowTiles == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
     }
-    _tile_stored(0, scores + 2 * block * 256, 64);
-    _tile_stored(1, scores + (2 * block + 1) * 256, 64);
+    for (int64_t step = 0; step < dh / 32; ++step, k += 1024) {
+      _tile_loadd(6, k, 64);
+      _tile_loadd(4, q + step * kTileNumbers, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      prefetch_next(next + step * 1024);
+      _tile_loadd(6, k + dh * 32, 64);
+      _tile_dpbf16ps(1, 4, 6);
+      prefetch_next(next + dh * 32 + step * 1024);
+      if constexpr (kRowTiles == 2) {
+        _tile_loadd(4, q + kTileRows * dh + step * kTileNumbers, 64);
+        _tile_dpbf16ps(3, 4, 6);
+        _tile_loadd(6, k, 64);
+        _tile_dpbf16ps(2, 4, 6);
+      }
+    }
+    float* to = scores + 2 * block * kScorePitch;
+    _tile_stored(0, to, 64);
+    _tile_stored(1, to + kScorePitch, 64);
+    if constexpr (kRowTiles == 2) {
+      _tile_stored(2, to + kChunkScores, 64);
+      _tile_stored(3, to + kChunkScores + kScorePitch, 64);
+    }
   }
   memory_is_written();
 }
@@ -126,71 +158,107 @@ V weight_of(V x) {
   return _mm512_scalef_ps(p, x);
 }
 
-// Weights of one row that sees tokens [begin, end) of the chunk, zero in the rest of blocks
-// [first, last).
-void weigh(const float* scores, int64_t begin, int64_t end, int64_t first, int64_t last,
-           uint16_t* p, float* maximum, float* sum) {
-  const auto tile_of = [&](int64_t tile) { return _mm512_load_ps(scores + tile * 256); };
-  const auto seen = [&](int64_t tile) {
-    const int64_t from = std::max<int64_t>(0, begin - tile * 16), to = end - tile * 16;
+// Makes weights of kRows rows' scores; row r sees tokens [begin[r], end[r]) of the chunk, both
+// ascending, and gets zeros in the rest of blocks [first, last).
+template <int kRows>
+void weigh(float* scores, const int64_t* begin, const int64_t* end, int64_t first, int64_t last,
+           float* maximum, float* sum) {
+  const auto scores_of = [&](int64_t tile, int r) {
+    return _mm512_load_ps(scores + tile * kScorePitch + r * 16);
+  };
+  const auto seen = [&](int64_t tile, int r) {
+    const int64_t from = std::max<int64_t>(0, begin[r] - tile * 16), to = end[r] - tile * 16;
     const uint32_t below = to >= 16 ? 0xffffu : to <= 0 ? 0u : (1u << to) - 1;
     return static_cast<__mmask16>(from >= 16 ? 0 : below & ~((1u << from) - 1));
   };
-  // Blocks [whole, whole_end) are seen whole, those before and behind in part or not.
-  const int64_t whole = std::clamp(ceil_div(begin, kKvBlockTokens), first, last);
-  const int64_t whole_end = std::clamp(end / kKvBlockTokens, whole, last);
-  V even = _mm512_set1_ps(-__builtin_inff()), odd = even;
+  // Blocks [whole, whole_end) are seen whole by all, those before and behind in part or not.
+  const int64_t whole = std::clamp(ceil_div(begin[kRows - 1], kKvBlockTokens), first, last);
+  const int64_t whole_end = std::clamp(end[0] / kKvBlockTokens, whole, last);
+
+  V largest[kRows];
+  for (V& each : largest) each = _mm512_set1_ps(-__builtin_inff());
   const auto largest_in_part = [&](int64_t from, int64_t to) {
-    for (int64_t block = from; block < to; ++block) {
-      even = _mm512_mask_max_ps(even, seen(2 * block), even, tile_of(2 * block));
-      odd = _mm512_mask_max_ps(odd, seen(2 * block + 1), odd, tile_of(2 * block + 1));
-    }
+    for (int64_t tile = 2 * from; tile < 2 * to; ++tile)
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r)
+        largest[r] = _mm512_mask_max_ps(largest[r], seen(tile, r), largest[r], scores_of(tile, r));
   };
   largest_in_part(first, whole);
+  for (int64_t tile = 2 * whole; tile < 2 * whole_end; ++tile)
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) largest[r] = _mm512_max_ps(largest[r], scores_of(tile, r));
   largest_in_part(whole_end, last);
-  for (int64_t block = whole; block < whole_end; ++block) {
-    even = _mm512_max_ps(even, tile_of(2 * block));
-    odd = _mm512_max_ps(odd, tile_of(2 * block + 1));
-  }
-  *maximum = Avx512::reduce_max(_mm512_max_ps(even, odd));
+  const V maxima = Avx512::combine_rows(largest, [](V a, V b) { return _mm512_max_ps(a, b); });
+  _mm512_mask_storeu_ps(maximum, (1u << kRows) - 1, maxima);
   // Finite, as in softmax_rows.
-  const V shift = _mm512_set1_ps(std::max(*maximum, -FLT_MAX));
+  alignas(64) float shifts[Avx512::kLanes];
+  _mm512_store_ps(shifts, _mm512_max_ps(maxima, _mm512_set1_ps(-FLT_MAX)));
+
   const __m512i ones = _mm512_set1_epi32(0x3f803f80);
-  const auto weight = [&](int64_t tile) { return weight_of(_mm512_sub_ps(tile_of(tile), shift)); };
-  const auto put = [&](int64_t block, V low, V high, V so_far) {
+  V sums[kRows];
+  for (V& each : sums) each = _mm512_setzero_ps();
+  const auto weight = [&](int64_t tile, int r) {
+    return weight_of(_mm512_sub_ps(scores_of(tile, r), _mm512_set1_ps(shifts[r])));
+  };
+  const auto put = [&](int64_t block, int r, V low, V high) {
     const __m512i pair = pair_of_bf16(low, high);
-    _mm512_store_si512(p + block * kTileNumbers, pair);
-    return _mm512_dpbf16_ps(so_far, (__m512bh)pair, (__m512bh)ones);
+    _mm512_store_si512(scores + 2 * block * kScorePitch + r * 16, pair);
+    sums[r] = _mm512_dpbf16_ps(sums[r], (__m512bh)pair, (__m512bh)ones);
   };
-  const auto put_in_part = [&](int64_t from, int64_t to, V so_far) {
+  const auto put_in_part = [&](int64_t from, int64_t to) {
     for (int64_t block = from; block < to; ++block)
-      so_far = put(block, _mm512_maskz_mov_ps(seen(2 * block), weight(2 * block)),
-                   _mm512_maskz_mov_ps(seen(2 * block + 1), weight(2 * block + 1)), so_far);
-    return so_far;
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r)
+        put(block, r, _mm512_maskz_mov_ps(seen(2 * block, r), weight(2 * block, r)),
+            _mm512_maskz_mov_ps(seen(2 * block + 1, r), weight(2 * block + 1, r)));
   };
-  V total = put_in_part(first, whole, _mm512_setzero_ps());
+  put_in_part(first, whole);
   for (int64_t block = whole; block < whole_end; ++block)
-    total = put(block, weight(2 * block), weight(2 * block + 1), total);
-  _mm512_storeu_ps(sum, put_in_part(whole_end, last, total));
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) put(block, r, weight(2 * block, r), weight(2 * block + 1, r));
+  put_in_part(whole_end, last);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sum + r * 16, sums[r]);
 }
 
 // out = Σ p · v over blocks [first, last).
-void add_values(const uint16_t* p, const ChunkBlocks& blocks, int64_t first, int64_t last,
+template <int kRowTiles>
+void add_values(const float* scores, const ChunkBlocks& blocks, int64_t first, int64_t last,
                 int64_t dh, float* out) {
   memory_is_written();
   for (int64_t d = 0; d < dh; d += 32) {
     _tile_zero(0);
     _tile_zero(1);
+    if constexpr (kRowTiles == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
     for (int64_t block = first; block < last; ++block) {
       const uint8_t* v = blocks.v[block] + d * 64;
-      _tile_loadd(4, p + block * kTileNumbers, 64);
+      const float* p = scores + block * 2 * kScorePitch;
+      const uint8_t* next = block + 1 < last ? blocks.v[block + 1] + d * 64
+                            : d + 32 < dh    ? blocks.v[first] + (d + 32) * 64
+                                             : blocks.k[first];
       _tile_loadd(6, v, 64);
+      _tile_loadd(4, p, 64);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, v + 1024, 64);
-      _tile_dpbf16ps(1, 4, 7);
+      prefetch_next(next);
+      _tile_loadd(6, v + 1024, 64);
+      _tile_dpbf16ps(1, 4, 6);
+      prefetch_next(next + 1024);
+      if constexpr (kRowTiles == 2) {
+        _tile_loadd(4, p + kChunkScores, 64);
+        _tile_dpbf16ps(3, 4, 6);
+        _tile_loadd(6, v, 64);
+        _tile_dpbf16ps(2, 4, 6);
+      }
     }
     _tile_stored(0, out + d, dh * 4);
     _tile_stored(1, out + d + 16, dh * 4);
+    if constexpr (kRowTiles == 2) {
+      _tile_stored(2, out + kTileRows * dh + d, dh * 4);
+      _tile_stored(3, out + kTileRows * dh + d + 16, dh * 4);
+    }
   }
   memory_is_written();
 }
@@ -207,33 +275,47 @@ void find_tokens(const AttentionUnit& unit, int64_t start, int64_t window, Scrat
       *end++ = std::clamp<int64_t>(seen, 0, kChunkTokens);
     }
   }
+  // Rows that fill up a last tile see what the last one does; nobody reads their results.
+  for (; (begin - scratch.begin) % kTileRows != 0; ++begin, ++end)
+    *begin = begin[-1], *end = end[-1];
+}
+
+// Some of the unit's rows, of kRowTiles tiles, and one chunk.
+template <int kRowTiles>
+void attend_tiles(const ChunkBlocks& blocks, int64_t row, int64_t count, int64_t tile_rows,
+                  int64_t dh, const Scratch& scratch, const RowState& state) {
+  // Rows are in order of position: all tokens that any row of the tiles sees.
+  const int64_t from = scratch.begin[row], to = scratch.end[row + count - 1];
+  if (from >= to) {
+    for (int64_t r = row; r < row + count; ++r) state.maximum[r] = -__builtin_inff();
+    std::memset(state.sum + row * Avx512::kLanes, 0, count * Avx512::kLanes * sizeof(float));
+    std::memset(state.out + row * dh, 0, count * dh * sizeof(float));
+    return;
+  }
+  const int64_t first = from / kKvBlockTokens, last = ceil_div(to, kKvBlockTokens);
+  score<kRowTiles>(scratch.q + row * dh, blocks, first, last, dh, scratch.scores);
+  const auto weigh_from = [&](int64_t r, auto weigh) {
+    weigh(scratch.scores + r / kTileRows * kChunkScores + r % kTileRows * 16,
+          scratch.begin + row + r, scratch.end + row + r, first, last, state.maximum + row + r,
+          state.sum + (row + r) * Avx512::kLanes);
+  };
+  if (tile_rows == kTileRows)
+    for (int r = 0; r < kRowTiles * kTileRows; r += kWeighedRows)
+      weigh_from(r, weigh<kWeighedRows>);
+  else
+    for (int64_t r = 0; r < count; ++r) weigh_from(r, weigh<1>);
+  add_values<kRowTiles>(scratch.scores, blocks, first, last, dh, state.out + row * dh);
 }
 
 // The unit's rows of one chunk.
 void attend_chunk(const ChunkBlocks& blocks, int64_t rows, int64_t tile_rows, int64_t dh,
                   const Scratch& scratch, const RowState& state) {
-  for (int64_t row = 0; row < rows; row += tile_rows) {
-    const int64_t count = std::min(tile_rows, rows - row);
-    // Rows are in order of position: all tokens that any row of the tile sees.
-    const int64_t from = scratch.begin[row], to = scratch.end[row + count - 1];
-    if (from >= to) {
-      for (int64_t r = row; r < row + count; ++r) state.maximum[r] = -__builtin_inff();
-      std::memset(state.sum + row * Avx512::kLanes, 0, count * Avx512::kLanes * sizeof(float));
-      std::memset(state.out + row * dh, 0, count * dh * sizeof(float));
-      continue;
-    }
-    const int64_t first = from / kKvBlockTokens, last = ceil_div(to, kKvBlockTokens);
-    score(scratch.q + row * dh, blocks, first, last, dh, scratch.scores);
-    for (int64_t r = 0; r < tile_rows; ++r) {
-      const bool real = r < count;
-      float unused[16], none;
-      weigh(scratch.scores + r * 16, real ? scratch.begin[row + r] : 0,
-            real ? scratch.end[row + r] : 0, first, last, scratch.p + r * 32,
-            real ? state.maximum + row + r : &none,
-            real ? state.sum + (row + r) * Avx512::kLanes : unused);
-    }
-    add_values(scratch.p, blocks, first, last, dh, state.out + row * dh);
-  }
+  int64_t row = 0;
+  for (; rows - row > kTileRows; row += 2 * kTileRows)
+    attend_tiles<2>(blocks, row, std::min(2 * kTileRows, rows - row), tile_rows, dh, scratch,
+                    state);
+  for (; row < rows; row += tile_rows)
+    attend_tiles<1>(blocks, row, std::min(tile_rows, rows - row), tile_rows, dh, scratch, state);
 }
 
 void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, Scratch scratch) {
