@@ -37,6 +37,26 @@ struct OperandTraits {
   static constexpr int kMmas = 4 * kRuns;  // along 128 of K
 };
 
+// The operand in a stage of that in the first: only the lower half of its description differs.
+template <int kStageBytes>
+__device__ __forceinline__ uint64_t operand_in_stage(uint64_t first, int stage) {
+  return first >> 32 << 32 |
+         (static_cast<uint32_t>(first) + static_cast<uint32_t>(stage) * (kStageBytes / 16));
+}
+
+// Copies 64 rows' weights of 128 of K. An odd last tile of 64 of K takes the second half's place
+// too: finite bytes, whose inputs are zero.
+template <int kBytes>
+__device__ __forceinline__ void copy_weights(uint32_t to, const uint8_t* from, bool odd_last,
+                                             uint32_t barrier) {
+  if (!odd_last) {
+    bulk_copy(to, from, kBytes, barrier);
+  } else {
+    bulk_copy(to, from, kBytes / 2, barrier);
+    bulk_copy(to + kBytes / 2, from, kBytes / 2, barrier);
+  }
+}
+
 // A thread's packed words of a warp's 16 rows × 128 of K, or of one half of the rows, 8 of them,
 // and what of them is an A operand.
 template <LinearFormat format, int kHalves = 2>

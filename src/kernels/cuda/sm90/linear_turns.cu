@@ -78,18 +78,10 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         for (int step = 0; step < p.steps; ++step) {
           barrier_wait(empty(stage), phase);
           barrier_expect(full(stage), kRowBlocks * S::kWeightBytes);
-          // An odd last tile of 64 takes the second half's place too: finite bytes, whose inputs
-          // are zero.
-          const bool both = p.layout.tiles - 2 * step > 1;
           uint32_t to = shared_address(stages) + stage * S::kStageBytes + S::kInputBytes;
 #pragma unroll
           for (int i = 0; i < kRowBlocks; ++i, to += S::kWeightBytes) {
-            if (both) {
-              bulk_copy(to, from[i], S::kWeightBytes, full(stage));
-            } else {
-              bulk_copy(to, from[i], S::kWeightBytes / 2, full(stage));
-              bulk_copy(to + S::kWeightBytes / 2, from[i], S::kWeightBytes / 2, full(stage));
-            }
+            copy_weights<S::kWeightBytes>(to, from[i], p.layout.tiles - 2 * step == 1, full(stage));
             from[i] += S::kWeightBytes;
           }
           if (++stage == S::kStages) stage = 0, phase ^= 1;
@@ -122,11 +114,6 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     const uint64_t first_inputs = swizzled_operand(first_stage);
     const uint64_t first_weights =
         core_matrix_operand(first_stage + S::kInputBytes, 128, kUnitBytes / 2);
-    // Only the lower half of an operand's description changes from stage to stage.
-    auto in_stage = [](uint64_t first, int stage) {
-      return first >> 32 << 32 |
-             (static_cast<uint32_t>(first) + static_cast<uint32_t>(stage) * (S::kStageBytes / 16));
-    };
     // Who says that a stage has been read: thread 0, and to the other block thread 64.
     const bool releases = thread % 64 == 0;
     const uint32_t released = cluster_address(empty(0), thread == 0 ? rank : rank ^ 1);
@@ -163,7 +150,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         barrier_wait(full(next), phase);
         const int stage = next;
         if (++next == S::kStages) next = 0, phase ^= 1;
-        const uint64_t a = in_stage(first_weights, stage), b = in_stage(first_inputs, stage);
+        const uint64_t a = operand_in_stage<S::kStageBytes>(first_weights, stage);
+        const uint64_t b = operand_in_stage<S::kStageBytes>(first_inputs, stage);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < S::kMmas; ++k)

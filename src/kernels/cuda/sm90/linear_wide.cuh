@@ -91,14 +91,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           barrier_wait(empty(stage), phase);
           const uint32_t to = first + stage * S::kStageBytes;
           barrier_expect(full(stage), S::kWeightBytes);
-          if (S::kInt4 || p.layout.tiles - 2 * step > 1) {
-            bulk_copy(to, from, S::kWeightBytes, full(stage));
-          } else {
-            // An odd last tile of 64 takes the second half's place too: finite bytes, whose inputs
-            // are zero.
-            bulk_copy(to, from, S::kWeightBytes / 2, full(stage));
-            bulk_copy(to + S::kWeightBytes / 2, from, S::kWeightBytes / 2, full(stage));
-          }
+          copy_weights<S::kWeightBytes>(to, from, !S::kInt4 && p.layout.tiles - 2 * step == 1,
+                                        full(stage));
           if (++stage == S::kStages) stage = 0, phase ^= 1;
         }
       }
@@ -165,11 +159,6 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     const uint64_t first_inputs = swizzled_operand(first_stage);
     const uint64_t first_weights = core_matrix_operand(
         first_stage + S::kInputBytes + group * S::kWeightBytes, 128, kUnitBytes / 2);
-    // Only the lower half of an operand's description changes from stage to stage.
-    auto in_stage = [](uint64_t first, int stage) {
-      return first >> 32 << 32 |
-             (static_cast<uint32_t>(first) + static_cast<uint32_t>(stage) * (S::kStageBytes / 16));
-    };
     // Who says that a stage has been read: thread 0, and to the other sharer's block thread 64.
     const bool releases = thread % 64 == 0 && thread < 64 * p.sharers;
     const uint32_t released = cluster_address(empty(0), thread == 0 ? rank : rank ^ 1);
@@ -229,7 +218,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         barrier_wait(full(next), phase);
         const int stage = next;
         if (++next == S::kStages) next = 0, phase ^= 1;
-        const uint64_t a = in_stage(first_weights, stage), b = in_stage(first_inputs, stage);
+        const uint64_t a = operand_in_stage<S::kStageBytes>(first_weights, stage);
+        const uint64_t b = operand_in_stage<S::kStageBytes>(first_inputs, stage);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < S::kMmas; ++i)
@@ -266,7 +256,8 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         TileFragments<format>& following = fragments[S::kSets == 2 ? 1 - kParity : 0];
 #pragma unroll
         for (int half = 0; half < S::kHalves; ++half) {
-          const uint64_t b = in_stage(first_inputs, stage) + half * (S::kUnitTokens * 128 / 16);
+          const uint64_t b = operand_in_stage<S::kStageBytes>(first_inputs, stage) +
+                             half * (S::kUnitTokens * 128 / 16);
           auto& unit = products[!kGrouped ? 0 : S::kHalves == 2 ? half : kParity];
           wgmma_fence();
 #pragma unroll
