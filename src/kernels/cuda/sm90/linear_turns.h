@@ -3,11 +3,11 @@
 //
 // A block has the producer and two consumers of linear_wide.h, but each consumer has tiles of its
 // own, 128 rows × 128 tokens, every second of the block's: while one stores, the other has the
-// tensor cores to itself. Stages of a ring are a step of K of one tile, in the tiles' order, so
-// that who has finished leaves them to the other without a word. Two blocks of a cluster share the
-// copying of tokens, so that an SM takes 24 KB for 512 clocks of products.
-// Bound: the tensor cores' rate, and power: at the clock that is left a card needs as long for the
-// same products by linear_wide.
+// tensor cores to itself. A ring's stages are steps of K in the tiles' order; who has seen the last
+// of its own gives the turn to the other. Two blocks of a cluster share the copying of tokens, so
+// that an SM takes 24 KB for 512 clocks of products.
+// Bounds: L2, which gives them no faster, and power: at the clock that is left a card needs as long
+// for the same products by linear_wide.
 #pragma once
 
 #include "kernels/cuda/sm90/linear_wide_shape.cuh"
