@@ -99,23 +99,18 @@ void memory_is_written() { __asm__ volatile("" ::: "memory"); }
 
 // Blocks of a chunk that some row of a tile sees.
 struct ChunkBlocks {
-  const uint8_t *k[kBlocksPerChunk], *v[kBlocksPerChunk];
+  const std::byte *k[kBlocksPerChunk], *v[kBlocksPerChunk];
 };
 
-// A tile of keys or values, to L1, a block of tokens before its use.
-void prefetch_next(const uint8_t* at) {
-  for (int64_t i = 0; i < 16; ++i)
-    _mm_prefetch(reinterpret_cast<const char*>(at + 64 * i), _MM_HINT_T0);
-}
-
-// scores of the tiles' rows with blocks [first, last).
+// scores of the tiles' rows with blocks [first, last). Here and in sums a tile of keys or values is
+// prefetched to L1 a block of tokens before its use.
 template <int kRowTiles>
 void score(const uint16_t* q, const ChunkBlocks& blocks, int64_t first, int64_t last, int64_t dh,
            float* scores) {
   memory_is_written();
   for (int64_t block = first; block < last; ++block) {
-    const uint8_t* k = blocks.k[block];
-    const uint8_t* next = block + 1 < last ? blocks.k[block + 1] : blocks.v[first];
+    const std::byte* k = blocks.k[block];
+    const std::byte* next = block + 1 < last ? blocks.k[block + 1] : blocks.v[first];
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (kRowTiles == 2) {
@@ -126,10 +121,10 @@ void score(const uint16_t* q, const ChunkBlocks& blocks, int64_t first, int64_t 
       _tile_loadd(6, k, 64);
       _tile_loadd(4, q + step * kTileNumbers, 64);
       _tile_dpbf16ps(0, 4, 6);
-      prefetch_next(next + step * 1024);
+      prefetch_lines(next + step * 1024, kTileRows);
       _tile_loadd(6, k + dh * 32, 64);
       _tile_dpbf16ps(1, 4, 6);
-      prefetch_next(next + dh * 32 + step * 1024);
+      prefetch_lines(next + dh * 32 + step * 1024, kTileRows);
       if constexpr (kRowTiles == 2) {
         _tile_loadd(4, q + kTileRows * dh + step * kTileNumbers, 64);
         _tile_dpbf16ps(3, 4, 6);
@@ -234,18 +229,18 @@ void add_values(const float* scores, const ChunkBlocks& blocks, int64_t first, i
       _tile_zero(3);
     }
     for (int64_t block = first; block < last; ++block) {
-      const uint8_t* v = blocks.v[block] + d * 64;
+      const std::byte* v = blocks.v[block] + d * 64;
       const float* p = scores + block * 2 * kScorePitch;
-      const uint8_t* next = block + 1 < last ? blocks.v[block + 1] + d * 64
-                            : d + 32 < dh    ? blocks.v[first] + (d + 32) * 64
-                                             : blocks.k[first];
+      const std::byte* next = block + 1 < last ? blocks.v[block + 1] + d * 64
+                              : d + 32 < dh    ? blocks.v[first] + (d + 32) * 64
+                                               : blocks.k[first];
       _tile_loadd(6, v, 64);
       _tile_loadd(4, p, 64);
       _tile_dpbf16ps(0, 4, 6);
-      prefetch_next(next);
+      prefetch_lines(next, kTileRows);
       _tile_loadd(6, v + 1024, 64);
       _tile_dpbf16ps(1, 4, 6);
-      prefetch_next(next + 1024);
+      prefetch_lines(next + 1024, kTileRows);
       if constexpr (kRowTiles == 2) {
         _tile_loadd(4, p + kChunkScores, 64);
         _tile_dpbf16ps(3, 4, 6);
@@ -337,8 +332,8 @@ void attend_unit(const AttentionArgs& args, const AttentionUnit& unit, Scratch s
       const int64_t token = start + block * kKvBlockTokens;
       if (token + kKvBlockTokens <= begin || token >= last) continue;
       const Bf16Block at = bf16_block_of(cache, args.batch, unit.sequence, token, unit.kv_head);
-      blocks.k[block] = reinterpret_cast<const uint8_t*>(at.k);
-      blocks.v[block] = reinterpret_cast<const uint8_t*>(at.v);
+      blocks.k[block] = reinterpret_cast<const std::byte*>(at.k);
+      blocks.v[block] = reinterpret_cast<const std::byte*>(at.v);
     }
     find_tokens(unit, start, window, scratch);
     // The first chunk added to nothing is itself.
